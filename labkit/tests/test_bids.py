@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from labkit import bids
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("sub-03_ses-1_run-2_T2w.nii.gz", ("03", "ses-1_run-2", "T2w")),
+        ("sub-03_space-SIGMA_desc-synthetic_boldref.nii", ("03", "", "boldref")),
+        ("rat7.nii.gz", ("rat7", "", "")),
+        ("rat_7_dseg.nii", ("rat_7", "", "dseg")),
+        ("rat_7_left.nii", ("rat_7_left", "", "")),
+        ("my.rat.nii.gz", ("my.rat", "", "")),
+    ],
+)
+def test_names_are_taken_apart(name, parsed):
+    got = bids.parse_name(Path(name))
+    assert (got.subject, got.session, got.suffix) == parsed
+
+
+@pytest.mark.parametrize("name", ["scan.mgz", "._rat.nii.gz", "notes.txt", "rat.nii.json"])
+def test_other_files_are_not_scans(name):
+    assert bids.parse_name(Path(name)) is None
+
+
+def test_bids_scans_sessions_and_labels_are_found(tmp_path):
+    touch(
+        tmp_path,
+        "sub-01/ses-a/anat/sub-01_ses-a_T2w.nii.gz",
+        "sub-01/ses-b/anat/sub-01_ses-b_T2w.nii",
+        "sub-02/anat/sub-02_T2w.nii.gz",
+        "sub-02/anat/sub-02_dseg.nii.gz",
+        "derivatives/atlas/sub-01/ses-b/anat/sub-01_ses-b_space-T2w_dseg.nii.gz",
+    )
+    found, faults = bids.find_scans(tmp_path)
+    assert faults == {}
+    assert [(f.subject, f.session, f.labels and f.labels.name) for f in found] == [
+        ("01", "ses-a", None),
+        ("01", "ses-b", "sub-01_ses-b_space-T2w_dseg.nii.gz"),
+        ("02", "", "sub-02_dseg.nii.gz"),
+    ]
+
+
+def test_labels_without_a_task_fit_a_scan_with_one(tmp_path):
+    touch(tmp_path, "sub-1/func/sub-1_task-rest_boldref.nii.gz", "derivatives/sub-1/anat/sub-1_dseg.nii.gz")
+    found, _ = bids.find_scans(tmp_path)
+    assert found[0].labels.name == "sub-1_dseg.nii.gz"
+
+
+def test_one_cohort_is_one_kind_of_scan(tmp_path):
+    for subject in ("1", "2", "3"):
+        touch(tmp_path, f"sub-{subject}/anat/sub-{subject}_T2w.nii.gz")
+    touch(tmp_path, "sub-1/func/sub-1_task-rest_bold.nii.gz", "sub-1/anat/sub-1_mask.nii.gz")
+    assert [f.suffix for f in bids.find_scans(tmp_path)[0]] == ["T2w"] * 3
+    assert [f.suffix for f in bids.find_scans(tmp_path, "bold")[0]] == ["bold"]
+
+
+def test_a_subject_that_stands_twice_is_a_fault(tmp_path):
+    touch(tmp_path, "rat1.nii", "rat1.nii.gz", "rat2.nii")
+    found, faults = bids.find_scans(tmp_path)
+    assert [f.subject for f in found] == ["rat1", "rat2"]
+    assert {p.name: f for p, f in faults.items()} == {"rat1.nii.gz": "duplicate: subject rat1 is already rat1.nii"}
+
+
+def test_two_label_files_for_one_scan_are_a_fault(tmp_path):
+    touch(
+        tmp_path,
+        "sub-1/anat/sub-1_T2w.nii.gz",
+        "derivatives/a/sub-1/anat/sub-1_dseg.nii.gz",
+        "derivatives/b/sub-1/anat/sub-1_dseg.nii.gz",
+    )
+    _, faults = bids.find_scans(tmp_path)
+    assert "2 label files fit it" in next(iter(faults.values()))
+
+
+def test_written_paths_are_read_back_as_the_same_subject():
+    path = bids.scan_path("0007", suffix="boldref")
+    assert path == Path("sub-0007/func/sub-0007_task-rest_boldref.nii.gz")
+    assert bids.parse_name(path).subject == "0007"
+    assert bids.scan_path("1", "ses-2_run-1", "T2w") == Path("sub-1/ses-2/anat/sub-1_ses-2_run-1_T2w.nii.gz")
+
+
+def test_tables_say_na_for_what_is_missing(tmp_path):
+    bids.write_table(tmp_path / "t.tsv", [{"a": 1, "b": None}, {"a": 0.123456789}])
+    assert (tmp_path / "t.tsv").read_text() == "a\tb\n1\tn/a\n0.123457\tn/a\n"

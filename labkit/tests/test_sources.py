@@ -1,0 +1,234 @@
+import shutil
+import time
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from labkit import CohortError, open_cohort, sources
+from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_DATA", str(tmp_path / "data"))
+
+
+def rat(seed, shape=STUDY_SHAPE):
+    """A noisy ellipsoid in a dark field: enough of a head for reading."""
+    rng = np.random.default_rng(seed)
+    index = np.indices(shape) - np.array(shape).reshape(3, 1, 1, 1) / 2
+    radius = np.sqrt(((index / (np.array(shape).reshape(3, 1, 1, 1) * 0.35)) ** 2).sum(0))
+    return (np.where(radius < 1, 900, 20) + rng.integers(0, 60, shape)).astype(np.int16)
+
+
+def put(folder, name, array=None, affine=None, seed=0, labels=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    array = rat(seed) if array is None else array
+    affine = grid_affine(array.shape[:3], STUDY_ZOOMS) if affine is None else affine
+    nib.save(nib.Nifti1Image(array, affine), folder / name)
+    if labels is not None:
+        stem = name.split(".nii")[0]
+        nib.save(nib.Nifti1Image(labels, affine), folder / f"{stem}_dseg.nii.gz")
+
+
+def test_ten_differently_broken_files_give_one_error_that_names_all_ten(tmp_path):
+    folder = tmp_path / "scans"
+    put(folder, "good.nii.gz", seed=1)
+    put(folder, "truncated.nii.gz", seed=2)
+    whole = (folder / "truncated.nii.gz").read_bytes()
+    (folder / "truncated.nii.gz").write_bytes(whole[: len(whole) // 3])
+    (folder / "zero.nii.gz").touch()
+    (folder / "text.nii").write_text("not a scan " * 100)
+    put(folder, "nan.nii", np.where(rat(3) > 940, np.nan, rat(3)).astype(np.float32))
+    put(folder, "inf.nii", np.where(rat(4) > 940, np.inf, rat(4)).astype(np.float32))
+    put(folder, "constant.nii", np.full(STUDY_SHAPE, 5, np.int16))
+    put(folder, "flat.nii", rat(5)[:, :, 20], np.eye(4))
+    singular = nib.Nifti1Image(rat(6), None)
+    singular.header["sform_code"], singular.header["srow_x"], singular.header["srow_y"] = 1, [1, 0, 0, 0], [1, 0, 0, 0]
+    nib.save(singular, folder / "singular.nii")
+    put(folder, "labelled.nii.gz", seed=7, labels=np.ones((8, 8, 8), np.uint8))
+    put(folder, "twice.nii.gz", seed=8)
+    put(folder, "twice.nii", seed=9)
+    with pytest.raises(CohortError) as caught:
+        open_cohort(folder)
+    message = str(caught.value)
+    assert message.startswith("10 unusable files in ") and len(caught.value.faults) == 10
+    for name, fault in {
+        "truncated.nii.gz": "truncated or corrupt",
+        "zero.nii.gz": "empty file",
+        "text.nii": "not a NIfTI",
+        "nan.nii": "NaN or infinite",
+        "inf.nii": "NaN or infinite",
+        "constant.nii": "constant image",
+        "flat.nii": "2-D",
+        "singular.nii": "singular affine",
+        "labelled.nii.gz": "label shape (8, 8, 8) differs",
+        "twice.nii.gz": "duplicate",
+    }.items():
+        line = next(line for line in message.splitlines() if f"{name}:" in line)
+        assert fault in line
+    assert "good.nii.gz" not in message
+
+
+def test_skip_bad_goes_on_with_the_rest_and_says_so_every_time(tmp_path):
+    folder = tmp_path / "scans"
+    put(folder, "a.nii.gz", seed=1)
+    put(folder, "b.nii.gz", np.full(STUDY_SHAPE, 5, np.int16))
+    put(folder, "c.nii.gz", seed=2)
+    for _ in range(2):  # read, then from the store
+        with pytest.warns(UserWarning, match=r"left out 1 unusable files[\s\S]*b.nii.gz: constant image"):
+            cohort = open_cohort(folder, skip_bad=True)
+        assert cohort.subjects == ("a", "c") and list(cohort.skipped) == [str(folder / "b.nii.gz")]
+
+
+def test_nothing_usable_is_an_error_even_when_skipping(tmp_path):
+    put(tmp_path / "scans", "b.nii.gz", np.full(STUDY_SHAPE, 5, np.int16))
+    with pytest.raises(CohortError, match="1 unusable file in"):
+        open_cohort(tmp_path / "scans", skip_bad=True)
+
+
+def test_the_same_animal_under_two_names_is_refused(tmp_path):
+    put(tmp_path / "scans", "a.nii.gz", seed=1)
+    put(tmp_path / "scans", "b.nii.gz", seed=1)
+    with pytest.raises(CohortError, match="b.nii.gz: duplicate: the same voxels as a.nii.gz"):
+        open_cohort(tmp_path / "scans")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("sigmma", {}, "does not exist; did you mean 'sigma'"),
+        ("/no/such/place", {}, "Allowed: 'phantom', 'sigma', or a folder"),
+        (".", {"grid": "mni"}, "allowed: 'study', 'native'"),
+        (".", {"n": 0}, "at least 1"),
+        (".", {"axes": "RRS"}, "three letters"),
+        (".", {"voxel_mm": (0.1, 0.1)}, "three voxel sizes"),
+    ],
+)
+def test_wrong_arguments_stop_with_what_is_allowed(source, options, message):
+    with pytest.raises(CohortError, match=message):
+        open_cohort(source, **options)
+
+
+def test_an_empty_folder_and_too_large_an_n_are_errors(tmp_path):
+    with pytest.raises(CohortError, match="no NIfTI scans in"):
+        open_cohort(tmp_path)
+    put(tmp_path / "scans", "a.nii.gz")
+    with pytest.raises(CohortError, match="holds 1: choose n <= 1"):
+        open_cohort(tmp_path / "scans", n=2)
+
+
+def test_a_study_scan_stored_in_another_orientation_is_turned_not_interpolated(tmp_path):
+    image = nib.Nifti1Image(rat(1), grid_affine(STUDY_SHAPE, STUDY_ZOOMS))
+    turned = image.as_reoriented(nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("RSA", "LPS"))))
+    (tmp_path / "scans").mkdir()
+    nib.save(turned, tmp_path / "scans" / "a.nii.gz")
+    scan = open_cohort(tmp_path / "scans")[0]
+    assert np.array_equal(scan.image, rat(1)) and scan.origin.axes == "LPS" and not scan.origin.resampled
+    back = scan.restore(open_cohort(tmp_path / "scans").volumes()[0])
+    assert np.array_equal(np.asarray(back.dataobj), np.asarray(turned.dataobj))
+    assert np.array_equal(back.affine, turned.affine) and back.get_data_dtype() == np.int16
+
+
+def test_a_scan_on_another_grid_comes_onto_the_study_grid_and_back(tmp_path):
+    fine = rat(1, (90, 40, 100))
+    affine = np.diag([-0.28, 0.55, 0.26, 1.0])
+    affine[:3, 3] = [12.0, -9.0, -11.0]
+    labels = (fine > 500).astype(np.uint8) * 2
+    put(tmp_path / "scans", "a.nii.gz", fine, affine, labels=labels)
+    scan = open_cohort(tmp_path / "scans")[0]
+    assert scan.image.shape == STUDY_SHAPE and scan.zooms == STUDY_ZOOMS and scan.origin.resampled
+    assert nib.aff2axcodes(scan.affine) == ("R", "S", "A")
+    in_mm3 = np.prod(STUDY_ZOOMS)
+    assert (scan.labels == 2).sum() * in_mm3 == pytest.approx((labels > 0).sum() * 0.28 * 0.55 * 0.26, rel=0.03)
+    back = scan.restore(open_cohort(tmp_path / "scans").volumes()[0])
+    assert back.shape == fine.shape and np.allclose(back.affine, affine) and back.get_data_dtype() == np.int16
+    inside = labels > 0
+    assert abs(np.asarray(back.dataobj)[inside].mean() / fine[inside].mean() - 1) < 0.05
+    back_labels = scan.restore_labels(open_cohort(tmp_path / "scans").label_maps()[0])
+    overlap = ((np.asarray(back_labels.dataobj) == 2) & inside).sum() * 2
+    assert overlap / ((np.asarray(back_labels.dataobj) == 2).sum() + inside.sum()) > 0.95  # Dice
+
+
+def test_wrong_headers_can_be_overruled(tmp_path):
+    tenfold = grid_affine(STUDY_SHAPE, tuple(10 * zoom for zoom in STUDY_ZOOMS))[:, [0, 2, 1, 3]]  # says R, A, S
+    put(tmp_path / "scans", "a.nii.gz", affine=tenfold)
+    with pytest.raises(CohortError, match="implausible voxel size"):
+        open_cohort(tmp_path / "scans")
+    cohort = open_cohort(tmp_path / "scans", axes="RSA", voxel_mm=STUDY_ZOOMS)
+    assert cohort[0].zooms == STUDY_ZOOMS and np.array_equal(cohort[0].image, rat(0))
+    back = cohort[0].restore(cohort.volumes()[0])
+    assert np.allclose(back.affine, tenfold)  # the file's own header, so that it still lies on the original
+
+
+def test_a_native_grid_is_kept_where_scans_share_it(tmp_path):
+    affine = np.diag([0.3, 0.3, 0.6, 1.0])
+    put(tmp_path / "scans", "a.nii.gz", rat(1, (70, 80, 30)), affine)
+    put(tmp_path / "scans", "b.nii.gz", rat(2, (70, 80, 30)), affine)
+    cohort = open_cohort(tmp_path / "scans", grid="native")
+    assert cohort.shape == (70, 30, 80) and not cohort[0].origin.resampled
+    assert cohort.volumes(64).shape == (2, 1, 64, 64, 64)
+    back = cohort[1].restore(cohort.volumes(128)[1])
+    assert np.array_equal(np.asarray(back.dataobj), rat(2, (70, 80, 30)))
+    put(tmp_path / "scans", "c.nii.gz", rat(3, (64, 80, 30)), affine)
+    with pytest.raises(CohortError, match=r"c.nii.gz: its grid \(64, 30, 80\)"):
+        open_cohort(tmp_path / "scans", grid="native")
+
+
+def test_a_second_open_comes_from_the_store_and_a_changed_file_is_read_again(tmp_path, monkeypatch):
+    for index in range(3):
+        put(tmp_path / "scans", f"{index}.nii.gz", seed=index)
+    first = open_cohort(tmp_path / "scans")
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.nifti, "read_array", lambda path: pytest.fail("read the files again"))
+        again = open_cohort(tmp_path / "scans")
+        fewer = open_cohort(tmp_path / "scans", n=2)
+    assert again.fingerprint == first.fingerprint and isinstance(again[0].image.base, np.memmap | np.ndarray)
+    assert fewer.fingerprint == first.subset([0, 1]).fingerprint
+    put(tmp_path / "scans", "1.nii.gz", seed=9)
+    assert open_cohort(tmp_path / "scans").fingerprint != first.fingerprint
+
+
+def test_a_damaged_store_is_made_again(tmp_path):
+    put(tmp_path / "scans", "a.nii.gz")
+    first = open_cohort(tmp_path / "scans").fingerprint
+    for index in (tmp_path / "data" / "cache").glob("*/index.json"):
+        index.write_text(index.read_text()[:50])
+    assert open_cohort(tmp_path / "scans").fingerprint == first
+
+
+def test_a_disk_that_takes_no_store_costs_a_warning_not_the_cohort(tmp_path, monkeypatch):
+    put(tmp_path / "scans", "a.nii.gz")
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert len(open_cohort(tmp_path / "scans")) == 1
+
+
+def test_a_copied_folder_has_the_same_fingerprint(tmp_path):
+    put(tmp_path / "scans", "a.nii.gz", labels=(rat(0) > 500).astype(np.uint8))
+    shutil.copytree(tmp_path / "scans", tmp_path / "copy")
+    assert open_cohort(tmp_path / "scans").fingerprint == open_cohort(tmp_path / "copy").fingerprint
+
+
+def test_simulated_rats_are_made_once_and_more_are_added(tmp_path):
+    two = open_cohort("phantom", n=2, seed=5)
+    began = time.perf_counter()
+    assert open_cohort("phantom", n=2, seed=5).fingerprint == two.fingerprint
+    assert time.perf_counter() - began < 1.0
+    three = open_cohort("phantom", n=3, seed=5)
+    assert three.digests[:2] == two.digests and len(three) == 3
+    assert two[0].image.shape == STUDY_SHAPE and two[0].zooms == STUDY_ZOOMS and two.labelled
+    assert set(np.unique(two[0].labels)) == {0, 1, 2, 3}
+    folder = three.folder
+    description = (folder / "dataset_description.json").read_text()
+    assert '"Simulated": true' in description and '"seed": 5' in description
+    assert len((folder / "participants.tsv").read_text().splitlines()) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_cohort(folder).fingerprint == three.fingerprint  # it is a folder of NIfTI files like any other

@@ -1,0 +1,121 @@
+"""Scans as network input, and back: zero padding to a cube, [-1, 1], other sizes without aliasing.
+
+The paper's pre-processing (Ferreira et al. 2022) is constant zero padding of 64 x 64 x 40 to 64^3, then a per-scan
+min-max to [-1, 1]. Everything here is a pure function of tensors; nothing knows files.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def cube_side(shape: tuple[int, ...]) -> int:
+    """Smallest side 16 * 2^k, at least 64, that holds a scan of `shape` voxels (64 for the study's 64 x 64 x 40)."""
+    side = 64
+    while side < max(shape):
+        side *= 2
+    return side
+
+
+def padding(shape: tuple[int, ...], side: int) -> list[tuple[int, int]]:
+    """Voxels added (before, after) along each axis to make a cube; 12 and 12 on the study's third axis.
+
+    Raises
+    ------
+    ValueError
+        If the scan is larger than the cube.
+    """
+    if max(shape) > side:
+        raise ValueError(f"a scan of {tuple(shape)} voxels does not fit a cube of side {side}; side must be >= shape")
+    return [((side - extent) // 2, side - extent - (side - extent) // 2) for extent in shape]
+
+
+def pad_to_cube(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Zero-pad scans to cubes.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (N, X, Y, Z), any intensity unit and dtype.
+    side : int
+        Side of the cube, voxels.
+
+    Returns
+    -------
+    torch.Tensor
+        (N, 1, side, side, side), same dtype and unit.
+    """
+    (x0, x1), (y0, y1), (z0, z1) = padding(tuple(images.shape[1:]), side)
+    return F.pad(images, (z0, z1, y0, y1, x0, x1)).unsqueeze(1)
+
+
+def crop_from_cube(cubes: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Inverse of :func:`pad_to_cube`: (N, 1, S, S, S) -> (N, X, Y, Z)."""
+    (x0, _), (y0, _), (z0, _) = padding(tuple(shape), cubes.shape[-1])
+    return cubes[:, 0, x0 : x0 + shape[0], y0 : y0 + shape[1], z0 : z0 + shape[2]]
+
+
+def to_unit_range(cubes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per-scan min-max to [-1, 1].
+
+    Parameters
+    ----------
+    cubes : torch.Tensor
+        float (N, 1, S, S, S), any unit.
+
+    Returns
+    -------
+    volumes : torch.Tensor
+        Same shape, [-1, 1]; a constant scan becomes -1 throughout.
+    low, high : torch.Tensor
+        (N,), each scan's minimum and maximum in its own unit.
+    """
+    flat = cubes.flatten(1)
+    low, high = flat.amin(1), flat.amax(1)
+    span = (high - low).clamp_min(torch.finfo(cubes.dtype).tiny)
+    unit = (flat - low[:, None]) / span[:, None] * 2 - 1
+    return unit.clamp_(-1, 1).view_as(cubes), low, high
+
+
+def from_unit_range(volumes: torch.Tensor, low: torch.Tensor | float, high: torch.Tensor | float) -> torch.Tensor:
+    """Inverse of :func:`to_unit_range`: (N, ...) in [-1, 1] to intensities between `low` and `high`, (N,) or scalar."""
+    low, high = (torch.as_tensor(v, dtype=volumes.dtype, device=volumes.device) for v in (low, high))
+    low, high = (v.reshape(-1, *[1] * (volumes.ndim - 1)) if v.ndim else v for v in (low, high))
+    return low + (volumes + 1) * 0.5 * (high - low)
+
+
+def resize(cubes: torch.Tensor, size: int) -> torch.Tensor:
+    """Resample cubes (N, C, S, S, S) to another side: area mean when smaller (no aliasing), trilinear when larger."""
+    side = cubes.shape[-1]
+    if size == side:
+        return cubes
+    if size < side:
+        return F.adaptive_avg_pool3d(cubes, size)
+    return F.interpolate(cubes, size=(size,) * 3, mode="trilinear", align_corners=False)
+
+
+def resize_labels(maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Resample label maps by majority: every label's share is resampled as an image is, the largest share wins.
+
+    Parameters
+    ----------
+    maps : torch.Tensor
+        uint8 (N, 1, S, S, S).
+    size : int
+        New side, voxels.
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 (N, 1, size, size, size), only labels that `maps` holds; ties go to the smaller label.
+    """
+    if size == maps.shape[-1]:
+        return maps
+    best_share = maps.new_full((len(maps), 1, size, size, size), -1, dtype=torch.float32)
+    best = torch.zeros_like(best_share, dtype=torch.uint8)
+    for label in torch.unique(maps).tolist():
+        share = resize((maps == label).float(), size)
+        best = torch.where(share > best_share, torch.as_tensor(label, dtype=torch.uint8, device=maps.device), best)
+        best_share = torch.maximum(share, best_share)
+    return best
