@@ -1,4 +1,4 @@
-"""One NIfTI file: read with every fault named, brought onto the study's grid, and the way back.
+"""One NIfTI file: read with every fault named, and written back as if it came from there.
 
 A scan keeps an :class:`Origin`, the record of what its file was; :func:`to_native` turns any array on the cohort's
 grid into an image on that file's grid, with its affine, header, data type and orientation.
@@ -18,14 +18,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
-from labkit.grids import STUDY_AXES, STUDY_SHAPE, STUDY_ZOOMS, grid_affine
-
-HEAD_MM = (8.0, 100.0)
-"""Plausible length of what is imaged of a rat's head, mm: outside it the header's voxel size is not believed."""
-
-
-class ScanFaultError(ValueError):
-    """One file cannot be used; the message says why in a few words, without the file's name."""
+from labkit.grids import STUDY_AXES, ScanFaultError, axis_change, reorient, resample
 
 
 @dataclass(frozen=True)
@@ -145,114 +138,6 @@ def read_labels(path: str | os.PathLike, like_shape: Sequence[int], like_affine:
     return array.astype(np.uint8)
 
 
-def corrected_affine(
-    header: nib.Nifti1Header, shape: Sequence[int], axes: str | None, voxel_mm: Sequence[float] | None
-) -> np.ndarray:
-    """The affine to believe: the header's, or one rebuilt from the axes and voxel size that the caller knows."""
-    affine = header.get_best_affine()
-    if axes is None and voxel_mm is None:
-        return affine
-    start = orientations.io_orientation(affine) if axes is None else orientations.axcodes2ornt(tuple(axes))
-    zooms = nib.affines.voxel_sizes(affine) if voxel_mm is None else np.asarray(voxel_mm, float)
-    rebuilt = np.eye(4)
-    rebuilt[:3, :3] = 0
-    for axis, (world, sign) in enumerate(start):
-        rebuilt[int(world), axis] = sign * zooms[axis]
-    rebuilt[:3, 3] = -rebuilt[:3, :3] @ ((np.asarray(shape, float) - 1) / 2)
-    return rebuilt
-
-
-def reorient(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Permute and flip a stored array so that its axes run right, superior, anterior: exact, no interpolation."""
-    change = _axis_change("".join(nib.aff2axcodes(affine)), "".join(STUDY_AXES))
-    return (
-        orientations.apply_orientation(array, change),
-        affine @ orientations.inv_ornt_aff(change, array.shape),
-    )
-
-
-def is_study_grid(shape: Sequence[int], affine: np.ndarray) -> bool:
-    """Whether an array with axes right, superior, anterior has the study's matrix and voxel size."""
-    return tuple(shape) == STUDY_SHAPE and np.allclose(nib.affines.voxel_sizes(affine), STUDY_ZOOMS, rtol=0.01)
-
-
-def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World-space corners, mm, of the box that holds the voxels brighter than 15 % of the 99th percentile.
-
-    Raises
-    ------
-    ScanFaultError
-        If the box's longest side is not one a rat's head can have (:data:`HEAD_MM`).
-    """
-    from scipy import ndimage  # only cohorts that are not cached yet come here
-
-    # opened once, so that lone noise voxels in the air do not stretch the box
-    bright = ndimage.binary_opening(array > 0.15 * np.percentile(array, 99))
-    index = np.argwhere(bright if bright.any() else array > array.mean())
-    corners = np.array(np.meshgrid(*zip(index.min(0), index.max(0), strict=True))).reshape(3, -1).T
-    world = nib.affines.apply_affine(affine, corners)
-    low, high = world.min(0), world.max(0)
-    longest = float((high - low).max())
-    if not HEAD_MM[0] <= longest <= HEAD_MM[1]:
-        zooms = tuple(round(float(z), 4) for z in nib.affines.voxel_sizes(affine))
-        raise ScanFaultError(
-            f"implausible voxel size {zooms} mm: the head would be {longest:.0f} mm long, a rat's imaged head is "
-            f"{HEAD_MM[0]:.0f} to {HEAD_MM[1]:.0f} mm; if the header is wrong, pass voxel_mm=(x, y, z)"
-        )
-    return low, high
-
-
-def study_grid_for(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Affine of a study grid centred on the head, without leaving the scan's field of view where that is larger."""
-    low, high = head_box(array, affine)
-    size = np.asarray(STUDY_SHAPE) * np.asarray(STUDY_ZOOMS)
-    size = size[[0, 2, 1]]  # world order: right, anterior, superior
-    corners = np.array(np.meshgrid(*[(-0.5, extent - 0.5) for extent in array.shape])).reshape(3, -1).T
-    world = nib.affines.apply_affine(affine, corners)
-    field_low, field_high = world.min(0), world.max(0)
-    inside_low, inside_high = field_low + size / 2, field_high - size / 2
-    centre = np.clip((low + high) / 2, np.minimum(inside_low, inside_high), np.maximum(inside_low, inside_high))
-    # a field of view smaller than the study's is kept whole, in the middle
-    centre = np.where(inside_low > inside_high, (field_low + field_high) / 2, centre)
-    return grid_affine(centre_mm=tuple(centre))
-
-
-def resample(
-    array: np.ndarray, affine: np.ndarray, shape: Sequence[int], target_affine: np.ndarray, labels: bool = False
-) -> np.ndarray:
-    """Bring an array onto another grid in world space, anti-aliased.
-
-    Where the target's voxels are larger than the source's, the source is first blurred to the target's voxel size
-    (Gaussian, full width at half maximum of the difference in quadrature), then interpolated linearly; outside is 0.
-    Label maps (`labels`) go through the same, label by label, and the largest share wins.
-
-    Returns
-    -------
-    numpy.ndarray
-        `shape`, float32, or uint8 for labels.
-    """
-    from scipy import ndimage
-
-    step = np.linalg.inv(affine) @ target_affine  # target index -> source index
-    extent = np.sqrt((step[:3, :3] ** 2).sum(1))  # one target voxel in source voxels, along each source axis
-    sigma = np.sqrt(np.maximum(extent**2 - 1, 0)) / 2.3548
-
-    def bring(values: np.ndarray) -> np.ndarray:
-        blurred = ndimage.gaussian_filter(values.astype(np.float32), sigma, mode="nearest") if sigma.any() else values
-        return ndimage.affine_transform(
-            blurred.astype(np.float32), step[:3, :3], step[:3, 3], tuple(shape), order=1, mode="constant", cval=0.0
-        )
-
-    if not labels:
-        return bring(array)
-    best, share = np.zeros(tuple(shape), np.uint8), 1 - bring(array > 0)
-    for label in np.unique(array[array > 0]):
-        mine = bring(array == label)
-        best[mine > share] = label
-        np.maximum(share, mine, out=share)
-    return best
-
-
 def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
     """Write values on the cohort's grid as an image like the scan's file.
 
@@ -275,7 +160,7 @@ def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
         stored = np.broadcast_to(np.uint8(0), origin.shape)
         turned, turned_affine = reorient(stored, np.asarray(origin.affine))
         values = resample(values, np.asarray(origin.grid_affine), turned.shape, turned_affine, labels)
-    values = orientations.apply_orientation(values, _axis_change("".join(STUDY_AXES), origin.axes))
+    values = orientations.apply_orientation(values, axis_change("".join(STUDY_AXES), origin.axes))
     header = decode_header(origin.header)
     dtype = np.dtype(np.uint8) if labels else _plain_dtype(header)
     if dtype.kind in "iu" and not labels:
@@ -317,8 +202,3 @@ def save(image: nib.Nifti1Image, path: str | os.PathLike) -> None:
         partial = Path(folder) / f"scan{ending}"
         nib.save(image, partial)
         os.replace(partial, path)
-
-
-def _axis_change(start: str, end: str) -> np.ndarray:
-    """nibabel orientation transform between axis codes such as RAS."""
-    return orientations.ornt_transform(orientations.axcodes2ornt(start), orientations.axcodes2ornt(end))

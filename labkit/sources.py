@@ -12,11 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from labkit import bids, nifti
+from labkit import bids, grids, nifti
 from labkit.cohort import Cohort
-from labkit.grids import STUDY_SHAPE
+from labkit.grids import STUDY_SHAPE, ScanFaultError
 from labkit.manifest import data_folder
-from labkit.nifti import Origin, ScanFaultError
+from labkit.nifti import Origin
 from labkit.progress import progress_bar
 from labkit.store import Record, Store, open_store, scan_digest
 
@@ -192,18 +192,18 @@ def _read_one(
             labels = nifti.read_labels(found.labels, stored.shape, header.get_best_affine())
         except ScanFaultError as fault:
             raise ScanFaultError(f"its labels {found.labels.name}: {fault}") from fault
-    affine = nifti.corrected_affine(header, stored.shape, axes, voxel_mm)
-    image, image_affine = nifti.reorient(stored, affine)
-    labels = None if labels is None else nifti.reorient(labels, affine)[0]
-    resampled = grid == "study" and not nifti.is_study_grid(image.shape, image_affine)
+    affine = grids.corrected_affine(header, stored.shape, axes, voxel_mm)
+    image, image_affine = grids.reorient(stored, affine)
+    labels = None if labels is None else grids.reorient(labels, affine)[0]
+    resampled = grid == "study" and not grids.is_study_grid(image.shape, image_affine)
     if resampled:
-        target = nifti.study_grid_for(image, image_affine)
-        image = nifti.resample(image, image_affine, STUDY_SHAPE, target)
+        target = grids.study_grid_for(image, image_affine)
+        image = grids.resample(image, image_affine, STUDY_SHAPE, target)
         if labels is not None:
-            labels = nifti.resample(labels, image_affine, STUDY_SHAPE, target, labels=True)
+            labels = grids.resample(labels, image_affine, STUDY_SHAPE, target, labels=True)
         image_affine = target
     elif grid == "native":
-        nifti.head_box(image, image_affine)  # only for the voxel size it checks
+        grids.head_box(image, image_affine)  # only for the voxel size it checks
     image = np.ascontiguousarray(image, np.float32)
     padded = max(image.shape) != min(image.shape)
     origin = Origin(
