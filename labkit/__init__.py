@@ -16,7 +16,6 @@ _WHERE = {
     "Cohort": "labkit.cohort",
     "Scan": "labkit.cohort",
     "Augmentation": "labkit.augment",
-    "augment": "labkit.augment",
 }
 
 __all__ = ["__version__", *_WHERE]
