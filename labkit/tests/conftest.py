@@ -1,0 +1,25 @@
+"""What every test may rely on: no screen, no network data, and never the user's own cache."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_in_a_scratch_folder(tmp_path_factory):
+    """LABKIT_DATA for the whole session, so that no result depends on what an earlier run left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_DATA", str(tmp_path_factory.mktemp("labkit_data")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The folder of published files that LABKIT_MIRROR names; the test is skipped where there is none."""
+    folder = Path(os.environ.get("LABKIT_MIRROR", "")).expanduser()
+    if not os.environ.get("LABKIT_MIRROR") or not folder.is_dir():
+        pytest.skip("needs the published files: set LABKIT_MIRROR to a folder that holds sigma/ and scans/")
+    return folder.absolute()
