@@ -9,6 +9,22 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def in_live_kernel() -> bool:
+    """Whether somebody sits at the kernel, so that a bar is seen and a slider would be moved.
+
+    Jupyter and VS Code allow a running cell to ask for keyboard input; papermill, nbclient and Jupyter Book, which
+    execute for later, do not. Outside a kernel it is False.
+    """
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
+    return bool(getattr(kernel, "_allow_stdin", False))  # what a front end sent with the cell that runs
+
+
+def watched() -> bool:
+    """Whether standard error is read as it is written: a terminal, or a live notebook."""
+    return in_live_kernel() or (sys.stderr is not None and sys.stderr.isatty())
+
+
 def progress_bar(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Iterate over `items` with a plain text bar on standard error; silent where that is no terminal or notebook.
 
@@ -23,6 +39,5 @@ def progress_bar(items: Iterable[T], what: str, total: int | None = None) -> Ite
     """
     from tqdm import tqdm  # not tqdm.auto: its widgets add megabytes to a built page
 
-    watched = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     # a bar that would come and go within a second is noise
-    return iter(tqdm(items, what, total, leave=False, disable=not watched, delay=1.0, mininterval=0.5))
+    return iter(tqdm(items, what, total, leave=False, disable=not watched(), delay=1.0, mininterval=0.5))

@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from labkit import bids, grids, nifti
+from labkit import bids, grids, nifti, volumes
 from labkit.cohort import Cohort
 from labkit.grids import STUDY_SHAPE, ScanFaultError
 from labkit.manifest import data_folder
@@ -93,7 +93,7 @@ def open_cohort(
         raise CohortError(f"axes={axes!r}: three letters, one each of R/L, A/P and S/I, e.g. 'RSA'")
     if voxel_mm is not None and (len(voxel_mm) != 3 or min(voxel_mm) <= 0):
         raise CohortError(f"voxel_mm={voxel_mm!r}: three voxel sizes in mm, each above 0")
-    if str(source) in SIMULATED and not Path(source).is_dir():
+    if str(source) in SIMULATED:  # the name wins over a folder of that name, which "./phantom" still reaches
         from labkit.simulate.dataset import simulated_dataset
 
         n = PAPER_N if n is None else n
@@ -205,7 +205,7 @@ def _read_one(
     elif grid == "native":
         grids.head_box(image, image_affine)  # only for the voxel size it checks
     image = np.ascontiguousarray(image, np.float32)
-    padded = max(image.shape) != min(image.shape)
+    padded = any(extent < volumes.cube_side(image.shape) for extent in image.shape)
     origin = Origin(
         path=str(found.image),
         shape=stored.shape,

@@ -1,0 +1,13 @@
+"""Simulated rat brain MRI: anatomy x individual x scanner."""
+
+from .anatomy import BACKGROUND, CSF, GREY, LABEL_NAMES, TISSUES, WHITE, Anatomy, Tissue
+from .individual import Individual
+from .library import ANATOMIES, load_anatomy, parameters
+from .scanner import Scanner
+from .sigma import sigma_anatomy
+from .simulation import SimulatedRat, simulate
+
+__all__ = [
+    "ANATOMIES", "BACKGROUND", "CSF", "GREY", "LABEL_NAMES", "TISSUES", "WHITE", "Anatomy", "Individual", "Scanner",
+    "SimulatedRat", "Tissue", "load_anatomy", "parameters", "sigma_anatomy", "simulate",
+]  # fmt: skip

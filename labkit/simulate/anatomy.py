@@ -50,6 +50,8 @@ TISSUES: dict[str, Tissue] = {
     "olfactory": Tissue(GREY, 0.83, 1950.0, 23.0),
     "grey": Tissue(GREY, 0.81, 1830.0, 22.5),
     "white": Tissue(WHITE, 0.70, 1650.0, 17.0),
+    # Thalamus and brainstem where tissue maps count them as white matter: fibre-rich, but no bundle.
+    "core": Tissue(WHITE, 0.78, 1700.0, 20.0),
     "muscle": Tissue(BACKGROUND, 0.75, 1900.0, 11.0),
     # EPI suppresses fat; what is left of subcutaneous fat, gland and skin is this faint, watery part.
     "skin": Tissue(BACKGROUND, 0.30, 1500.0, 10.0),

@@ -38,14 +38,14 @@ def simulated_dataset(name: str, n: int, seed: int = 0) -> Path:
         Under the data folder (``LABKIT_DATA``), named after the anatomy, the seed and a hash of every parameter, of
         the simulator's source and of the anatomy's files, so that changed physics never opens old rats.
     """
-    anatomy = load_anatomy(name)
-    described = parameters(anatomy)
+    described = parameters(name)  # the anatomy itself takes seconds, and is built only if rats are missing
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
     folder = data_folder() / "cohorts" / f"{name}-s{seed}-{key}"
     rows = _kept(folder)
     missing = [index for index in range(n) if index not in rows]
     if not missing:
         return folder
+    anatomy = load_anatomy(name)
     bids.write_description(
         folder,
         f"Simulated rats on the {name} anatomy, seed {seed}",

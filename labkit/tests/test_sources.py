@@ -177,6 +177,20 @@ def test_a_native_grid_is_kept_where_scans_share_it(tmp_path):
         open_cohort(tmp_path / "scans", grid="native")
 
 
+def test_a_native_cube_smaller_than_the_networks_comes_back_exactly(tmp_path):
+    array = (rat(1, (32, 32, 32)) + 50).astype(np.int16)  # no voxel is 0, so padding widens the range
+    put(tmp_path / "scans", "a.nii.gz", array, np.diag([0.6, 0.6, 0.6, 1.0]))
+    cohort = open_cohort(tmp_path / "scans", grid="native")
+    assert np.array_equal(np.asarray(cohort[0].restore(cohort.volumes(64)[0]).dataobj), array)
+
+
+def test_a_folder_called_like_a_simulated_source_does_not_take_its_place(tmp_path, monkeypatch):
+    put(tmp_path / "phantom", "a.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    assert open_cohort("phantom", n=1).folder != tmp_path / "phantom"
+    assert open_cohort("./phantom").subjects == ("a",)
+
+
 def test_a_second_open_comes_from_the_store_and_a_changed_file_is_read_again(tmp_path, monkeypatch):
     for index in range(3):
         put(tmp_path / "scans", f"{index}.nii.gz", seed=index)

@@ -17,8 +17,23 @@ from labkit.simulate.phantom.canvas import Canvas, smooth_union
 
 CENTRE_MM = (0.0, -3.7, 1.8)  # middle of the brain, about 3.7 mm behind bregma; the field of view is centred here
 EXTENT_MM = (27.2, 34.4, 27.2)  # right, anterior, superior: the 24 x 20 x 24 mm field of view and room for pose
-PAINTED = ("csf", "cortex", "hippocampus", "striatum", "thalamus", "brainstem", "cerebellum", "olfactory", "grey",
-           "white", "core", "muscle", "skin", "bone", "eye")  # keys of TISSUES
+PAINTED = (
+    "csf",
+    "cortex",
+    "hippocampus",
+    "striatum",
+    "thalamus",
+    "brainstem",
+    "cerebellum",
+    "olfactory",
+    "grey",
+    "white",
+    "core",
+    "muscle",
+    "skin",
+    "bone",
+    "eye",
+)  # keys of TISSUES
 
 # Sizes and positions were read off these by eye on a millimetre grid, and rounded to 0.1 mm; no voxel of them is used.
 SOURCES = (
@@ -92,8 +107,10 @@ def _one_thread() -> Iterator[None]:
 
 def _checked(spacing_mm: float) -> float:
     if not 0.1 <= spacing_mm <= 0.6:
-        raise ValueError(f"spacing_mm is {spacing_mm}; the phantom can be drawn with voxels of 0.1 to 0.6 mm: use 0.2 "
-                         f"for images, 0.4 for a quick look")
+        raise ValueError(
+            f"spacing_mm is {spacing_mm}; the phantom can be drawn with voxels of 0.1 to 0.6 mm: use 0.2 "
+            f"for images, 0.4 for a quick look"
+        )
     return float(spacing_mm)
 
 

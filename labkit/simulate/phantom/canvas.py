@@ -71,13 +71,18 @@ class Canvas:
         Names of the channels.
     """
 
-    def __init__(self, spacing_mm: float, extent_mm: tuple[float, float, float],
-                 centre_mm: tuple[float, float, float], tissues: tuple[str, ...]):
+    def __init__(
+        self,
+        spacing_mm: float,
+        extent_mm: tuple[float, float, float],
+        centre_mm: tuple[float, float, float],
+        tissues: tuple[str, ...],
+    ):
         self.spacing, self.tissues = spacing_mm, tissues
         n = [2 * ceil(e / spacing_mm / 2) for e in extent_mm]
         axes = [c + spacing_mm * (torch.arange(k) - (k - 1) / 2) for c, k in zip(centre_mm, n, strict=True)]
         self.full_shape, self.origin = (n[0], n[2], n[1]), tuple(float(a[0]) for a in axes)
-        self.x, self.y, self.z = axes[0][n[0] // 2:], axes[1], axes[2]
+        self.x, self.y, self.z = axes[0][n[0] // 2 :], axes[1], axes[2]
         self.shape = (len(self.y), len(self.x), len(self.z))
         self.maps = torch.zeros(len(tissues), *self.shape)
         self.air = torch.zeros(self.shape)
@@ -92,8 +97,10 @@ class Canvas:
 
     def box(self, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]) -> Box:
         """Slices covering the given world limits (mm)."""
-        return tuple(slice(int((axis < lo).sum()), int((axis <= hi).sum()))
-                     for axis, (lo, hi) in ((self.y, y), (self.x, x), (self.z, z)))
+        return tuple(
+            slice(int((axis < lo).sum()), int((axis <= hi).sum()))
+            for axis, (lo, hi) in ((self.y, y), (self.x, x), (self.z, z))
+        )
 
     def loft(self, text: str, midline: bool = False, ribbon: bool = False, margin: float = 0.5) -> Shape:
         """Shape from an outline table (see :func:`sections`).
@@ -114,9 +121,11 @@ class Canvas:
         Shape
         """
         levels, points = sections(text, 3 if ribbon else 2)
-        box = self.box((points[..., 0].min() - margin - 0.3, points[..., 0].max() + margin + 0.3),
-                       (levels[0] - margin, levels[-1] + margin),
-                       (points[..., 1].min() - margin - 0.3, points[..., 1].max() + margin + 0.3))
+        box = self.box(
+            (points[..., 0].min() - margin - 0.3, points[..., 0].max() + margin + 0.3),
+            (levels[0] - margin, levels[-1] + margin),
+            (points[..., 1].min() - margin - 0.3, points[..., 1].max() + margin + 0.3),
+        )
         at = self.y[box[0]].double().numpy()
         curves = smooth_curve(monotone_cubic(levels, points, at), not ribbon, midline).astype(np.float32)
         x, z = self.x[box[1]].numpy(), self.z[box[2]].numpy()
@@ -139,8 +148,9 @@ class Canvas:
         """Width of the soft edge, mm: one voxel, at least 0.2."""
         return max(self.spacing, 0.2)
 
-    def ellipsoid(self, centre: tuple[float, float, float], radii: tuple[float, float, float],
-                  margin: float = 0.8) -> Shape:
+    def ellipsoid(
+        self, centre: tuple[float, float, float], radii: tuple[float, float, float], margin: float = 0.8
+    ) -> Shape:
         """Ellipsoid at `centre` (x, y, z) with `radii`, mm."""
         box = self.box(*((c - r - margin, c + r + margin) for c, r in zip(centre, radii, strict=True)))
         q = [(g - c) / r for g, c, r in zip(self.grid(box), centre, radii, strict=True)]
@@ -167,8 +177,11 @@ class Canvas:
         """Sheet on the midline, `half_width` (mm) to either side, with an outline of (y, z) points (mm)."""
         points = np.array(outline)
         closed = smooth_curve(points[None], closed=True, midline=False)[0].astype(np.float32)
-        box = self.box((0, half_width + 0.5), (points[:, 0].min() - 0.5, points[:, 0].max() + 0.5),
-                       (points[:, 1].min() - 0.5, points[:, 1].max() + 0.5))
+        box = self.box(
+            (0, half_width + 0.5),
+            (points[:, 0].min() - 0.5, points[:, 0].max() + 0.5),
+            (points[:, 1].min() - 0.5, points[:, 1].max() + 0.5),
+        )
         d = torch.from_numpy(outline_distance(closed, self.y[box[0]].numpy(), self.z[box[2]].numpy()))
         return Shape(box, torch.minimum(d[:, None], half_width - self.x[box[1]][None, :, None]))
 
@@ -186,8 +199,13 @@ class Canvas:
         """Fraction of each voxel of its box that a shape covers, [0, 1]."""
         return torch.minimum((0.5 + shape.d / self.edge).clamp(0, 1), torch.as_tensor(shape.limit))
 
-    def paint(self, shape: Shape, mix: str | Mapping[str, float | Tensor], name: str | None = None,
-              texture: float | Tensor | None = None) -> None:
+    def paint(
+        self,
+        shape: Shape,
+        mix: str | Mapping[str, float | Tensor],
+        name: str | None = None,
+        texture: float | Tensor | None = None,
+    ) -> None:
         """Replace what a shape covers.
 
         Parameters

@@ -29,8 +29,10 @@ def sections(text: str, columns: int = 2) -> tuple[np.ndarray, np.ndarray]:
     values = [np.array(points.split(), float) for _, points in rows]
     sizes = {len(v) for v in values}
     if len(sizes) != 1 or sizes.pop() % columns:
-        raise ValueError(f"an outline table needs the same number of {columns}-number points on every level; the lines "
-                         f"have {[len(v) for v in values]} numbers: make them equal multiples of {columns}")
+        raise ValueError(
+            f"an outline table needs the same number of {columns}-number points on every level; the lines "
+            f"have {[len(v) for v in values]} numbers: make them equal multiples of {columns}"
+        )
     y = np.array([float(level) for level, _ in rows])
     order = np.argsort(y)
     return y[order], np.stack(values)[order].reshape(len(y), -1, columns)
@@ -66,8 +68,12 @@ def monotone_cubic(knots: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.
     i = np.clip(np.searchsorted(knots, at, side="right") - 1, 0, len(knots) - 2)
     h = step[i]
     t = ((at - knots[i]).reshape(shape)) / h
-    return ((1 + 2 * t) * (1 - t) ** 2 * values[i] + t * (1 - t) ** 2 * h * tangent[i]
-            + t**2 * (3 - 2 * t) * values[i + 1] + t**2 * (t - 1) * h * tangent[i + 1])
+    return (
+        (1 + 2 * t) * (1 - t) ** 2 * values[i]
+        + t * (1 - t) ** 2 * h * tangent[i]
+        + t**2 * (3 - 2 * t) * values[i + 1]
+        + t**2 * (t - 1) * h * tangent[i + 1]
+    )
 
 
 def smooth_curve(points: np.ndarray, closed: bool, midline: bool, pieces: int = 3) -> np.ndarray:
@@ -99,8 +105,12 @@ def smooth_curve(points: np.ndarray, closed: bool, midline: bool, pieces: int = 
         padded = np.concatenate([points[:, :1], points, points[:, -1:]], 1)
     a, b, c, d = padded[:, :-3], padded[:, 1:-2], padded[:, 2:-1], padded[:, 3:]
     t = (np.arange(pieces) / pieces)[:, None]
-    curve = 0.5 * (2 * b[:, :, None] + (c - a)[:, :, None] * t + (2 * a - 5 * b + 4 * c - d)[:, :, None] * t**2
-                   + (3 * b - a - 3 * c + d)[:, :, None] * t**3)
+    curve = 0.5 * (
+        2 * b[:, :, None]
+        + (c - a)[:, :, None] * t
+        + (2 * a - 5 * b + 4 * c - d)[:, :, None] * t**2
+        + (3 * b - a - 3 * c + d)[:, :, None] * t**3
+    )
     curve = curve.reshape(len(points), -1, points.shape[-1])
     last = padded[:, -2:-1]
     if not closed:

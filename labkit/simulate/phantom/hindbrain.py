@@ -85,20 +85,28 @@ def midbrain_and_brainstem(canvas: Canvas, stem: Shape, hemisphere: Tensor) -> N
     canvas.paint(colliculi, {"brainstem": 0.85 - layer, "white": 0.15 + layer}, "superior colliculus")
     grey = canvas.tube((0, -5.2, 2.0, 0.7), (0, -6.5, 2.0, 0.95), (0, -8.2, 2.1, 1.1), (0, -9.2, 1.6, 0.9))
     canvas.paint(grey.cut(inside).feather(0.4), {"grey": 0.9, "core": 0.1}, "periaqueductal grey")
-    for at, radii in (((1.0, -6.0, -0.1), (0.5, 0.7, 0.5)), ((2.1, -5.9, -1.0), (0.8, 0.8, 0.3)),
-                      ((1.0, -8.1, -2.9), (0.9, 0.8, 0.45)), ((1.1, -13.2, -3.0), (0.6, 1.0, 0.3)),
-                      ((1.6, -9.6, -0.6), (0.6, 0.6, 0.6)), ((2.5, -10.6, -0.1), (0.8, 1.1, 0.5)),
-                      ((2.4, -12.8, -1.3), (0.6, 1.8, 0.8)), ((0.8, -12.8, -1.0), (0.5, 1.5, 0.5)),
-                      ((1.9, -11.0, -2.6), (0.5, 0.6, 0.45))):  # red nucleus, nigra, pons, olive, motor, vestibular ...
+    for at, radii in (
+        ((1.0, -6.0, -0.1), (0.5, 0.7, 0.5)),
+        ((2.1, -5.9, -1.0), (0.8, 0.8, 0.3)),
+        ((1.0, -8.1, -2.9), (0.9, 0.8, 0.45)),
+        ((1.1, -13.2, -3.0), (0.6, 1.0, 0.3)),
+        ((1.6, -9.6, -0.6), (0.6, 0.6, 0.6)),
+        ((2.5, -10.6, -0.1), (0.8, 1.1, 0.5)),
+        ((2.4, -12.8, -1.3), (0.6, 1.8, 0.8)),
+        ((0.8, -12.8, -1.0), (0.5, 1.5, 0.5)),
+        ((1.9, -11.0, -2.6), (0.5, 0.6, 0.45)),
+    ):  # red nucleus, nigra, pons, olive, motor, vestibular ...
         nucleus = canvas.ellipsoid(at, radii).cut(inside).feather(0.3)
         canvas.paint(nucleus, {"brainstem": 0.9, "core": 0.1}, texture=1.03)
     white = {"core": 0.3, "white": 0.7}
-    for points in (((1.7, -6.6, -1.9, 0.4), (1.0, -8.2, -2.3, 0.4), (0.7, -10.0, -3.2, 0.35), (0.5, -15.0, -3.3, 0.3)),
-                   ((2.6, -8.6, -2.2, 0.4), (3.4, -9.4, -1.4, 0.5), (3.9, -10.2, 0.2, 0.6), (3.7, -11.0, 1.4, 0.5)),
-                   ((3.2, -10.3, -1.2, 0.4), (3.2, -12.0, -1.4, 0.4), (2.9, -14.0, -1.3, 0.35), (2.3, -16, -1.6, 0.3)),
-                   ((0.3, -6.0, 0.7, 0.15), (0.25, -9.0, 0.5, 0.2), (0.25, -12.0, -1.2, 0.2), (0.2, -16, -1.9, 0.15)),
-                   ((2.8, -6.5, 0.8, 0.25), (2.9, -8.2, 1.2, 0.3), (2.2, -9.0, 2.6, 0.2)),
-                   ((0.4, -7.2, -0.4, 0.25), (1.4, -8.6, 0.6, 0.3), (2.0, -10.4, 1.7, 0.4))):
+    for points in (
+        ((1.7, -6.6, -1.9, 0.4), (1.0, -8.2, -2.3, 0.4), (0.7, -10.0, -3.2, 0.35), (0.5, -15.0, -3.3, 0.3)),
+        ((2.6, -8.6, -2.2, 0.4), (3.4, -9.4, -1.4, 0.5), (3.9, -10.2, 0.2, 0.6), (3.7, -11.0, 1.4, 0.5)),
+        ((3.2, -10.3, -1.2, 0.4), (3.2, -12.0, -1.4, 0.4), (2.9, -14.0, -1.3, 0.35), (2.3, -16, -1.6, 0.3)),
+        ((0.3, -6.0, 0.7, 0.15), (0.25, -9.0, 0.5, 0.2), (0.25, -12.0, -1.2, 0.2), (0.2, -16, -1.9, 0.15)),
+        ((2.8, -6.5, 0.8, 0.25), (2.9, -8.2, 1.2, 0.3), (2.2, -9.0, 2.6, 0.2)),
+        ((0.4, -7.2, -0.4, 0.25), (1.4, -8.6, 0.6, 0.3), (2.0, -10.4, 1.7, 0.4)),
+    ):
         # pyramids, middle peduncle, spinal trigeminal tract, medial longitudinal bundle, lateral lemniscus,
         # superior cerebellar peduncle
         canvas.paint(canvas.tube(*points).cut(inside).feather(0.25), white, "brainstem tracts")
@@ -116,9 +124,20 @@ def inferior_colliculi(canvas: Canvas, shape: Shape) -> None:
 
 def aqueduct(canvas: Canvas) -> None:
     """Paint the aqueduct from the third ventricle to the fourth, down to the central canal."""
-    canvas.paint(canvas.tube((0, -4.8, 2.9, 0.22), (0, -5.4, 2.2, 0.22), (0, -6.5, 2.0, 0.26), (0, -7.3, 2.1, 0.36),
-                             (0, -8.1, 2.3, 0.5), (0, -8.8, 2.2, 0.38), (0, -9.5, 1.3, 0.3), (0, -10.2, 0.7, 0.35)),
-                 "csf", "aqueduct")
+    canvas.paint(
+        canvas.tube(
+            (0, -4.8, 2.9, 0.22),
+            (0, -5.4, 2.2, 0.22),
+            (0, -6.5, 2.0, 0.26),
+            (0, -7.3, 2.1, 0.36),
+            (0, -8.1, 2.3, 0.5),
+            (0, -8.8, 2.2, 0.38),
+            (0, -9.5, 1.3, 0.3),
+            (0, -10.2, 0.7, 0.35),
+        ),
+        "csf",
+        "aqueduct",
+    )
     canvas.paint(canvas.tube((0, -12.5, -0.4, 0.06), (0, -22.0, -3.2, 0.05)), "csf")  # central canal
 
 
@@ -146,16 +165,25 @@ def cerebellum(canvas: Canvas, shape: Shape, flocculus: Shape) -> None:
     thick = 0.1 + 0.18 * ((2.6 - radius) / 1.6).clamp(0, 1)
     core = torch.maximum(1.0 - radius, 0.9 - (((bx - 3.4) / 1.8) ** 2 + (dy / 1.1) ** 2 + (dz / 0.9) ** 2).sqrt())
     white = soft(torch.maximum(thick - branch, core), 0.2) * soft(depth - 0.42, 0.3)
-    canvas.paint(shape, {"cerebellum": 1 - white, "white": white}, "cerebellum",
-                 1 + 0.03 * soft(0.35 - depth, 0.2) - 0.02 * soft(0.3 + thick - branch, 0.2))
+    canvas.paint(
+        shape,
+        {"cerebellum": 1 - white, "white": white},
+        "cerebellum",
+        1 + 0.03 * soft(0.35 - depth, 0.2) - 0.02 * soft(0.3 + thick - branch, 0.2),
+    )
 
     between = (0.5 - offset.abs()) * per_mm
     notch = torch.minimum(offset.abs() * per_mm + (depth - 0.6).clamp(min=0), torch.full_like(between, 9.0))
-    cleft = torch.maximum(soft(0.1 - between, 0.2) * soft(radius - 1.7, 0.4) * soft(1.6 - depth, 0.4),
-                          0.6 * soft(0.08 - notch, 0.2) * soft(radius - 2.4, 0.3))
+    cleft = torch.maximum(
+        soft(0.1 - between, 0.2) * soft(radius - 1.7, 0.4) * soft(1.6 - depth, 0.4),
+        0.6 * soft(0.08 - notch, 0.2) * soft(radius - 2.4, 0.3),
+    )
     canvas.paint(shape.fade(0.55 * cleft), "csf")
-    for at, radii in (((0.7, -11.5, 1.9), (0.4, 0.5, 0.35)), ((2.0, -11.4, 1.9), (0.6, 0.6, 0.45)),
-                      ((3.3, -11.3, 1.8), (0.5, 0.6, 0.5))):  # fastigial, interposed, dentate nucleus
+    for at, radii in (
+        ((0.7, -11.5, 1.9), (0.4, 0.5, 0.35)),
+        ((2.0, -11.4, 1.9), (0.6, 0.6, 0.45)),
+        ((3.3, -11.3, 1.8), (0.5, 0.6, 0.5)),
+    ):  # fastigial, interposed, dentate nucleus
         canvas.paint(canvas.ellipsoid(at, radii), {"cerebellum": 0.75, "white": 0.25}, "cerebellum")
     stalk = canvas.tube((4.4, -10.6, 0.4, 0.5), (5.6, -10.9, 0.0, 0.4), (6.4, -11.3, -0.2, 0.3))
     canvas.paint(flocculus, "cerebellum", "paraflocculus", 1 + 0.04 * soft(0.3 - flocculus.d, 0.2))

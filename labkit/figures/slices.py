@@ -1,0 +1,222 @@
+"""Pictures of the scans themselves: planes, series of slices, mean and spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from labkit import describe
+from labkit.cohort import Scan
+from labkit.figures import style
+from labkit.figures.style import PLANES, TISSUE_COLOURS, WIDTH
+
+ROW, HEAD = 1.8, 0.25  # inches: one rat in three planes, the line above all rats
+
+
+@style.drawn
+def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = None, title: str = "") -> Figure:
+    """A row a rat: sagittal, coronal and horizontal section through the middle of its brain, drawn by nilearn.
+
+    Parameters
+    ----------
+    scans : iterable of Scan
+        At least one; a cohort is one.
+    window : tuple of float, optional
+        Intensities shown black and white. Default: one window for all rows, :func:`style.intensity_window`.
+    title : str
+        Over the rows; the window is always written there.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Three axes a rat, in mm (world coordinates), left on the left.
+    """
+    from nilearn import plotting
+
+    scans = _some(scans)
+    low, high = style.intensity_window(scans) if window is None else window
+    figure = plt.figure(figsize=(WIDTH, ROW * len(scans) + HEAD))
+    height = ROW / figure.get_figheight()
+    for row, scan in enumerate(scans):
+        rectangle = (0, (len(scans) - 1 - row) * height, 1, height * 0.97)
+        display = plotting.plot_anat(
+            scan.nifti(), cut_coords=_middle(scan), display_mode="ortho", figure=figure, axes=rectangle, vmin=low,
+            vmax=high, dim=0, draw_cross=False, annotate=False, black_bg=True, radiological=False, colorbar=False,
+        )  # fmt: skip
+        display.annotate(
+            left_right=False, positions=True, decimals=1, size=9, scalebar=True, scale_size=5, scale_units="mm"
+        )
+        for direction, plane in zip("yxz", PLANES.values(), strict=True):
+            _true_to_scale(display.axes[direction].ax)
+            style.name_sides(display.axes[direction].ax, plane)
+        style.write_on(display.axes["x"].ax, 0.02, 0.98, describe.scan_name(scan), ha="left", va="top", size=10)
+    shown = f"intensity {style.number(low)} (black) to {style.number(high)} (white)"
+    figure.suptitle(f"{title}: {shown}" if title else shown, y=1, va="top", fontsize=10)
+    return figure
+
+
+@style.drawn
+def slice_series(
+    scan: Scan, plane: str = "coronal", n: int = 9, labels: bool = False, window: tuple[float, float] | None = None
+) -> Figure:
+    """Slices from one end of the head to the other, three a row.
+
+    Parameters
+    ----------
+    scan : Scan
+        One scan.
+    plane : {"coronal", "sagittal", "horizontal"}
+        Which sections.
+    n : int
+        How many, evenly over the field of view.
+    labels : bool
+        Colour CSF, grey and white matter; a scan without labels is drawn plain.
+    window : tuple of float, optional
+        Intensities shown black and white; default :func:`style.intensity_window` of this scan.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One axes a slice, in mm, entitled with its position; where there are labels, a legend.
+    """
+    cut = style.plane_called(plane)
+    depth = scan.image.shape[cut.axis]
+    n = min(n, depth)
+    chosen = np.unique(np.round((np.arange(n) + 0.5) * depth / n - 0.5).astype(int))
+    low, high = style.intensity_window([scan]) if window is None else window
+    positions = style.positions_mm(scan.affine, scan.image.shape, cut.axis)
+    left, right, bottom, top = style.extent_mm(scan.affine, scan.image.shape, cut)
+    columns = min(3, len(chosen))
+    rows = -(-len(chosen) // columns)
+    size = WIDTH / columns * (top - bottom) / (right - left) + 0.3
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, size * rows + 0.4), squeeze=False, layout="compressed")
+    for ax, index in zip(grid.flat, chosen, strict=False):
+        style.show_section(ax, scan.image, scan.affine, cut, index, vmin=low, vmax=high)
+        if labels and scan.labels is not None:
+            _overlay(ax, scan, cut, index)
+        ax.set_title(style.where_mm(cut.axis, positions[index]))
+    style.bare(grid.flat)
+    style.name_sides(grid.flat[0], cut)
+    style.scale_bar(grid.flat[0])
+    if labels and scan.labels is not None:
+        handles = [Patch(color=TISSUE_COLOURS[name], label=name) for name in describe.TISSUES.values()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _overlay(ax: Axes, scan: Scan, plane: style.Plane, index: int) -> None:
+    """Colour the labels of a slice, half transparent; labels past 3 are left out."""
+    shown = np.ma.masked_outside(np.asarray(scan.labels), 1, 3)
+    colours = ListedColormap([TISSUE_COLOURS[name] for name in describe.TISSUES.values()])
+    style.show_section(ax, shown, scan.affine, plane, index, cmap=colours, vmin=0.5, vmax=3.5, alpha=0.5)
+
+
+@style.drawn
+def one_slice(scan: Scan, plane: str = "coronal", index: int | None = None, labels: bool = False) -> Figure:
+    """A single slice, large, with axes in mm.
+
+    Parameters
+    ----------
+    scan : Scan
+        One scan.
+    plane : {"coronal", "sagittal", "horizontal"}
+        Which section.
+    index : int, optional
+        Slice, from 0; default the middle one.
+    labels : bool
+        Colour CSF, grey and white matter, where there are labels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One axes in mm; the title gives the position and the intensity window.
+
+    Raises
+    ------
+    ValueError
+        If there is no such plane or slice.
+    """
+    cut = style.plane_called(plane)
+    depth = scan.image.shape[cut.axis]
+    index = (depth - 1) // 2 if index is None else index
+    if not 0 <= index < depth:
+        raise ValueError(f"slice {index} does not exist: {plane} slices of this scan are 0 to {depth - 1}")
+    low, high = style.intensity_window([scan])
+    figure, ax = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
+    style.show_section(ax, scan.image, scan.affine, cut, index, vmin=low, vmax=high)
+    if labels and scan.labels is not None:
+        _overlay(ax, scan, cut, index)
+    style.name_sides(ax, cut)
+    where = style.where_mm(cut.axis, style.positions_mm(scan.affine, scan.image.shape, cut.axis)[index])
+    ax.set(title=f"{where}; black {style.number(low)}, white {style.number(high)}", xlabel="mm", ylabel="mm")
+    return figure
+
+
+@style.drawn
+def mean_and_sd(cohort: Sequence[Scan]) -> Figure:
+    """Mean and standard deviation over the cohort, voxel by voxel, in three planes through the middle of the grid.
+
+    Parameters
+    ----------
+    cohort : Cohort or sequence of Scan
+        Scans on one grid, each scaled to [0, 1] (:func:`labkit.describe.mean_and_sd`).
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A column of three axes for the mean, another for the standard deviation (missing for a single scan), in mm,
+        each column with its colour bar.
+    """
+    scans = _some(cohort)
+    mean, sd = describe.mean_and_sd(scans)
+    maps = {f"mean of {len(scans)} scans" if sd is not None else "one scan": (mean, "gray")}
+    if sd is not None:
+        maps["standard deviation"] = (sd, "cividis")
+    affine, shape = scans[0].affine, mean.shape
+    extents = [style.extent_mm(affine, shape, plane) for plane in PLANES.values()]
+    inches = (WIDTH / 2 - 0.6) / max(right - left for left, right, _, _ in extents)  # for a mm
+    heights = [inches * (top - bottom) for _, _, bottom, top in extents]
+    size = ((WIDTH / 2) * len(maps), sum(heights) + 2.1)
+    figure, grid = plt.subplots(3, len(maps), figsize=size, squeeze=False, layout="compressed", height_ratios=heights)
+    for column, (what, (values, colours)) in enumerate(maps.items()):
+        high = float(np.percentile(values, 99.8))
+        for ax, (name, plane) in zip(grid[:, column], PLANES.items(), strict=True):
+            index = (shape[plane.axis] - 1) // 2
+            image = style.show_section(ax, values, affine, plane, index, cmap=colours, vmin=0, vmax=high)
+            style.name_sides(ax, plane)
+            ax.set_ylabel(f"{name}, mm" if column == 0 else "")
+        grid[0, column].set_title(what)
+        label = "each scan scaled to 0 to 1"
+        figure.colorbar(image, ax=grid[:, column], location="bottom", label=label, extend="max", shrink=0.8)
+    return figure
+
+
+def _some(scans: Iterable[Scan]) -> list[Scan]:
+    scans = list(scans)
+    if not scans:
+        raise ValueError("no scans to draw: give at least one")
+    return scans
+
+
+def _true_to_scale(ax: Axes) -> None:
+    """Stretch nilearn's picture to its voxels' outer edges: it reaches from centre to centre, 1 voxel in 40 short."""
+    for image in ax.images:
+        if image.get_array().ndim == 2:  # not the black ground
+            rows, columns = image.get_array().shape
+            left, right, bottom, top = image.get_extent()
+            across, up = (right - left) / (columns - 1) / 2, (top - bottom) / (rows - 1) / 2
+            image.set_extent((left - across, right + across, bottom - up, top + up))
+
+
+def _middle(scan: Scan) -> tuple[float, float, float]:
+    """World position, mm, of the voxel in the middle of the box that holds the scan's brain (head, without labels)."""
+    mask, _ = describe.region(scan)
+    middle = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))[[0, -1]].mean() for axis in range(3)]
+    return tuple(float(mm) for mm in nib.affines.apply_affine(scan.affine, np.round(middle)))

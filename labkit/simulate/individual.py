@@ -1,0 +1,255 @@
+"""What differs between one rat and the next: size, shape, pose, ventricles and tissue contrast.
+
+A rat's shape is the anatomy's, seen through a diffeomorphism: the flow of a smooth random stationary velocity field
+(Arsigny et al. 2006, MICCAI, LNCS 4190:924; Ashburner 2007, NeuroImage 38:95), integrated by scaling and squaring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+JACOBIAN_FLOOR = 0.2  # a warp that squeezes tissue to less than a fifth is made gentler
+
+
+@dataclass(frozen=True)
+class Individual:
+    """How much rats differ. Spreads are standard deviations of normals cut off at 2.5 standard deviations.
+
+    Attributes
+    ----------
+    volume_cv : float
+        Spread of a rat's overall volume relative to the anatomy's; its length scales with the cube root. The local
+        growth and shrinkage of the warp adds to it.
+    rotation_deg, shift_mm : float
+        Pose about each axis and along it. The cut-off keeps them within 3 degrees and 0.5 mm.
+    warp_mm, warp_length_mm : float
+        Standard deviation of the velocity field along each axis, and of the Gaussian it is smoothed with.
+    ventricle_mm : float
+        Velocity with which ventricle walls move in or out at the place where they move most.
+    density_cv, t1_cv, t2star_cv : float
+        Spread of each tissue's MR properties, relative, drawn for every tissue on its own.
+    """
+
+    volume_cv: float = 0.04
+    rotation_deg: float = 1.2
+    shift_mm: float = 0.2
+    warp_mm: float = 0.35
+    warp_length_mm: float = 2.5
+    ventricle_mm: float = 0.15
+    density_cv: float = 0.02
+    t1_cv: float = 0.03
+    t2star_cv: float = 0.05
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of one rat, float32 on the CPU.
+
+    Attributes
+    ----------
+    size : float
+        Length relative to the anatomy's.
+    rotation_deg, shift_mm : torch.Tensor
+        (3,), about and along right, superior, anterior.
+    velocity_mm : torch.Tensor
+        (3, X, Y, Z), velocity field on the warp grid.
+    ventricle_mm : float
+        Signed; positive widens the ventricles.
+    contrast : torch.Tensor
+        (3, T), factors near 1 on density, T1 and T2* of each tissue.
+    """
+
+    size: float
+    rotation_deg: torch.Tensor
+    shift_mm: torch.Tensor
+    velocity_mm: torch.Tensor
+    ventricle_mm: float
+    contrast: torch.Tensor
+
+
+def random_stream(seed: int, index: int, purpose: str) -> torch.Generator:
+    """A CPU generator that belongs to one rat and one purpose, whatever else has been drawn.
+
+    Parameters
+    ----------
+    seed : int
+        The cohort's seed.
+    index : int
+        The rat.
+    purpose : str
+        Such as ``"individual"``; streams of different purposes are independent, so that a change of one part of the
+        simulator leaves the others' numbers alone.
+
+    Returns
+    -------
+    torch.Generator
+    """
+    digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
+    # torch's Mersenne twister takes its state from the lower 32 bits of a seed.
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def clipped_normal(*shape: int, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal numbers, those beyond 2.5 standard deviations brought back to 2.5."""
+    return torch.randn(shape, generator=generator).clamp(-2.5, 2.5)
+
+
+def draw(individual: Individual, seed: int, index: int, n_tissues: int, shape: tuple[int, int, int],
+         spacing_mm: float) -> Draw:  # fmt: skip
+    """Draw one rat.
+
+    Parameters
+    ----------
+    individual : Individual
+        How much rats differ.
+    seed, index : int
+        Cohort and rat; the result depends on nothing else that is random.
+    n_tissues : int
+        Tissues of the anatomy.
+    shape : tuple of int
+        Points of the warp grid.
+    spacing_mm : float
+        Spacing of the warp grid, mm.
+
+    Returns
+    -------
+    Draw
+    """
+    stream = random_stream(seed, index, "individual")
+    volume, rotation, shift, ventricle = clipped_normal(8, generator=stream).split([1, 3, 3, 1])
+    spread = torch.tensor([individual.density_cv, individual.t1_cv, individual.t2star_cv])[:, None]
+    contrast = 1 + spread * clipped_normal(3, n_tissues, generator=stream)
+    return Draw(
+        size=(1 + individual.volume_cv * volume.item()) ** (1 / 3),
+        rotation_deg=individual.rotation_deg * rotation,
+        shift_mm=individual.shift_mm * shift,
+        velocity_mm=individual.warp_mm * smooth_noise(shape, individual.warp_length_mm / spacing_mm, stream),
+        ventricle_mm=individual.ventricle_mm * ventricle.item(),
+        contrast=contrast,
+    )
+
+
+def smooth_noise(shape: tuple[int, int, int], length: float, generator: torch.Generator) -> torch.Tensor:
+    """Three channels of white noise smoothed with a Gaussian, standard deviation 1 everywhere, edges included.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Points along each axis.
+    length : float
+        Standard deviation of the Gaussian, points.
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (3, X, Y, Z).
+    """
+    reach = max(1, int(3 * length + 0.5))
+    noise = torch.randn(3, *(n + 2 * reach for n in shape), generator=generator)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / length) ** 2)
+    taps = taps / taps.square().sum().sqrt()
+    for axis, n in enumerate(shape, start=1):
+        steps = torch.arange(n + 2 * reach)[:, None] - torch.arange(n)
+        band = torch.where((steps >= 0) & (steps <= 2 * reach), taps[steps.clamp(0, 2 * reach)], 0.0)
+        noise = (noise.movedim(axis, -1) @ band).movedim(-1, axis)
+    return noise
+
+
+def flow(velocity: torch.Tensor, steps: int = 6) -> torch.Tensor:
+    """Displacement reached by following a stationary velocity field for unit time.
+
+    Parameters
+    ----------
+    velocity : torch.Tensor
+        (B, 3, X, Y, Z), in points of its own grid, channels in the order of the axes.
+    steps : int
+        Squarings: the flow of the velocity divided by ``2**steps`` is composed with itself as often.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, 3, X, Y, Z), in points: where the point at x is taken to, less x.
+    """
+    displacement = velocity / 2**steps
+    for _ in range(steps):
+        displacement = displacement + sample(displacement, index_grid(displacement) + displacement)
+    return displacement
+
+
+def jacobian(displacement: torch.Tensor) -> torch.Tensor:
+    """Determinant of the Jacobian of x -> x + displacement(x): the local change of volume, (B, X, Y, Z)."""
+    rows = [torch.stack(torch.gradient(displacement[:, i], dim=(1, 2, 3)), -1) for i in range(3)]
+    matrix = torch.stack(rows, -2) + torch.eye(3, device=displacement.device)
+    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in matrix.unbind(-2))
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def diffeomorphism(velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flow of a velocity field, the field weakened where needed until the flow folds nowhere.
+
+    Parameters
+    ----------
+    velocity : torch.Tensor
+        (B, 3, X, Y, Z), in points of its own grid.
+
+    Returns
+    -------
+    displacement : torch.Tensor
+        (B, 3, X, Y, Z), in points.
+    smallest : torch.Tensor
+        (B,), smallest Jacobian determinant of each, at least :data:`JACOBIAN_FLOOR`.
+    """
+    strength = torch.ones(len(velocity), 1, 1, 1, 1, device=velocity.device)
+    while True:
+        displacement = flow(velocity * strength)
+        smallest = jacobian(displacement).flatten(1).amin(1)
+        folded = smallest < JACOBIAN_FLOOR
+        if not folded.any():
+            return displacement, smallest
+        strength = torch.where(folded[:, None, None, None, None], 0.8 * strength, strength)
+
+
+def rotation_matrix(angles_deg: torch.Tensor) -> torch.Tensor:
+    """Rotations about the first, then the second, then the third axis: (B, 3) degrees -> (B, 3, 3)."""
+    angles = torch.deg2rad(angles_deg)
+    matrix = torch.eye(3, device=angles.device).expand(len(angles), 3, 3)
+    for axis in range(3):
+        cosine, sine = angles[:, axis].cos(), angles[:, axis].sin()
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        turn = torch.eye(3, device=angles.device).repeat(len(angles), 1, 1)
+        turn[:, first, first] = turn[:, second, second] = cosine
+        turn[:, first, second], turn[:, second, first] = -sine, sine
+        matrix = turn @ matrix
+    return matrix
+
+
+def index_grid(like: torch.Tensor) -> torch.Tensor:
+    """Coordinates of every point of a volume in points, (1, 3, X, Y, Z)."""
+    axes = [torch.arange(n, device=like.device, dtype=torch.float32) for n in like.shape[-3:]]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+def sample(volume: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Trilinear interpolation; beyond its edge a volume keeps its edge's value.
+
+    Parameters
+    ----------
+    volume : torch.Tensor
+        (B, C, X, Y, Z).
+    points : torch.Tensor
+        (B, 3, x, y, z), in points of `volume`, channels in the order of its axes.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, C, x, y, z).
+    """
+    size = torch.tensor(volume.shape[-3:], device=points.device, dtype=points.dtype)
+    normalised = points.permute(0, 2, 3, 4, 1) * (2 / (size - 1)) - 1
+    return F.grid_sample(volume, normalised.flip(-1), mode="bilinear", padding_mode="border", align_corners=True)

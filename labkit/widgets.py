@@ -1,0 +1,91 @@
+"""Front ends for a live notebook: sliders over the functions of labkit.figures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from labkit import describe, figures
+from labkit.cohort import Cohort, Scan
+from labkit.progress import in_live_kernel
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+NOT_LIVE = """\
+The slice browser appears in a live kernel.
+Open this notebook in Jupyter or VS Code and run its cells."""
+
+
+def slice_browser(cohort: Cohort, live: bool | None = None) -> ipywidgets.VBox | None:
+    """Browse every slice of every scan of a cohort.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        The scans.
+    live : bool, optional
+        Make the sliders, or only say how to get them; default: as :func:`labkit.progress.in_live_kernel` finds. A page
+        built from an executed notebook would otherwise hold sliders that do nothing.
+
+    Returns
+    -------
+    ipywidgets.VBox or None
+        Rat, plane, slice (as a number and as a slider) and, where there are labels, a tick box, above the picture;
+        shown as a cell's value. None where no kernel is live, after a printed hint.
+    """
+    if not (in_live_kernel() if live is None else live):
+        print(NOT_LIVE)
+        return None
+    import ipywidgets
+
+    style, wide = {"description_width": "3rem"}, {"width": "auto", "max_width": "30rem"}
+    rats = [(describe.scan_name(scan), place) for place, scan in enumerate(cohort)]
+    rat = ipywidgets.Dropdown(options=rats, description="rat", style=style, layout=wide)
+    plane = ipywidgets.ToggleButtons(options=list(figures.PLANES), description="plane", style=style)
+    plane.style.button_width = "7rem"
+    # Slices are counted from 1 on screen. A screen reader gets the name of the number box, which a slider lacks. While
+    # it is dragged the front end waits for the kernel and sends only the latest position, so drawing does not pile up.
+    depth = cohort.shape[2]
+    middle = (depth + 1) // 2
+    number = ipywidgets.BoundedIntText(middle, min=1, max=depth, description="slice", style=style, layout=wide)
+    slider = ipywidgets.IntSlider(middle, min=1, max=depth, readout=False, layout=wide)
+    ipywidgets.link((number, "value"), (slider, "value"))
+    labels = ipywidgets.Checkbox(False, description="labels", indent=False)
+    picture = ipywidgets.HTML()
+    shown = []
+
+    def draw(*_: object) -> None:
+        chosen = (rat.value, plane.value, number.value - 1, labels.value)
+        if shown != [chosen]:  # a change of plane moves the slice as well, and both report
+            shown[:] = [chosen]
+            picture.value = slice_html(cohort[rat.value], *chosen[1:])
+
+    def turn(*_: object) -> None:
+        depth = cohort.shape[figures.PLANES[plane.value].axis]
+        number.max = slider.max = depth
+        number.value = (depth + 1) // 2
+
+    plane.observe(turn, "value")  # before draw, which then finds a slice that exists
+    for control in (rat, plane, number, labels):
+        control.observe(draw, "value")
+    draw()
+    any_labels = any(scan.labels is not None for scan in cohort)
+    return ipywidgets.VBox([rat, plane, number, slider, *([labels] if any_labels else []), picture])
+
+
+def slice_html(scan: Scan, plane: str, index: int, labels: bool = False) -> str:
+    """One slice as an HTML image that says in words what it shows; arguments as :func:`labkit.figures.one_slice`."""
+    figure = figures.one_slice(scan, plane, index, labels)
+    depth = scan.image.shape[figures.PLANES[plane].axis]
+    words = f"Rat {describe.scan_name(scan)}, {plane} slice {index + 1} of {depth}, {figure.axes[0].get_title()}"
+    return f'<img alt="{words}" style="max-width: 100%" src="data:image/png;base64,{_png(figure)}">'
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
