@@ -13,9 +13,9 @@ ROWS = [
     {"fields", "variants"},  # configuration
     # data: where scans come from (simulate, manifest, bids, nifti, sources), what they become, how they are kept
     {"grids", "progress", "simulate", "manifest", "nifti", "bids", "store", "volumes", "cohort", "sources", "augment"},
-    {"convolutions", "networks", "losses"},  # maths
+    {"convolutions", "blocks", "networks", "losses"},  # maths
     {"runs", "samples", "updates", "training", "generation"},  # learning
-    {"describe", "metrics", "segmentation", "judging"},  # evidence
+    {"describe", "architecture", "metrics", "segmentation", "judging"},  # evidence
     {"figures", "widgets"},  # eyes
 ]
 LEARNING_ORDER = ["runs", "training", "generation"]

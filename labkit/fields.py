@@ -1,0 +1,143 @@
+"""Fields of a configuration: declared with what they allow, brought to their type, refused with a sentence that helps.
+
+A frozen dataclass declares its fields with `one_of` and `number` and calls `check` from `__post_init__`. Values may
+come from code, JSON, or a command line, where YAML reads 1e-4 as text and a missing word as None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def one_of(*choices: str | int, **kwargs: Any) -> Any:
+    """Declare a field that holds one of a few words or numbers; `kwargs` go to `dataclasses.field`."""
+    return dataclasses.field(metadata={"choices": choices}, **kwargs)
+
+
+def number(low: float, high: float = math.inf, **kwargs: Any) -> Any:
+    """Declare a field that holds a number from `low` to `high`, both included; `kwargs` as in `one_of`."""
+    return dataclasses.field(metadata={"low": low, "high": high}, **kwargs)
+
+
+def known(kind: str, given: str, allowed: Iterable[str]) -> str:
+    """Return a name that is allowed.
+
+    Parameters
+    ----------
+    kind : str
+        What the name is of, for the error.
+    given : str
+        The name.
+    allowed : iterable of str
+        All names there are.
+
+    Returns
+    -------
+    str
+        `given`.
+
+    Raises
+    ------
+    ValueError
+        Says what was given, the nearest allowed name, and all of them.
+    """
+    allowed = list(allowed)
+    if given in allowed:
+        return given
+    near = difflib.get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {kind} {given!r}: {hint}allowed are {', '.join(allowed)}")
+
+
+def check(config: Any) -> None:
+    """Bring each field of a frozen dataclass instance to its declared type.
+
+    Parameters
+    ----------
+    config : dataclass instance
+        Its fields are annotated str, bool, int or float; a str field without choices is left alone.
+
+    Raises
+    ------
+    ValueError
+        One error for all fields whose value is not allowed: what was given, and what is allowed.
+    """
+    faults = []
+    for f in dataclasses.fields(config):
+        try:
+            object.__setattr__(config, f.name, _value(f, getattr(config, f.name)))
+        except ValueError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise ValueError(f"{type(config).__name__} {config.name!r}: " + "; ".join(faults))
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Make a configuration from what `dataclasses.asdict` gave, read back from JSON.
+
+    Parameters
+    ----------
+    kind : type
+        The dataclass.
+    values : mapping
+        Its fields by name; those with a default may be missing.
+
+    Returns
+    -------
+    instance of `kind`
+
+    Raises
+    ------
+    ValueError
+        If a field is unknown, missing, of the wrong type or out of range.
+    """
+    fields = dataclasses.fields(kind)
+    for given in values:
+        known(f"field of {kind.__name__}", given, [f.name for f in fields])
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
+    if missing:
+        raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}: give every field that has no default")
+    return kind(**values)
+
+
+def _value(f: dataclasses.Field, value: Any) -> Any:
+    """Convert one value to its field's type, or say what is allowed."""
+    choices = f.metadata.get("choices")
+    text = value.strip().lower() if isinstance(value, str) else value
+    if f.type == "bool":
+        converted = {"true": True, "false": False}.get(text) if isinstance(text, str) else text
+        if not isinstance(converted, bool):
+            raise ValueError(f"{f.name} is {value!r}, allowed are true and false")
+        return converted
+    if f.type == "str" and choices is None:
+        return value
+    converted = ("none" if text is None else text) if f.type == "str" else _number(f, text)
+    if choices is not None:
+        if isinstance(converted, bool) or converted not in choices:
+            raise ValueError(f"{f.name} is {value!r}, allowed are {', '.join(map(str, choices))}")
+        return converted
+    low, high = f.metadata["low"], f.metadata["high"]
+    if converted is None or not low <= converted <= high:
+        what = "a whole number" if f.type == "int" else "a number"
+        bounds = f"from {low:g} " + (f"to {high:g}" if high < math.inf else "up")
+        raise ValueError(f"{f.name} is {value!r}, allowed is {what} {bounds}")
+    return converted
+
+
+def _number(f: dataclasses.Field, value: Any) -> float | int | None:
+    """Read a finite number of the field's type; None where it is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        exact = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(exact) or (f.type == "int" and not exact.is_integer()):
+        return None
+    return int(exact) if f.type == "int" else exact

@@ -1,0 +1,138 @@
+"""The published loop, written plainly, and labkit's networks and losses: the same numbers from the same weights."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.utils.parametrize import cached
+
+from labkit import losses, networks
+from labkit.variants import resolve
+
+PATH = Path(__file__).resolve().parents[2] / "ci" / "reference_step.py"
+pytestmark = pytest.mark.usefixtures("one_thread")
+MODELS = ["adni", "sigmarat1", "sigmarat2", "sigmarat2_released"]
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads cost more than they bring on volumes this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    spec = importlib.util.spec_from_file_location("reference_step", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def prepare(reference, model, dtype):
+    variant, scale = resolve(model, "smoke", latent_dim=6, batch_size=2)
+    plain, ours = reference.build(variant, scale, seed=3), networks.build(variant, scale, seed=4)
+    for a, b in zip(ours, plain, strict=True):
+        a.to(dtype), b.to(dtype)
+        networks.load_by_position(a, b.state_dict())
+    draws = reference.Randomness(*(t.to(dtype) for t in reference.draw(variant, scale, seed=5)))
+    x = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(6), dtype=dtype) * 2 - 1
+    return variant, plain, ours, draws, x
+
+
+def our_generator_loss(n, variant, x, z):
+    z_enc = n.E(x)
+    x_rec, x_rand = n.G(z_enc), n.G(z)
+    terms = losses.reconstruction_terms(
+        x, x_rec, variant.reconstruction_weights, variant.gdl_reduction, variant.gdl_gradient
+    )
+    return losses.generator_loss(n.D(x_rec), n.D(x_rand), n.C(z_enc), sum(terms.values()))
+
+
+def our_critic_losses(n, variant, x, draws):
+    with torch.no_grad():
+        z_enc = n.E(x)
+        x_rec, x_rand = n.G(z_enc), n.G(draws.z_discriminator)
+
+    def penalty(critic, a, b, weight):
+        return losses.unit_norm_penalty(critic.input_gradient(losses.interpolate(a, b, weight)))
+
+    penalties = penalty(n.D, x, x_rec, draws.weight_rec) + penalty(n.D, x, x_rand, draws.weight_rand)
+    of_d = losses.critic_loss(n.D(x), n.D(x_rec), n.D(x_rand), penalties, variant.lambda1)
+    penalty_code = penalty(n.C, z_enc, draws.z_code, draws.weight_code)
+    return of_d, losses.code_critic_loss(n.C(z_enc), n.C(draws.z_code), penalty_code, variant.lambda1)
+
+
+def gradients(loss, *parts):
+    parameters = [p for part in parts for p in part.parameters()]
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    both = zip(parameters, found, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in both])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float64, 1e-10)])
+def test_losses_and_gradients_are_those_of_the_published_loop(reference, model, dtype, tolerance):
+    variant, plain, ours, draws, x = prepare(reference, model, dtype)
+    with cached():
+        expected = sum(reference.generator_losses(plain, variant, x, draws.z_generator).values())
+        found = our_generator_loss(ours, variant, x, draws.z_generator)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
+        a, b = gradients(found, ours.E, ours.G), gradients(expected, plain.E, plain.G)
+        assert (a - b).norm() < tolerance * b.norm()
+    with cached():
+        terms, z_enc = reference.discriminator_losses(plain, variant, x, draws)
+        of_d, of_c = our_critic_losses(ours, variant, x, draws)
+        torch.testing.assert_close(of_d, sum(terms.values()), rtol=tolerance, atol=0)
+        a, b = gradients(of_d, ours.D), gradients(sum(terms.values()), plain.D)
+        assert (a - b).norm() < tolerance * b.norm()
+        expected = sum(reference.code_losses(plain, variant, z_enc, draws).values())
+        torch.testing.assert_close(of_c, expected, rtol=tolerance, atol=0)
+        a, b = gradients(of_c, ours.C), gradients(expected, plain.C)
+        assert (a - b).norm() < tolerance * b.norm()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_published_loop_moves_every_network_and_logs_every_term(reference, model):
+    variant, plain, _, draws, x = prepare(reference, model, torch.float32)
+    opts = reference.optimisers(plain, variant)
+    before = [[p.detach().clone() for p in network.parameters()] for network in plain]
+    logged = reference.step(plain, opts, variant, x, x.flip(0), draws)
+    assert set(logged) == {
+        *("G.adversarial", "G.code", *(f"G.{name}" for name in variant.reconstruction_weights)),
+        *("D.critic", "D.penalty", "C.critic", "C.penalty"),
+    }
+    assert all(torch.isfinite(value) and not value.requires_grad for value in logged.values())
+    for network, old in zip(plain, before, strict=True):
+        moved = [not torch.equal(p, q) for p, q in zip(network.parameters(), old, strict=True) if p.ndim > 1]
+        assert all(moved)  # biases before a norm, and a critic's last one, have no gradient
+
+
+def test_the_released_loop_takes_two_steps_of_g_on_one_gradient(reference):
+    steps = {}
+    for model in ("sigmarat2", "sigmarat2_released"):
+        variant, plain, _, draws, x = prepare(reference, model, torch.float32)
+        opts = reference.optimisers(plain, variant)
+        reference.step(plain, opts, variant, x, x, draws)
+        steps[model] = [
+            {int(s["step"]) for s in getattr(opts, letter).state_dict()["state"].values()} for letter in "EGDC"
+        ]
+    assert steps == {"sigmarat2": [{1}, {1}, {1}, {1}], "sigmarat2_released": [{1}, {2}, {1}, {1}]}
+
+
+def test_power_iterations_can_be_made_once_an_update(reference):
+    variant, plain, _, draws, x = prepare(reference, "sigmarat2", torch.float32)
+    calls = []
+    spectral = next(m for m in plain.D.modules() if type(m).__name__ == "_SpectralNorm")
+    spectral.register_forward_hook(lambda *_: calls.append(1))
+    opts = reference.optimisers(plain, variant)
+    reference.step(plain, opts, variant, x, x, draws, one_power_iteration=True)
+    assert len(calls) == 2  # the update of (E, G), and that of D
+    reference.step(plain, opts, variant, x, x, draws)
+    assert len(calls) == 2 + 2 + 5  # two calls of D in the first update; three and two penalties in the second

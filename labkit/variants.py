@@ -1,0 +1,300 @@
+"""What the models are: each variant's networks, losses and optimiser, and the scales they are built at.
+
+Nothing here needs torch. A `Variant` is one model of Ferreira et al. 2022 (Applied Sciences 12:4844): the networks of
+its architecture figures, the loss of equation 2, 5 or 6. A `Scale` says how large and how long. Both are frozen, check
+themselves, and travel as JSON:
+
+>>> variant, scale = resolve("sigmarat2", "laptop", latent_dim=1000, discriminator_norm="none")
+>>> from_dict(Variant, json.loads(json.dumps(asdict(variant)))) == variant
+True
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from labkit.fields import check, from_dict, known, number, one_of
+
+__all__ = ["SCALES", "VARIANTS", "Scale", "Variant", "asdict", "from_dict", "resolve"]
+
+LAMBDAS = ("lambda1", "lambda2", "lambda3", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One model of the study: four networks, their losses and their optimiser.
+
+    Attributes
+    ----------
+    name : str
+        Key in `VARIANTS` this variant was resolved from; overrides keep it.
+    latent_dim : int
+        Length of a code; 1000 for the baseline, 500 for SigmaRat1 and SigmaRat2.
+    image_channels : int
+        Channels of a scan: 1.
+    generator_norm, discriminator_norm, encoder_norm : str
+        "batch", "instance" (no affine parameters) or "none"; after every hidden convolution of G, after hidden
+        convolutions 2 and on of D and E (the paper's architecture figures).
+    code_norm : str
+        "batch" or "none", after the hidden layers of C.
+    generator_spectral, discriminator_spectral, encoder_spectral, code_spectral : bool
+        Spectral norm on every convolution or linear layer of that network.
+    generator_slope, discriminator_slope, encoder_slope, code_slope : float
+        Slope of LeakyReLU below zero, [0, 1); 0 is ReLU.
+    lambda1, lambda2, lambda3 : float
+        Weights of equations 2 to 6. lambda1 always weighs the gradient penalties (equations 3 and 4).
+    l1_weight, mse_weight, gdl_weight : str
+        Which lambda weighs the mean absolute, mean squared and gradient difference of a scan and its reconstruction
+        (equations 2, 5, 6); "none" leaves the term out.
+    gdl_reduction : str
+        Gradient difference over voxels and batch: "sum" as equation 6 says, "mean", or "none" for no such term.
+    gdl_gradient : bool
+        Whether the gradient difference is trained on; the released code adds it as a plain number, which is not.
+    optimiser : str
+        "adam" or "adamw".
+    lr, beta1, beta2, eps, weight_decay : float
+        Its settings, the same for all networks.
+    generator_steps : int
+        Optimiser steps of G on the same gradients an iteration: 1; the released code takes 2.
+    augmentation : str
+        "full": all of the paper's transforms; "flip": the baseline's flip alone.
+
+    Raises
+    ------
+    ValueError
+        Says which field was given what, and what is allowed.
+    """
+
+    name: str
+    latent_dim: int = number(1, default=500)
+    image_channels: int = number(1, default=1)
+    generator_norm: str = one_of("batch", "instance", "none")
+    generator_spectral: bool = False
+    generator_slope: float = number(0, 0.999, default=0.01)
+    discriminator_norm: str = one_of("batch", "instance", "none")
+    discriminator_spectral: bool = False
+    discriminator_slope: float = number(0, 0.999, default=0.2)
+    encoder_norm: str = one_of("batch", "instance", "none")
+    encoder_spectral: bool = False
+    encoder_slope: float = number(0, 0.999, default=0.2)
+    code_norm: str = one_of("batch", "none")
+    code_spectral: bool = False
+    code_slope: float = number(0, 0.999, default=0.2)
+    lambda1: float = number(0)
+    lambda2: float = number(0)
+    lambda3: float = number(0, default=0.0)
+    l1_weight: str = one_of(*LAMBDAS, default="none")
+    mse_weight: str = one_of(*LAMBDAS, default="none")
+    gdl_weight: str = one_of(*LAMBDAS, default="none")
+    gdl_reduction: str = one_of("sum", "mean", "none", default="sum")
+    gdl_gradient: bool = True
+    optimiser: str = one_of("adam", "adamw", default="adam")
+    lr: float = number(1e-12, 1.0, default=2e-4)
+    beta1: float = number(0, 0.9999999, default=0.9)
+    beta2: float = number(0, 0.9999999, default=0.999)
+    eps: float = number(1e-15, 1.0, default=1e-8)
+    weight_decay: float = number(0, default=0.0)
+    generator_steps: int = number(1, 10, default=1)
+    augmentation: str = one_of("full", "flip", default="full")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def reconstruction_weights(self) -> dict[str, float]:
+        """Weight of each reconstruction term that is not zero: a subset of "l1", "mse" and "gdl"."""
+        gdl_weight = "none" if self.gdl_reduction == "none" else self.gdl_weight
+        named = {"l1": self.l1_weight, "mse": self.mse_weight, "gdl": gdl_weight}
+        return {term: getattr(self, which) for term, which in named.items() if getattr(self, which, 0.0) > 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large the volumes and networks are, and how long a run is.
+
+    Attributes
+    ----------
+    name : str
+        Key in `SCALES` this scale was resolved from; overrides keep it.
+    size : int
+        Side of the cube, voxels: 16, 32, 64, 128 or 256.
+    base_channels : int
+        Channels of the widest-resolution layer; the paper's 64 gives 64, 128, 256, 512 at 64^3.
+    batch_size : int
+        Scans an update.
+    iterations : int
+        Iterations of a whole run.
+    precision : str
+        "fp32", "bf16" (autocast) or "auto": bf16 where the device computes it faster.
+    ema_decay : float
+        Decay of the moving average of G's weights an iteration; 0 is G itself.
+    log_every, sample_every, checkpoint_every : int
+        Iterations between rows of losses, fixed samples, and checkpoints.
+
+    Raises
+    ------
+    ValueError
+        Says which field was given what, and what is allowed.
+    """
+
+    name: str
+    size: int = one_of(16, 32, 64, 128, 256)
+    base_channels: int = number(1)
+    batch_size: int = number(1, default=4)
+    iterations: int = number(1)
+    precision: str = one_of("fp32", "bf16", "auto", default="auto")
+    ema_decay: float = number(0, 0.9999999, default=0.999)
+    log_every: int = number(1)
+    sample_every: int = number(1)
+    checkpoint_every: int = number(1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def levels(self) -> int:
+        """Halvings from the cube to a side of 4 voxels: 4 at 64^3."""
+        return self.size.bit_length() - 3
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels from the widest to the coarsest resolution: 64, 128, 256, 512 at 64^3 and width 64."""
+        return tuple(self.base_channels * 2**level for level in range(self.levels))
+
+    @property
+    def code_channels(self) -> int:
+        """Width of the code discriminator: 4096 at width 64, and in proportion."""
+        return 64 * self.base_channels
+
+
+def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple[Variant, Scale]:
+    """Look up a model and a scale, and change any of their fields.
+
+    Parameters
+    ----------
+    model : str or Variant
+        Key of `VARIANTS`, or a variant made elsewhere.
+    scale : str or Scale
+        Key of `SCALES`, or a scale made elsewhere.
+    **overrides
+        Fields of either, by name. Text from a command line is taken where it says a value of the field's type:
+        "1e-4" for a number, "true" for a switch; None means "none" where "none" is a choice.
+
+    Returns
+    -------
+    Variant, Scale
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown (with the nearest known one and all of them), or a value is not allowed.
+    """
+    variant = VARIANTS[known("model", model, VARIANTS)] if isinstance(model, str) else model
+    size = SCALES[known("scale", scale, SCALES)] if isinstance(scale, str) else scale
+    if not isinstance(variant, Variant) or not isinstance(size, Scale):
+        raise TypeError(f"model and scale are names, got {model!r} and {scale!r}")
+    of_variant, of_scale = ([f.name for f in fields(kind) if f.name != "name"] for kind in (Variant, Scale))
+    for given in overrides:
+        known("override", given, of_variant + of_scale)
+    variant = replace(variant, **{name: value for name, value in overrides.items() if name in of_variant})
+    size = replace(size, **{name: value for name, value in overrides.items() if name in of_scale})
+    if size.batch_size == 1 and variant.code_norm == "batch":
+        raise ValueError(
+            f"batch_size is 1, but {variant.name} has BatchNorm in its code discriminator, which needs at least 2 "
+            "codes a batch; set batch_size to 2 or more, or code_norm to none"
+        )
+    return variant, size
+
+
+_ADNI = Variant(
+    name="adni",  # equation 2; alpha-WGAN_ADNI of Kwon et al. 2019 (arXiv 1908.02498)
+    latent_dim=1000,
+    generator_norm="batch",
+    generator_slope=0.0,
+    discriminator_norm="batch",
+    encoder_norm="batch",
+    code_norm="batch",
+    lambda1=10.0,
+    lambda2=10.0,
+    l1_weight="lambda2",
+    augmentation="flip",
+)
+_SIGMARAT1 = Variant(
+    name="sigmarat1",  # equation 5
+    generator_norm="instance",
+    generator_spectral=True,
+    discriminator_norm="instance",
+    discriminator_spectral=True,
+    encoder_norm="instance",
+    encoder_spectral=True,
+    code_norm="batch",
+    code_spectral=True,
+    lambda1=10.0,
+    lambda2=10.0,
+    l1_weight="lambda1",
+    mse_weight="lambda1",
+)
+_SIGMARAT2 = Variant(
+    name="sigmarat2",  # equation 6
+    generator_norm="instance",
+    discriminator_norm="none",
+    discriminator_spectral=True,
+    encoder_norm="instance",
+    code_norm="none",
+    code_spectral=True,
+    lambda1=100.0,
+    lambda2=100.0,
+    lambda3=0.01,
+    mse_weight="lambda2",
+    gdl_weight="lambda3",
+    optimiser="adamw",
+    weight_decay=0.01,
+)
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        _ADNI,
+        _SIGMARAT1,
+        _SIGMARAT2,
+        # what the released code trains under SigmaRat2's name: no gradient from the GDL, two steps of G an iteration
+        replace(_SIGMARAT2, name="sigmarat2_released", gdl_gradient=False, gdl_reduction="sum", generator_steps=2),
+    )
+}
+"""The study's models by name."""
+
+SCALES: dict[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            name="smoke",
+            size=16,
+            base_channels=4,
+            iterations=20,
+            ema_decay=0.9,
+            log_every=1,
+            sample_every=10,
+            checkpoint_every=10,
+        ),
+        Scale(
+            name="laptop",
+            size=32,
+            base_channels=16,
+            iterations=1500,
+            ema_decay=0.99,
+            log_every=10,
+            sample_every=150,
+            checkpoint_every=150,
+        ),
+        Scale(
+            name="paper",
+            size=64,
+            base_channels=64,
+            iterations=200_000,
+            log_every=50,
+            sample_every=5000,
+            checkpoint_every=1000,
+        ),
+    )
+}
+"""Scales by name: seconds for tests, minutes on a processor, the paper's."""
