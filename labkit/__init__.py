@@ -13,9 +13,17 @@ __version__ = "0.1.0"
 _WHERE = {
     "open_cohort": "labkit.sources",
     "CohortError": "labkit.sources",
+    "SIMULATED": "labkit.sources",
     "Cohort": "labkit.cohort",
     "Scan": "labkit.cohort",
     "Augmentation": "labkit.augment",
+    "train": "labkit.training",
+    "load_run": "labkit.runs",
+    "Run": "labkit.runs",
+    "RunError": "labkit.runs",
+    "resolve": "labkit.variants",
+    "VARIANTS": "labkit.variants",
+    "SCALES": "labkit.variants",
 }
 
 __all__ = ["__version__", *_WHERE]

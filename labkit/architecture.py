@@ -1,0 +1,88 @@
+"""A variant on paper: its networks as a table, its losses as equations with their numbers filled in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from labkit import networks
+from labkit.variants import Scale, Variant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAMES = {"G": "generator", "D": "discriminator", "E": "encoder", "C": "code discriminator"}
+
+
+def networks_table(variant: Variant, scale: Scale) -> pd.DataFrame:
+    """Layers of all four networks with what they put out for one scan or code.
+
+    Parameters
+    ----------
+    variant, scale : Variant, Scale
+        What and how large.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index ``network`` (G, D, E, C) and ``layer``, columns ``output`` (channels × sides, without the batch) and
+        ``parameters``; each network ends with its sum.
+    """
+    import pandas as pd
+
+    built = networks.build(variant, scale)
+    code, scan = (2, variant.latent_dim), (2, variant.image_channels, *(scale.size,) * 3)
+    rows = []
+    for name, shape in (("G", code), ("D", scan), ("E", scan), ("C", code)):
+        network = getattr(built, name)
+        title = f"{name}, {NAMES[name]}"
+        for row in networks.summary(network, shape):
+            output = " × ".join(str(side) for side in row.output_shape[1:]) or "1"
+            rows.append((title, row.layer, output, row.parameters))
+        rows.append((title, "in all", "", sum(p.numel() for p in network.parameters())))
+    table = pd.DataFrame(rows, columns=["network", "layer", "output", "parameters"])
+    return table.set_index(["network", "layer"])
+
+
+def equations(variant: Variant) -> str:
+    """The losses a variant is trained on, as Markdown with LaTeX, its weights as numbers.
+
+    Numbered as in Ferreira et al. 2022; a variant whose settings are none of the paper's has the same three equations
+    with its own terms.
+
+    Parameters
+    ----------
+    variant : Variant
+        Resolved, overrides included.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    weights = variant.reconstruction_weights
+    size = r"\lVert x - G(z_e) \rVert"
+    names = {"l1": rf"{size}_{{L1}}", "mse": rf"{size}_{{MSE}}", "gdl": rf"{size}_{{GDL}}"}
+    terms = "".join(f" + {weight:g}\\, {names[term]}" for term, weight in weights.items())
+    penalty = rf"{variant.lambda1:g}\, L"
+    lines = [
+        r"$$ L_{GD} = -\mathbb{E}[D(G(z_e))] - \mathbb{E}[D(G(z_r))] \tag{1} $$",
+        rf"$$ L_{{G}} = L_{{GD}} - \mathbb{{E}}[C(z_e)]{terms} \tag{{{_number(weights)}}} $$",
+        rf"$$ L_C = \mathbb{{E}}[C(z_e)] - \mathbb{{E}}[C(z_r)] + {penalty}_{{GP\text{{-}}C}} \tag{{3}} $$",
+        rf"$$ L_D = -L_{{GD}} - 2\,\mathbb{{E}}[D(x)] + {penalty}_{{GP\text{{-}}D}} \tag{{4}} $$",
+    ]
+    notes = []
+    if "gdl" in weights:
+        kind = {"sum": "summed over voxels and batch", "mean": "averaged over voxels and batch"}[variant.gdl_reduction]
+        trained = "" if variant.gdl_gradient else ", added as a plain number that no gradient flows through"
+        notes.append(f"The gradient difference (GDL) is {kind}{trained}.")
+    if variant.generator_steps > 1:
+        notes.append(f"G's optimiser steps {variant.generator_steps} times an iteration on the same gradients.")
+    decay = f", weight decay {variant.weight_decay:g}" if variant.weight_decay else ""
+    optimiser = {"adam": "Adam", "adamw": "AdamW"}[variant.optimiser]
+    notes.append(f"{optimiser}, learning rate {variant.lr:g}, betas {variant.beta1:g} and {variant.beta2:g}{decay}.")
+    return "\n\n".join([*lines, " ".join(notes)])
+
+
+def _number(weights: dict[str, float]) -> str:
+    """Number of L_G in the paper, by its reconstruction terms."""
+    return {("l1",): "2", ("l1", "mse"): "5", ("gdl", "mse"): "6"}.get(tuple(sorted(weights)), r"6'")

@@ -1,0 +1,68 @@
+"""Figures one can hover over and zoom, with a picture in their place wherever scripts do not run."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_DRAW = """
+(function () {
+  var place = document.getElementById("%(id)s"), content = JSON.parse(place.querySelector("script").textContent);
+  function draw() {
+    if (!window.Plotly) { return; }
+    var still = place.querySelector("img");
+    content.layout.width = undefined;
+    var options = {responsive: true, displaylogo: false};
+    window.Plotly.newPlot(place.querySelector("div"), content.data, content.layout, options)
+      .then(function () { still.style.display = "none"; });
+  }
+  if (window.Plotly) { draw(); } else { window.addEventListener("load", draw); }
+})();
+"""
+
+
+class Interactive:
+    """A plotly figure and a still picture of the same.
+
+    A live notebook draws the plotly figure. A built page shows the picture at once, and the plotly figure in its place
+    if the page carries plotly's script; nothing is fetched from anywhere.
+
+    Parameters
+    ----------
+    figure : plotly.graph_objects.Figure
+        To interact with.
+    still : matplotlib.figure.Figure
+        The same, for every other reader.
+    alt : str
+        What the figure shows, in words.
+    """
+
+    def __init__(self, figure: go.Figure, still: Figure, alt: str) -> None:
+        self.figure, self.still, self.alt = figure, still, alt
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        content = json.loads(self.figure.to_json())
+        return {"application/vnd.plotly.v1+json": content, "text/html": self._html(content), "text/plain": self.alt}
+
+    def _html(self, content: dict[str, Any]) -> str:
+        picture = io.BytesIO()
+        self.still.savefig(picture, format="png", dpi=130, bbox_inches="tight")
+        data = base64.b64encode(picture.getvalue()).decode("ascii")
+        # the same figure has the same name in every build, and two on a page differ
+        name = f"interactive-{zlib.crc32(data.encode()):08x}"
+        carried = json.dumps({"data": content["data"], "layout": content["layout"]}).replace("</", "<\\/")
+        return (
+            f'<div id="{name}" class="interactive-figure"><div></div>'
+            f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.alt, quote=True)}" style="max-width:100%">'
+            f'<script type="application/json">{carried}</script></div>'
+            f"<script>{_DRAW % {'id': name}}</script>"
+        )

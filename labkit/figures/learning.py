@@ -1,0 +1,194 @@
+"""Figures of a training run: losses, codes, fixed samples as they change, reconstructions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from labkit.cohort import Cohort
+from labkit.figures import style
+from labkit.figures.interactive import Interactive
+from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
+from labkit.runs import Run
+from labkit.samples import three_planes
+
+PANELS = {
+    "reconstruction: mean squared error, scans in [−1, 1]": {
+        "rec_mse": "training batches",
+        "held_out_mse": "held-out scans",
+    },
+    "Wasserstein estimates: real minus generated": {"wasserstein_D": "scans (D)", "wasserstein_C": "codes (C)"},
+    "losses": {"loss_EG": "L_G", "loss_D": "L_D", "loss_C": "L_C"},
+    "gradient norms": {"grad_E": "E", "grad_G": "G", "grad_D": "D", "grad_C": "C"},
+}
+"""What `loss_curves` draws: panel, and its columns of ``losses.csv`` with their names."""
+
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+POSITIVE = ("reconstruction: mean squared error, scans in [−1, 1]", "gradient norms")
+
+
+def loss_curves(run: Run, smooth: int = 0) -> Interactive:
+    """Losses of a run, four panels one under the other over iterations.
+
+    Parameters
+    ----------
+    run : Run
+        Trained at least as far as its first row.
+    smooth : int
+        Rows over which curves are averaged (centred); 0 chooses one in forty.
+
+    Returns
+    -------
+    Interactive
+        Log scales for errors and gradient norms, linear ones for what may be negative.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    losses = run.losses
+    window = smooth or max(1, len(losses) // 40)
+    figure = make_subplots(len(PANELS), 1, shared_xaxes=True, vertical_spacing=0.06, subplot_titles=list(PANELS))
+    with plt.rc_context(style.STYLE):
+        still, axes = plt.subplots(len(PANELS), 1, figsize=(WIDTH, 9), sharex=True, layout="constrained")
+    for row, (ax, (panel, columns)) in enumerate(zip(axes, PANELS.items(), strict=True), start=1):
+        for colour, (column, name) in zip(COLOURS, columns.items(), strict=False):
+            values = losses[column].dropna()
+            if values.empty:
+                continue
+            sparse = len(values) < len(losses)
+            curve = values if sparse else values.rolling(window, min_periods=1, center=True).mean()
+            mode = "lines+markers" if sparse else "lines"
+            figure.add_trace(
+                go.Scatter(x=list(curve.index), y=curve.tolist(), name=name, mode=mode, line={"color": colour}), row, 1
+            )
+            ax.plot(
+                curve.index, curve, color=colour, label=name, marker="o" if sparse else "", markersize=3, linewidth=1
+            )
+        if panel in POSITIVE:
+            figure.update_yaxes(type="log", row=row, col=1)
+            ax.set_yscale("log")
+        ax.set_title(panel)
+        ax.legend(ncols=4)
+    axes[-1].set_xlabel("iteration")
+    figure.update_xaxes(title_text="iteration", row=len(PANELS), col=1)
+    figure.update_layout(height=900, template="plotly_white", margin={"l": 50, "r": 10, "t": 40, "b": 40},
+                         legend={"orientation": "h"}, hovermode="x unified")  # fmt: skip
+    plt.close(still)
+    last = losses.iloc[-1]
+    held = losses["held_out_mse"].dropna()
+    alt = (
+        f"Four panels of curves over {losses.index[-1]} iterations of {run.config['variant']['name']}: mean squared "
+        f"reconstruction error, now {last['rec_mse']:.3g} in training"
+        + (f" and {held.iloc[-1]:.3g} on held-out scans" if len(held) else "")
+        + f"; Wasserstein estimates, now {last['wasserstein_D']:.3g} for scans; losses; gradient norms."
+    )
+    return Interactive(figure, still, alt)
+
+
+@style.drawn
+def code_statistics(run: Run) -> Figure:
+    """Mean and standard deviation of encoded codes over iterations, beside the 0 and 1 of random codes.
+
+    Parameters
+    ----------
+    run : Run
+        A run with rows.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Two panels; the standard deviation on a log scale.
+    """
+    losses = run.losses
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(WIDTH, 4.2), sharex=True, layout="constrained")
+    upper.plot(losses.index, losses["z_enc_sd"], color=BLUE, linewidth=1, label="training batches")
+    held = losses["held_out_code_sd"].dropna()
+    if len(held):
+        upper.plot(held.index, held, "o-", color=VERMILION, markersize=3, linewidth=1, label="held-out scans")
+    upper.axhline(1, color=GREY, linestyle="--", linewidth=1, label="random codes, N(0, I)")
+    upper.set(yscale="log", title="standard deviation of encoded codes")
+    upper.legend()
+    lower.plot(losses.index, losses["z_enc_mean"], color=BLUE, linewidth=1)
+    lower.axhline(0, color=GREY, linestyle="--", linewidth=1)
+    lower.set(title="mean of encoded codes", xlabel="iteration")
+    return figure
+
+
+@style.drawn
+def samples_over_time(run: Run, codes: int = 4, moments: int = 5) -> Figure:
+    """The same random codes at several iterations, from the first to the last.
+
+    Parameters
+    ----------
+    run : Run
+        A run with samples.
+    codes : int
+        How many codes, columns.
+    moments : int
+        How many iterations, rows, evenly spread.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Coronal sections through the middle of the volume, window [-1, 1].
+    """
+    paths = sorted((run.path / "samples").glob("*_random.nii.gz"))
+    chosen = [paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, moments).round().astype(int))]
+    figure, axes = plt.subplots(
+        len(chosen), codes, figsize=(WIDTH, WIDTH / codes * len(chosen) + 0.3), squeeze=False, layout="constrained"
+    )
+    for row, path in zip(axes, chosen, strict=True):
+        volumes = np.asarray(nib.load(path).dataobj)
+        for ax, volume in zip(row, np.moveaxis(volumes, -1, 0), strict=False):
+            ax.imshow(three_planes(volume)[0], cmap="gray", vmin=-1, vmax=1)
+        row[0].set_ylabel(f"{_iteration(path)}")
+    style.bare(axes.flat)
+    figure.supylabel("iteration", size=10)
+    return figure
+
+
+@style.drawn
+def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
+    """Scans, what comes back of them through E and the averaged G, and the difference.
+
+    Parameters
+    ----------
+    run : Run
+        Trained.
+    cohort : Cohort
+        Its first scans are shown; held-out ones make the honest figure.
+    scans : int
+        How many, columns.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Rows scan, reconstruction, difference; coronal sections, window [-1, 1], difference in red (too bright) and
+        blue (too dark) with its own window of [-1, 1].
+    """
+    shown = cohort.subset(range(min(scans, len(cohort))))
+    real = shown.volumes(run.scale.size)
+    with torch.no_grad():
+        back = run.generator()(run.encoder()(real))
+    rows = {"scan": real, "reconstruction": back, "difference": back - real}
+    figure, axes = plt.subplots(
+        3, len(shown), figsize=(WIDTH, WIDTH / len(shown) * 3), squeeze=False, layout="constrained"
+    )
+    for row, (name, volumes) in zip(axes, rows.items(), strict=True):
+        for ax, volume in zip(row, volumes[:, 0].numpy(), strict=True):
+            cmap = "RdBu_r" if name == "difference" else "gray"
+            ax.imshow(three_planes(volume)[0], cmap=cmap, vmin=-1, vmax=1)
+        row[0].set_ylabel(name)
+    for ax, scan, volume in zip(axes[1], shown, (back - real).square().mean((1, 2, 3, 4)), strict=True):
+        ax.set_title(f"rat {scan.subject}: MSE {volume.item():.4f}")
+    style.bare(axes.flat)
+    return figure
+
+
+def _iteration(path: Path) -> int:
+    return int(path.name.split("_")[0].removeprefix("iteration-"))

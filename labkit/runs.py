@@ -1,0 +1,353 @@
+"""A run is a folder: what was asked, what was seen, the networks, and enough to go on where it stopped.
+
+::
+
+    runs/sigmarat2-sigma-laptop-s0/
+        config.json         variant, scale, seed, the training animals and their fingerprint
+        provenance.json     commit, versions, device, wall time of every sitting
+        losses.csv          a row a logging interval
+        checkpoint.safetensors   everything needed to continue bit for bit
+        generator.safetensors    averaged (EMA) generator alone, for sharing
+        samples/            fixed codes and scans as they change: NIfTI and montage
+        events/             TensorBoard
+
+Tensors are kept as safetensors, which hold numbers and text and nothing that runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labkit import __version__, networks
+from labkit.bids import write_text
+from labkit.fields import from_dict
+from labkit.variants import Scale, Variant
+
+CHECKPOINT = "checkpoint.safetensors"
+GENERATOR = "generator.safetensors"
+LOSSES = "losses.csv"
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used as asked: missing, busy, or made with another configuration."""
+
+
+def flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Split nested dicts and lists into tensors by path and the rest as JSON.
+
+    Returns
+    -------
+    tensors : dict of str to torch.Tensor
+        Keys are paths, ``generator/net.0.weight``.
+    rest : dict
+        The same nesting with tensors replaced by ``{"tensor": path}``.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[path] = value.detach()
+            return {"tensor": path}
+        if isinstance(value, Mapping):
+            return {"items": [[key, walk(item, f"{path}/{key}".lstrip("/"))] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"list": [walk(item, f"{path}/{index}") for index, item in enumerate(value)]}
+        return {"value": value}
+
+    return tensors, walk(state, "")
+
+
+def unflatten(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> Any:
+    """Inverse of :func:`flatten` (tuples come back as lists)."""
+    (kind, content), *_ = rest.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: unflatten(tensors, item) for key, item in content}
+    if kind == "list":
+        return [unflatten(tensors, item) for item in content]
+    return content
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write nested tensors and values to one safetensors file, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        The disk does not take it; the file that was there before is untouched.
+    """
+    from safetensors.torch import save_file
+
+    tensors, rest = flatten(state)
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        try:
+            save_file(tensors, partial, metadata={"state": json.dumps(rest)})
+        except Exception as error:  # safetensors reports a full disk as its own error
+            raise OSError(f"could not write {path}: {error}; the previous file, if any, is untouched") from error
+        with partial.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what :func:`save_state` wrote.
+
+    Raises
+    ------
+    RunError
+        The file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+            rest = json.loads(handle.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}); remove it to start again from the beginning") from error
+    return unflatten(tensors, rest)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the lock falls with the process, however it ends.
+
+    Raises
+    ------
+    RunError
+        Another process holds it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = (folder / ".lock").open("a+")
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise RunError(
+                f"{folder} is being trained by another process (number {holder}): wait for it, stop it, or choose "
+                "another run_dir"
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+    finally:
+        handle.close()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
+
+
+def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to mix two configurations in one folder; how long and where a run is trained may change.
+
+    Raises
+    ------
+    RunError
+        Lists each setting that differs, with both values.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    there = _comparable(json.loads(path.read_text()))
+    asked = _comparable(json.loads(json.dumps(config)))
+    differing = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+    if differing:
+        lines = "\n".join(f"  {key}: {there.get(key)!r} there, {asked.get(key)!r} asked" for key in differing)
+        raise RunError(
+            f"{folder} holds a run with another configuration:\n{lines}\nChoose another run_dir, or remove that folder."
+        )
+
+
+def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name, without those that may differ between two sittings of one run."""
+    free = {"scale.iterations", "scale.name", "iterations", "device", "precision_used"}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name in free or name.startswith("scale.") and name.endswith("_every"):
+            continue
+        flat |= _comparable(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Append rows to a CSV, with a header when it is new."""
+    if not rows:
+        return
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        if fresh:
+            writer.writeheader()
+        writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
+
+
+def cut_rows(path: Path, iteration: int) -> None:
+    """Drop rows after `iteration`: those a killed sitting wrote past its last checkpoint."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as handle:
+        lines = handle.read().splitlines()
+    kept = [line for line in lines[1:] if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= iteration]
+    whole = [line for line in kept if line.count(",") == lines[0].count(",")]
+    write_text(path, "\n".join([lines[0], *whole]) + "\n")
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Commit, versions and device of this process."""
+    import nibabel
+    import numpy
+
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        commit = answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown (not a git checkout)"
+    on_cuda = device.type == "cuda"
+    return {
+        "commit": commit,
+        "labkit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "nibabel": nibabel.__version__,
+        "device": torch.cuda.get_device_name(device) if on_cuda else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory this process has held: allocated by torch on a GPU, resident on a CPU, MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's peak may be the parent process's
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Its folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked: model, variant, scale, seed, cohort with fingerprint and training animals."""
+        return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Commit, versions, device and wall time of every sitting."""
+        return json.loads((self.path / "provenance.json").read_text())
+
+    @property
+    def losses(self):
+        """`losses.csv` as a pandas.DataFrame, one row a logging interval, with the iteration as index."""
+        import pandas as pd
+
+        return pd.read_csv(self.path / LOSSES).set_index("iteration")
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done at the last checkpoint; 0 before the first."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return 0
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as handle:
+            rest = json.loads(handle.metadata()["state"])
+        return dict(rest["items"])["iteration"]["value"]
+
+    @property
+    def variant(self) -> Variant:
+        """The resolved variant."""
+        return from_dict(Variant, self.config["variant"])
+
+    @property
+    def scale(self) -> Scale:
+        """The resolved scale."""
+        return from_dict(Scale, self.config["scale"])
+
+    def generator(self, device: torch.device | str = "cpu") -> networks.Generator:
+        """The averaged (EMA) generator, in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1]."""
+        network = networks.Generator(self.variant, self.scale)
+        network.load_state_dict(self._tensors(GENERATOR, device)["generator"])
+        return network.to(device).eval()
+
+    def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder:
+        """The encoder at the last checkpoint, in evaluation mode: (B, 1, S, S, S) -> (B, Z)."""
+        return self._network("E", networks.Encoder, device)
+
+    def discriminator(self, device: torch.device | str = "cpu") -> networks.Discriminator:
+        """The discriminator at the last checkpoint, in evaluation mode: (B, 1, S, S, S) -> (B,)."""
+        return self._network("D", networks.Discriminator, device)
+
+    def _network(self, name: str, kind: type, device: torch.device | str) -> torch.nn.Module:
+        network = kind(self.variant, self.scale)
+        network.load_state_dict(self._tensors(CHECKPOINT, device)["networks"][name])
+        return network.to(device).eval()
+
+    def _tensors(self, name: str, device: torch.device | str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.exists():
+            raise RunError(f"{self.path} has no {name} yet: train it first, it has done {self.iteration} iterations")
+        return load_state(path, device)
+
+
+def load_run(path: str | os.PathLike) -> Run:
+    """Open a run folder.
+
+    Raises
+    ------
+    RunError
+        `path` is no run; lists the runs beside it.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").exists():
+        beside = sorted(p.parent.name for p in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
+        listed = f"; runs in {folder.parent}: {', '.join(beside)}" if beside else ""
+        raise RunError(f"{folder} is no run (it has no config.json){listed}")
+    return Run(folder)

@@ -1,0 +1,108 @@
+"""Fixed codes and scans, seen again and again while a run trains: montages to look at, NIfTI to open.
+
+The same eight codes and four scans from iteration 0 on, so that what changes between two pictures is the networks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from labkit import nifti
+from labkit.grids import STUDY_ZOOMS, grid_affine
+
+TILE = 96
+"""Smallest side of a tile in a montage, pixels."""
+
+
+def three_planes(volume: np.ndarray) -> list[np.ndarray]:
+    """Coronal, sagittal and horizontal sections through a cube's middle.
+
+    Parameters
+    ----------
+    volume : numpy.ndarray
+        (S, S, S), axes right, superior, anterior.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Three (S, S) pictures, first row on top: superior up (horizontal: anterior up), right to the right (sagittal:
+        anterior to the right).
+    """
+    right, superior, anterior = (side // 2 for side in volume.shape)
+    coronal, sagittal, horizontal = volume[:, :, anterior], volume[right], volume[:, superior]
+    return [coronal.T[::-1], sagittal[::-1], horizontal.T[::-1]]
+
+
+def montage(columns: list[np.ndarray]) -> np.ndarray:
+    """Volumes side by side, one a column, three planes each.
+
+    Parameters
+    ----------
+    columns : list of numpy.ndarray
+        Volumes (S, S, S) in [-1, 1].
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (3 S', n S'), 0 for -1 and 255 for 1; S' is a whole multiple of S of at least :data:`TILE`.
+    """
+    rows = zip(*(three_planes(volume) for volume in columns), strict=True)
+    picture = np.vstack([np.hstack(row) for row in rows])
+    grey = np.round((np.clip(picture, -1, 1) + 1) * 127.5).astype(np.uint8)
+    times = -(-TILE // columns[0].shape[0])
+    return grey.repeat(times, 0).repeat(times, 1)
+
+
+def save_samples(
+    folder: Path, iteration: int, random: torch.Tensor, real: torch.Tensor, reconstructed: torch.Tensor
+) -> Path:
+    """Write what G makes of the fixed codes, and of the fixed scans by way of E.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The run's ``samples`` folder.
+    iteration : int
+        Goes into the names.
+    random : torch.Tensor
+        (n, 1, S, S, S) in [-1, 1], from the fixed codes.
+    real, reconstructed : torch.Tensor
+        (m, 1, S, S, S) in [-1, 1], the fixed scans and their reconstructions.
+
+    Returns
+    -------
+    pathlib.Path
+        The montage: random samples above, below them each scan beside its reconstruction.
+    """
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    random, real, reconstructed = (t[:, 0].detach().float().cpu().numpy() for t in (random, real, reconstructed))
+    stem = f"iteration-{iteration:06d}"
+    for what, volumes in (("random", random), ("reconstructed", reconstructed)):
+        nifti.save(_series(volumes), folder / f"{stem}_{what}.nii.gz")
+    pairs = [volume for pair in zip(real, reconstructed, strict=True) for volume in pair]
+    upper, lower = montage(list(random)), montage(pairs)
+    width = max(upper.shape[1], lower.shape[1])
+    upper, lower = (np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (upper, lower))
+    rule = np.full((4, width), 255, np.uint8)
+    path = folder / f"{stem}.png"
+    partial = folder / f".{path.name}"
+    Image.fromarray(np.vstack([upper, rule, lower])).save(partial, format="png", optimize=True)
+    partial.replace(path)
+    return path
+
+
+def _series(volumes: np.ndarray) -> nib.Nifti1Image:
+    """Cubes as one 4-D image, 16-bit with a scale factor, at the voxel size the cube stands for."""
+    size = volumes.shape[-1]
+    affine = grid_affine((size,) * 3, tuple(64 / size * zoom for zoom in STUDY_ZOOMS))
+    image = nib.Nifti1Image(np.moveaxis(volumes, 0, -1), affine)
+    image.set_data_dtype(np.int16)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"synthetic: made by a generator, not scanned"
+    return image

@@ -1,0 +1,105 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from labkit import runs
+from labkit.runs import RunError
+
+
+def nested():
+    return {
+        "iteration": 7,
+        "networks": {"G": {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)}},
+        "optimiser": {"state": {0: {"step": torch.tensor(2.0)}, 1: {}}, "groups": [{"lr": 1e-4, "betas": [0.9, 0.99]}]},
+        "rng": torch.arange(5, dtype=torch.uint8),
+        "nothing": None,
+    }
+
+
+def test_nested_state_comes_back_as_it_was(tmp_path):
+    runs.save_state(tmp_path / "a.safetensors", nested())
+    back = runs.load_state(tmp_path / "a.safetensors")
+    assert back["iteration"] == 7 and back["nothing"] is None and back["optimiser"]["groups"][0]["lr"] == 1e-4
+    assert list(back["optimiser"]["state"]) == [0, 1] and back["optimiser"]["state"][0]["step"] == 2
+    assert torch.equal(back["networks"]["G"]["weight"], nested()["networks"]["G"]["weight"])
+    assert back["rng"].dtype == torch.uint8
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    path = tmp_path / "a.safetensors"
+    runs.save_state(path, nested())
+    before = path.read_bytes()
+
+    def full(tensors, target, metadata):
+        target.write_bytes(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left.*previous file, if any, is untouched"):
+        runs.save_state(path, nested() | {"iteration": 8})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    runs.save_state(path, nested())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match="a.safetensors is damaged"):
+        runs.load_state(path)
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"x": Payload()}, tmp_path / "a.safetensors")
+    with pytest.raises(RunError):
+        runs.load_state(tmp_path / "a.safetensors")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_second_process_is_kept_out_and_the_lock_dies_with_its_holder(tmp_path):
+    hold = "import sys, time; from pathlib import Path; from labkit import runs\n"
+    hold += "with runs.locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline().strip() == "held"
+        with pytest.raises(RunError, match=f"another process \\(number {holder.pid}\\)"), runs.locked(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with runs.locked(tmp_path):
+        pass
+
+
+def test_another_configuration_is_refused_with_what_differs(tmp_path):
+    config = {"seed": 0, "scale": {"size": 16, "iterations": 20, "log_every": 5}, "train": {"subjects": ["1", "2"]}}
+    runs.write_json(tmp_path / "config.json", config)
+    runs.check_config(
+        tmp_path, json.loads(json.dumps(config)) | {"scale": {"size": 16, "iterations": 90, "log_every": 1}}
+    )
+    with pytest.raises(RunError, match="scale.size: 16 there, 32 asked"):
+        runs.check_config(tmp_path, config | {"scale": {"size": 32, "iterations": 20, "log_every": 5}})
+
+
+def test_rows_after_the_checkpoint_are_dropped_with_half_written_ones(tmp_path):
+    path = tmp_path / "losses.csv"
+    runs.append_rows(path, [{"iteration": i, "loss": i / 3, "x": float("nan")} for i in (10, 20, 30, 40)])
+    with path.open("a") as handle:
+        handle.write("20,0.")
+    runs.cut_rows(path, 30)
+    assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["iteration", "10", "20", "30"]
+
+
+def test_what_is_no_run_is_answered_with_the_runs_there_are(tmp_path):
+    runs.write_json(tmp_path / "sigmarat2-sigma-laptop-s0" / "config.json", {})
+    with pytest.raises(RunError, match="no config.json.*; runs in .*: sigmarat2-sigma-laptop-s0"):
+        runs.load_run(tmp_path / "sigmarat2")

@@ -1,0 +1,201 @@
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from labkit import runs
+from labkit.runs import RunError, load_run
+from labkit.tests.rats import ellipsoids
+from labkit.training import DivergedError, train
+from labkit.variants import VARIANTS, resolve
+
+FAST = {"iterations": 6, "checkpoint_every": 3, "sample_every": 3, "log_every": 2, "ema_decay": 0.5, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def rats(tmp_path_factory):
+    return ellipsoids(tmp_path_factory.mktemp("cohort") / "rats")
+
+
+def tensors(run):
+    return runs.flatten(runs.load_state(run.path / runs.CHECKPOINT))[0]
+
+
+def same(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+def test_every_variant_leaves_a_run_that_others_can_use(rats, tmp_path, model):
+    run = train(model, rats, "smoke", tmp_path / "run", **FAST)
+    assert run.iteration == 6 and list(run.losses.index) == [2, 4, 6]
+    expected = {"loss_EG", "loss_D", "loss_C", "rec_mse", "wasserstein_D", "z_enc_mean", "z_enc_sd", "grad_G"}
+    assert expected <= set(run.losses.columns) and np.isfinite(run.losses["loss_EG"]).all()
+    assert np.isfinite(run.losses.loc[6, "held_out_mse"])
+    latent = run.variant.latent_dim
+    scans = run.generator()(torch.randn(2, latent))
+    assert scans.shape == (2, 1, 16, 16, 16) and scans.abs().max() <= 1
+    assert run.encoder()(scans).shape == (2, latent) and run.discriminator()(scans).shape == (2,)
+    assert run.config["train"]["subjects"] and not set(run.config["train"]["subjects"]) & set(
+        run.config["held_out"]["subjects"]
+    )
+    assert run.provenance["sittings"][0]["torch"] == torch.__version__
+    assert list((run.path / "events").iterdir())
+
+
+def test_fixed_samples_start_at_iteration_zero_as_nifti_and_montage(rats, tmp_path):
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
+    names = sorted(path.name for path in (run.path / "samples").glob("*.png"))
+    assert names == [f"iteration-{i:06d}.png" for i in (0, 3, 6)]
+    picture = np.asarray(Image.open(run.path / "samples" / names[-1]))
+    assert picture.shape == (6 * 96 + 4, 8 * 96) and picture[300:].std() > 10
+    random = nib.load(run.path / "samples" / "iteration-000006_random.nii.gz")
+    assert random.shape == (16, 16, 16, 8) and np.allclose(random.header.get_zooms()[:3], (1.5, 1.5, 2.0))
+
+
+def test_training_twice_with_one_seed_gives_the_same_weights(rats, tmp_path):
+    first = train("sigmarat1", rats, "smoke", tmp_path / "a", **FAST)
+    again = train("sigmarat1", rats, "smoke", tmp_path / "b", **FAST)
+    other = train("sigmarat1", rats, "smoke", tmp_path / "c", seed=1, **FAST)
+    assert same(first, again) and not same(first, other)
+
+
+@pytest.mark.parametrize("model", ["adni", "sigmarat2"])
+def test_resume_continues_bit_for_bit(rats, tmp_path, model):
+    whole = train(model, rats, "smoke", tmp_path / "whole", **FAST)
+    train(model, rats, "smoke", tmp_path / "parts", **FAST | {"iterations": 3})
+    parts = train(model, rats, "smoke", tmp_path / "parts", **FAST)
+    assert same(whole, parts)
+
+
+SITTING = """
+import sys
+from pathlib import Path
+from labkit.sources import open_cohort
+from labkit.training import train
+train("sigmarat2", open_cohort(sys.argv[1]), "smoke", sys.argv[2], iterations=int(sys.argv[3]), checkpoint_every=5,
+      sample_every=50, log_every=7, device="cpu")
+"""
+
+
+def start(rats, folder, iterations):
+    return subprocess.Popen(
+        [sys.executable, "-c", SITTING, str(rats.folder), str(folder), str(iterations)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_checkpoint(folder, process):
+    for _ in range(600):
+        if (folder / runs.CHECKPOINT).exists() or process.poll() is not None:
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_started_again_gives_the_same_weights_as_one_left_alone(rats, tmp_path, how):
+    process = start(rats, tmp_path / "killed", 4000)
+    wait_for_checkpoint(tmp_path / "killed", process)
+    process.send_signal(how)
+    assert process.wait(30) == (-how if how == signal.SIGKILL else 128 + how)
+    done = load_run(tmp_path / "killed").iteration
+    assert 0 < done < 4000 and (how == signal.SIGTERM or done % 5 == 0)
+    goal = done + 9
+    options = {"checkpoint_every": 5, "sample_every": 50, "log_every": 7, "device": "cpu", "iterations": goal}
+    resumed = train("sigmarat2", rats, "smoke", tmp_path / "killed", **options)
+    alone = train("sigmarat2", rats, "smoke", tmp_path / "alone", **options)
+    assert same(resumed, alone)
+    assert list(resumed.losses.index) == list(alone.losses.index)
+    assert len(resumed.provenance["sittings"]) == 2
+
+
+def test_a_finished_run_is_reopened_at_once_and_can_be_given_more(rats, tmp_path):
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
+    before = (run.path / runs.CHECKPOINT).stat().st_mtime_ns
+    train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
+    assert (run.path / runs.CHECKPOINT).stat().st_mtime_ns == before
+    assert train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 8}).iteration == 8
+
+
+def test_another_setting_other_data_and_resume_false_are_refused(rats, tmp_path):
+    train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
+    with pytest.raises(RunError, match="variant.latent_dim: 500 there, 20 asked"):
+        train("sigmarat2", rats, "smoke", tmp_path / "run", latent_dim=20, **FAST)
+    with pytest.raises(RunError, match="cohort.fingerprint"):
+        train("sigmarat2", rats.subset(range(6)), "smoke", tmp_path / "run", **FAST)
+    with pytest.raises(RunError, match="resume=False"):
+        train("sigmarat2", rats, "smoke", tmp_path / "run", resume=False, **FAST)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(rats, tmp_path, monkeypatch):
+    from labkit import losses
+
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 3})
+    before = (run.path / runs.CHECKPOINT).read_bytes()
+    monkeypatch.setattr(losses, "unit_norm_penalty", lambda gradient: gradient.sum() * float("nan"))
+    with pytest.raises(DivergedError, match="loss_D.*last good checkpoint is at iteration 3"):
+        train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
+    assert (run.path / runs.CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("sigmarat3", {}, "did you mean 'sigmarat"),
+        ("sigmarat2", {"scale": "huge"}, "allowed are smoke, laptop, paper"),
+        ("sigmarat2", {"device": "gpu"}, "device 'gpu' is not known"),
+        ("sigmarat2", {"latentdim": 3}, "did you mean 'latent_dim'"),
+    ],
+)
+def test_wrong_names_stop_before_any_work(rats, tmp_path, model, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(model, rats, **{"scale": "smoke", "run_dir": tmp_path / "run", **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_default_folder_says_what_is_in_it(rats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = train("adni", rats, "smoke", seed=3, latent_dim=8, **FAST | {"iterations": 1})
+    assert (
+        run.path.parts[0] == "runs"
+        and run.path.name.startswith("adni-rats-smoke-s3")
+        and "latent_dim=8" in run.path.name
+    )
+
+
+def test_a_handful_of_rats_is_trained_on_whole_and_nothing_is_called_held_out(rats, tmp_path):
+    run = train("sigmarat2", rats.subset(range(3)), "smoke", tmp_path / "run", **FAST | {"iterations": 3})
+    assert len(run.config["train"]["subjects"]) == 3 and run.config["held_out"]["subjects"] == []
+    assert run.losses["held_out_mse"].isna().all()
+
+
+def test_nothing_in_a_step_waits_for_the_device(monkeypatch):
+    from labkit.updates import Draws, Learner, step
+
+    variant, scale = resolve("sigmarat2", "smoke")
+    learner = Learner(variant, scale, torch.device("cpu"))
+    x, z = torch.rand(4, 1, 16, 16, 16) * 2 - 1, torch.randn(4, 500)
+    w, m = torch.rand(4, 1, 1, 1, 1), torch.rand(4, 1)
+    draws = Draws(x, z, x, z, z, w, w, m)
+
+    def read(*arguments, **options):
+        pytest.fail("a value was read back from the device")
+
+    with monkeypatch.context() as patch:
+        for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+            patch.setattr(torch.Tensor, name, read)
+        terms = step(learner, draws)
+    assert all(torch.isfinite(value) for value in terms.values())
+
+
+def test_signals_are_given_back_after_training(rats, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 1})
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,243 @@
+"""The three updates of an iteration: (E, G), then D, then C. This is the algorithm; the rest is around it.
+
+Ferreira et al. 2022, section 2.3 and equations 1 to 6. x are scans (B, 1, S, S, S) in [-1, 1], z codes (B, Z).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from labkit import losses, networks
+from labkit.variants import Scale, Variant
+
+
+class Draws(NamedTuple):
+    """Everything random of one iteration.
+
+    Attributes
+    ----------
+    x_real, z_rand : torch.Tensor
+        Scans and codes of the (E, G) update.
+    x_critic, z_critic : torch.Tensor
+        Fresh ones for D.
+    z_code : torch.Tensor
+        Fresh codes for C.
+    mix_rec, mix_rand : torch.Tensor
+        (B, 1, 1, 1, 1) in [0, 1], places of D's penalties between x and G(z_e), and between x and G(z_r).
+    mix_code : torch.Tensor
+        (B, 1) in [0, 1], place of C's penalty between z_e and z_r.
+    """
+
+    x_real: Tensor
+    z_rand: Tensor
+    x_critic: Tensor
+    z_critic: Tensor
+    z_code: Tensor
+    mix_rec: Tensor
+    mix_rand: Tensor
+    mix_code: Tensor
+
+
+class Learner:
+    """Four networks, their optimisers and the moving average of G.
+
+    Parameters
+    ----------
+    variant, scale : Variant, Scale
+        What and how large.
+    device : torch.device
+        Where.
+    seed : int
+        Of the initial weights, which are drawn on the CPU so that every device starts alike.
+    """
+
+    def __init__(self, variant: Variant, scale: Scale, device: torch.device, seed: int = 0) -> None:
+        self.variant, self.scale, self.device = variant, scale, device
+        self.precision = choose_precision(scale.precision, device)
+        self.E, self.G, self.D, self.C = (n.to(device) for n in networks.build(variant, scale, seed))
+        self.networks: dict[str, nn.Module] = {"E": self.E, "G": self.G, "D": self.D, "C": self.C}
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[variant.optimiser]
+        self.optimisers = {
+            name: kind(network.parameters(), lr=variant.lr, betas=(variant.beta1, variant.beta2), eps=variant.eps,
+                       weight_decay=variant.weight_decay, fused=True)
+            for name, network in self.networks.items()
+        }  # fmt: skip
+        # norms over the batch make a scan's value depend on its company, so those batches are never put together
+        self.joins = {"G": variant.generator_norm != "batch", "D": variant.discriminator_norm != "batch"}
+        self.average = copy.deepcopy(self.G).requires_grad_(False)
+        self.averaged = 0
+
+    def autocast(self) -> torch.autocast:
+        """Bfloat16 where the run computes in it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the average of G's weights on by one step; its norm statistics are G's own."""
+        self.averaged += 1
+        # the first steps count less, so that the initial weights do not linger in short runs
+        decay = min(self.scale.ema_decay, (1 + self.averaged) / (10 + self.averaged))
+        get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.G.parameters()), None)
+        for mine, current in zip(self.average.buffers(), self.G.buffers(), strict=True):
+            mine.copy_(current)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """E and the averaged generator in evaluation mode, without gradients, for as long as the context lasts."""
+        generator = self.average
+        training = {network: network.training for network in (self.E, generator)}
+        try:
+            with torch.no_grad(), self.autocast():
+                yield self.E.eval(), generator.eval()
+        finally:
+            for network, mode in training.items():
+                network.train(mode)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on: networks, average, optimisers."""
+        return {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "average": self.average.state_dict(),
+            "averaged": self.averaged,
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state`."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+            self.optimisers[name].load_state_dict(state["optimisers"][name])
+        self.average.load_state_dict(state["average"])
+        self.averaged = state["averaged"]
+
+    def each(self, name: str, *batches: Tensor) -> tuple[Tensor, ...]:
+        """Pass batches of equal size through G or D, as one batch where that changes nothing but the time it takes."""
+        network = self.networks[name]
+        if not self.joins[name]:
+            return tuple(network(batch) for batch in batches)
+        return network(torch.cat(batches)).chunk(len(batches))
+
+    @contextlib.contextmanager
+    def updating(self, *names: str) -> Iterator[None]:
+        """Let gradients reach only these networks, and compute each spectral norm once, for as long as it lasts."""
+        for name, network in self.networks.items():
+            network.requires_grad_(name in names)
+            network.zero_grad(set_to_none=True)
+        with parametrize.cached():
+            yield
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """``"auto"`` is bfloat16 on a GPU that computes in it, and float32 otherwise."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def step(learner: Learner, draws: Draws) -> dict[str, Tensor]:
+    """One iteration: an update of (E, G), one of D, one of C.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        What is logged, scalars on the device; nothing here waits for it.
+    """
+    logged = update_encoder_generator(learner, draws.x_real, draws.z_rand)
+    of_critic, z_enc = update_discriminator(learner, draws.x_critic, draws.z_critic, draws.mix_rec, draws.mix_rand)
+    of_code = update_code_discriminator(learner, z_enc, draws.z_code, draws.mix_code)
+    learner.update_average()
+    return logged | of_critic | of_code
+
+
+def update_encoder_generator(learner: Learner, x_real: Tensor, z_rand: Tensor) -> dict[str, Tensor]:
+    """Make L_G smaller: equation 2, 5 or 6."""
+    variant = learner.variant
+    with learner.updating("E", "G"):
+        with learner.autocast():
+            z_enc = learner.E(x_real)
+            x_rec, x_rand = learner.each("G", z_enc, z_rand)
+            d_rec, d_rand = learner.each("D", x_rec, x_rand)
+            c_enc = learner.C(z_enc)
+        terms = losses.reconstruction_terms(
+            x_real, x_rec, variant.reconstruction_weights, variant.gdl_reduction, variant.gdl_gradient
+        )
+        loss = losses.generator_loss(d_rec, d_rand, c_enc, sum(terms.values()))  # (2), (5), (6)
+        loss.backward()
+    learner.optimisers["E"].step()
+    for _ in range(variant.generator_steps):  # paper: 1; the release steps twice on the same gradients
+        learner.optimisers["G"].step()
+    with torch.no_grad():
+        return {
+            "loss_EG": loss.detach(),
+            "adversarial": losses.adversarial_loss(d_rec, d_rand),
+            "code": -c_enc.mean(),
+            **{f"weighted_{name}": value.detach() for name, value in terms.items()},
+            "rec_l1": F.l1_loss(x_rec, x_real),
+            "rec_mse": F.mse_loss(x_rec, x_real),
+            "z_enc_mean": z_enc.mean(),
+            "z_enc_sd": z_enc.std(),
+            "grad_E": gradient_norm(learner.E),
+            "grad_G": gradient_norm(learner.G),
+        }
+
+
+def update_discriminator(
+    learner: Learner, x_real: Tensor, z_rand: Tensor, mix_rec: Tensor, mix_rand: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Make L_D smaller: equation 4. Also returns the encoded codes, for C."""
+    variant = learner.variant
+    with learner.updating("D"):
+        with learner.autocast():
+            with torch.no_grad():
+                z_enc = learner.E(x_real)
+                x_rec, x_rand = learner.each("G", z_enc, z_rand)
+            d_real, d_rec, d_rand = learner.each("D", x_real, x_rec, x_rand)
+            points = losses.interpolate(x_real, x_rec, mix_rec), losses.interpolate(x_real, x_rand, mix_rand)
+            if learner.joins["D"]:
+                penalty = 2 * losses.unit_norm_penalty(learner.D.input_gradient(torch.cat(points)))
+            else:
+                penalty = sum(losses.unit_norm_penalty(learner.D.input_gradient(x)) for x in points)
+        loss = losses.critic_loss(d_real, d_rec, d_rand, penalty, variant.lambda1)  # (4)
+        loss.backward()
+    learner.optimisers["D"].step()
+    with torch.no_grad():
+        logged = {
+            "loss_D": loss.detach(),
+            "penalty_D": penalty.detach(),
+            "wasserstein_D": d_real.mean() - (d_rec.mean() + d_rand.mean()) / 2,
+            "grad_D": gradient_norm(learner.D),
+        }
+    return logged, z_enc
+
+
+def update_code_discriminator(learner: Learner, z_enc: Tensor, z_rand: Tensor, mix: Tensor) -> dict[str, Tensor]:
+    """Make L_C smaller: equation 3."""
+    with learner.updating("C"):
+        with learner.autocast():
+            # two calls: C may hold a batch norm, and is small enough for it not to matter
+            c_enc, c_rand = learner.C(z_enc), learner.C(z_rand)
+            penalty = losses.unit_norm_penalty(learner.C.input_gradient(losses.interpolate(z_enc, z_rand, mix)))
+        loss = losses.code_critic_loss(c_enc, c_rand, penalty, learner.variant.lambda1)  # (3)
+        loss.backward()
+    learner.optimisers["C"].step()
+    with torch.no_grad():
+        return {
+            "loss_C": loss.detach(),
+            "penalty_C": penalty.detach(),
+            "wasserstein_C": c_rand.mean() - c_enc.mean(),
+            "grad_C": gradient_norm(learner.C),
+        }
+
+
+def gradient_norm(network: nn.Module) -> Tensor:
+    """Length of a network's gradient over all its parameters, float32 scalar on its device."""
+    return torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
