@@ -7,7 +7,7 @@
         provenance.json     commit, versions, device, wall time of every sitting
         losses.csv          a row a logging interval
         checkpoint.safetensors   everything needed to continue bit for bit
-        generator.safetensors    averaged (EMA) generator alone, for sharing
+        averages.safetensors     averaged (EMA) generator and encoder, for use and sharing
         samples/            fixed codes and scans as they change: NIfTI and montage
         events/             TensorBoard
 
@@ -33,11 +33,12 @@ import torch
 
 from labkit import __version__, networks
 from labkit.bids import write_text
+from labkit.cohort import Cohort
 from labkit.fields import from_dict
 from labkit.variants import Scale, Variant
 
 CHECKPOINT = "checkpoint.safetensors"
-GENERATOR = "generator.safetensors"
+AVERAGES = "averages.safetensors"
 LOSSES = "losses.csv"
 
 
@@ -311,23 +312,69 @@ class Run:
         """The resolved scale."""
         return from_dict(Scale, self.config["scale"])
 
+    def held_out(self, cohort: Cohort) -> Cohort:
+        """The scans of the animals that this run never trained on; empty if it trained on all.
+
+        Raises
+        ------
+        RunError
+            `cohort` is not the one the run was trained on.
+        """
+        trained = self.config["cohort"]
+        if cohort.fingerprint != trained["fingerprint"]:
+            raise RunError(
+                f"{self.path.name} was trained on {trained['n']} scans of {trained['name']}, fingerprint "
+                f"{trained['fingerprint'][:12]}, not on {cohort!r}: open that cohort, with the same n"
+            )
+        animals = set(self.config["held_out"]["subjects"])
+        return cohort.subset(index for index, subject in enumerate(cohort.subjects) if subject in animals)
+
+    def summary(self):
+        """Where the run stands, as a pandas.Series: iterations, time, speed, errors, codes.
+
+        Errors are mean squared errors of scans in [-1, 1]; those of training batches are the mean of the last tenth of
+        the rows, those of held-out scans the last measured.
+        """
+        import pandas as pd
+
+        losses, sittings = self.losses, self.provenance["sittings"]
+        recent = losses.tail(max(1, len(losses) // 10)).mean()
+        held = losses[["held_out_mse", "held_out_code_sd"]].dropna().tail(1).mean()
+        seconds = sum(sitting["seconds"] for sitting in sittings)
+        return pd.Series(
+            {
+                "iterations": int(losses.index[-1]),
+                "sittings": len(sittings),
+                "minutes": seconds / 60,
+                "iterations per second": losses["iterations_per_s"].median(),
+                "scans per second": losses["images_per_s"].median(),
+                "peak memory, MiB": losses["peak_memory_mib"].max(),
+                "reconstruction error, training": recent["rec_mse"],
+                "reconstruction error, held out": held["held_out_mse"],
+                "code mean, training": recent["z_enc_mean"],
+                "code standard deviation, training": recent["z_enc_sd"],
+                "code standard deviation, held out": held["held_out_code_sd"],
+                "Wasserstein estimate, scans": recent["wasserstein_D"],
+            },
+            name=self.path.name,
+        )
+
     def generator(self, device: torch.device | str = "cpu") -> networks.Generator:
         """The averaged (EMA) generator, in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1]."""
-        network = networks.Generator(self.variant, self.scale)
-        network.load_state_dict(self._tensors(GENERATOR, device)["generator"])
-        return network.to(device).eval()
+        return self._network(networks.Generator, self._tensors(AVERAGES, device)["G"], device)
 
     def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder:
-        """The encoder at the last checkpoint, in evaluation mode: (B, 1, S, S, S) -> (B, Z)."""
-        return self._network("E", networks.Encoder, device)
+        """The averaged encoder that belongs to :meth:`generator`, in evaluation mode: (B, 1, S, S, S) -> (B, Z)."""
+        return self._network(networks.Encoder, self._tensors(AVERAGES, device)["E"], device)
 
     def discriminator(self, device: torch.device | str = "cpu") -> networks.Discriminator:
         """The discriminator at the last checkpoint, in evaluation mode: (B, 1, S, S, S) -> (B,)."""
-        return self._network("D", networks.Discriminator, device)
+        weights = self._tensors(CHECKPOINT, device)["networks"]["D"]
+        return self._network(networks.Discriminator, weights, device)
 
-    def _network(self, name: str, kind: type, device: torch.device | str) -> torch.nn.Module:
+    def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str) -> torch.nn.Module:
         network = kind(self.variant, self.scale)
-        network.load_state_dict(self._tensors(CHECKPOINT, device)["networks"][name])
+        network.load_state_dict(weights)
         return network.to(device).eval()
 
     def _tensors(self, name: str, device: torch.device | str) -> dict[str, Any]:

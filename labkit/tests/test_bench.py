@@ -1,0 +1,24 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CI = Path(__file__).parents[2] / "ci"
+
+
+def test_the_training_benchmark_ends_with_one_json_object():
+    command = [
+        sys.executable,
+        str(CI / "bench_training.py"),
+        "--scale",
+        "smoke",
+        "--iterations",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    result = json.loads(lines[-1])
+    assert {"ratio_fp32", "ratio_bf16", "iterations_per_s", "device"} <= result.keys()
+    assert result["rounds"] == 2 and result["ratio_fp32"] > 0 and result["device"].startswith("cpu")
+    assert set(result["peak_mib"]) == {"reference", "fp32", "bf16"} and min(result["peak_mib"].values()) > 50
