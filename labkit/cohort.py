@@ -59,7 +59,7 @@ class Scan:
 
     def nifti(self) -> nib.Nifti1Image:
         """The scan on the cohort's grid as an image in memory (mm)."""
-        return _image_on_grid(self.image, self.affine)
+        return nifti.image_on_grid(self.image, self.affine)
 
     def restore(self, volume: torch.Tensor | np.ndarray) -> nib.Nifti1Image:
         """Bring a volume back to the scan's file: grid, affine, header, orientation, data type, intensity range.
@@ -97,6 +97,8 @@ class Scan:
 class Cohort(Sequence[Scan]):
     """Scans on one grid, opened by :func:`labkit.sources.open_cohort`.
 
+    ``cohort[3]`` is a scan, ``cohort[3:9]`` a cohort.
+
     Parameters
     ----------
     name : str
@@ -118,11 +120,20 @@ class Cohort(Sequence[Scan]):
     def __iter__(self) -> Iterator[Scan]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int) -> Scan:
+    def __getitem__(self, index: int | slice) -> Scan | Cohort:
+        if isinstance(index, slice):
+            return self.subset(range(len(self))[index])
+        index = self._position(index)
         record = self._store.records[index]
         labels = self._store.labels[index] if record.has_labels else None
         image, affine = self._store.images[index], np.asarray(record.affine)
         return Scan(record.subject, record.session, image, labels, affine, record.suffix, record.origin)
+
+    def _position(self, index: int) -> int:
+        try:
+            return range(len(self))[index]
+        except IndexError:
+            raise IndexError(f"there is no scan {index} in {self.name}: it has {len(self)}, counted from 0") from None
 
     def __repr__(self) -> str:
         animals = len(set(self.subjects))
@@ -161,7 +172,10 @@ class Cohort(Sequence[Scan]):
 
     def subset(self, indices: Iterable[int]) -> Cohort:
         """The scans at `indices`, in that order; voxels are copied only if `indices` is not a plain run."""
-        chosen = [range(len(self))[int(index)] for index in indices]  # a range refuses what is out of bounds
+        indices = list(indices)
+        if any(isinstance(index, bool | np.bool_) for index in indices):
+            raise TypeError("subset takes the places of scans, not a mask: pass numpy.flatnonzero(mask)")
+        chosen = [self._position(index) for index in indices]
         run = slice(chosen[0], chosen[-1] + 1) if chosen and chosen == list(range(chosen[0], chosen[-1] + 1)) else None
         take = chosen if run is None else run
         labels = None if self._store.labels is None else self._store.labels[take]
@@ -239,6 +253,8 @@ class Cohort(Sequence[Scan]):
     def write(self, folder: str | os.PathLike, name: str | None = None) -> Path:
         """Write the scans, on the cohort's grid, as a BIDS data set that ``open_cohort`` reads back the same.
 
+        A folder is read back in the order of subjects and sessions, whatever the order here.
+
         Parameters
         ----------
         folder : path
@@ -251,7 +267,7 @@ class Cohort(Sequence[Scan]):
         FileExistsError
             If `folder` is there already.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         if folder.exists():
             raise FileExistsError(f"{folder} is there already: choose a new folder, or remove it first")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +276,7 @@ class Cohort(Sequence[Scan]):
             fresh = Path(writing) / "cohort"
             for scan in self:
                 path = bids.scan_path(labels_of[scan.subject], scan.session, scan.suffix)
-                labels = None if scan.labels is None else _image_on_grid(scan.labels, scan.affine)
+                labels = None if scan.labels is None else nifti.image_on_grid(scan.labels, scan.affine)
                 bids.save_scan(fresh, path, scan.nifti(), labels)
             rows = [{"participant_id": f"sub-{labels_of[s]}", "name": s} for s in labels_of]
             bids.write_table(fresh / "participants.tsv", rows)
@@ -269,26 +285,10 @@ class Cohort(Sequence[Scan]):
         return folder
 
 
-def _image_on_grid(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """An array as a NIfTI image, whole numbers as integers so that files stay small and exact."""
-    if (
-        array.dtype == np.float32
-        and array.max() < 2**15
-        and array.min() >= -(2**15)
-        and (array == np.rint(array)).all()
-    ):
-        array = array.astype(np.int16)
-    image = nib.Nifti1Image(np.asarray(array), affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, 1)
-    image.set_sform(affine, 1)
-    return image
-
-
 def _bids_labels(subjects: Sequence[str]) -> list[str]:
-    """A BIDS label for each subject, letters and digits only, no two alike."""
+    """A BIDS label for each of the sorted subjects, letters and digits only, no two alike and sorted like them."""
     labels = [bids.label(subject) for subject in subjects]
-    if len(set(labels)) < len(labels):
+    if labels != sorted(set(labels)):
         width = len(str(len(labels)))
-        labels = [f"{text}x{place:0{width}d}" for place, text in enumerate(labels)]
+        labels = [f"{place:0{width}d}x{text}" for place, text in enumerate(labels)]
     return labels

@@ -73,16 +73,16 @@ def read_array(path: str | os.PathLike, constant: bool = False) -> tuple[np.ndar
     array : numpy.ndarray
         float32 (X, Y, Z), header scaling applied.
     header : nibabel.Nifti1Header
-        As stored (NIfTI-2 alike).
+        As stored (NIfTI-2 alike), with the scaling of its integers.
 
     Raises
     ------
     ScanFaultError
-        Empty, truncated, not NIfTI, colour, 2-D, more than 4-D, NaN or infinite voxels, constant, singular affine.
+        Not there or not readable, empty, truncated, not NIfTI, misnamed, colour, 2-D, more than 4-D, NaN or infinite
+        voxels, constant, singular affine.
     """
     path = Path(path)
-    if path.stat().st_size == 0:
-        raise ScanFaultError("empty file (0 bytes)")
+    _check_beginning(path)
     try:
         image = nib.load(path)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
@@ -101,10 +101,13 @@ def read_array(path: str | os.PathLike, constant: bool = False) -> tuple[np.ndar
     if len(shape) > 4:
         raise ScanFaultError(f"{len(shape)}-D: shape {image.shape}, allowed are 3-D scans and 4-D series")
     affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)  # the unit does not matter: headers in metres are overruled later
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * lengths.prod():
         raise ScanFaultError("singular affine: the header does not say where voxels are in space")
+    stored = image.dataobj
     try:
-        array = np.asanyarray(image.dataobj).reshape(shape)
+        # a series is averaged as stored and then scaled: scaled first, an hour of int16 would be four times its size
+        array = (np.asanyarray(stored) if len(shape) == 3 else stored.get_unscaled()).reshape(shape)
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise ScanFaultError("truncated or corrupt: its voxels end early") from error
     if np.iscomplexobj(array):
@@ -113,11 +116,34 @@ def read_array(path: str | os.PathLike, constant: bool = False) -> tuple[np.ndar
     if bad:
         raise ScanFaultError(f"{bad} of {array.size} voxels are NaN or infinite")
     if array.ndim == 4:
-        array = array.mean(axis=-1, dtype=np.float64)
-    array = array.astype(np.float32)
+        array = array.mean(axis=-1, dtype=np.float64) * stored.slope + stored.inter
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ScanFaultError("voxels beyond the range of 32-bit floating point")
     if not constant and array.min() == array.max():
         raise ScanFaultError(f"constant image: every voxel is {array.flat[0]:g}")
-    return array, image.header
+    header = image.header.copy()
+    header.set_slope_inter(stored.slope, stored.inter)  # nibabel takes them out of the header it has read
+    return array, header
+
+
+def _check_beginning(path: Path) -> None:
+    """Faults that nibabel would not tell from a damaged header."""
+    if path.is_symlink() and not path.exists():
+        raise ScanFaultError(f"a link to {os.readlink(path)}, which is not there (`datalad get` or `git annex get` it)")
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(2)
+    except OSError as error:
+        raise ScanFaultError(f"cannot be read: {error.strerror}") from error
+    if not start:
+        raise ScanFaultError("empty file (0 bytes)")
+    zipped = start == b"\x1f\x8b"
+    if zipped and not path.name.lower().endswith(".gz"):
+        raise ScanFaultError("gzip, but not named so: rename it to .nii.gz")
+    if not zipped and path.name.lower().endswith(".gz"):
+        raise ScanFaultError("not gzip, though named .gz: if it is a plain NIfTI file, rename it to .nii")
 
 
 def read_labels(path: str | os.PathLike, like_shape: Sequence[int], like_affine: np.ndarray) -> np.ndarray:
@@ -172,6 +198,22 @@ def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
     return image_class(values.astype(dtype), header.get_best_affine(), header)
 
 
+def image_on_grid(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """An array as a NIfTI image in mm, whole numbers as integers so that files stay small and exact."""
+    if (
+        array.dtype == np.float32
+        and array.max() < 2**15
+        and array.min() >= -(2**15)
+        and (array == np.rint(array)).all()
+    ):
+        array = array.astype(np.int16)
+    image = nib.Nifti1Image(np.asarray(array), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    return image
+
+
 def encode_header(header: nib.Nifti1Header) -> str:
     """A header's bytes as text; extensions, which may name the animal or the operator, are left behind."""
     return base64.b64encode(header.binaryblock).decode("ascii")
@@ -182,6 +224,12 @@ def decode_header(text: str) -> nib.Nifti1Header:
     blob = base64.b64decode(text)
     kind = nib.Nifti2Header if len(blob) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header
     return kind(blob)
+
+
+def says_orientation(origin: Origin) -> bool:
+    """Whether the file's header says where its axes point (a qform or sform code that is not 0)."""
+    header = decode_header(origin.header)
+    return bool(header["qform_code"] or header["sform_code"])
 
 
 def _plain_dtype(header: nib.Nifti1Header) -> np.dtype:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
+import operator
 import os
 import warnings
 from collections.abc import Sequence
@@ -68,11 +70,13 @@ def open_cohort(
         that have that matrix and voxel size are only turned, never interpolated). ``"native"`` keeps the scans' own
         grid, which they must share.
     skip_bad : bool
-        Go on without unusable files, with a warning that lists them, instead of stopping.
+        Go on without unusable files, with a warning that lists them, instead of stopping. Scans that do not share a
+        native grid still stop it: which of them is the odd one is not for a program to say.
     suffix : str, optional
-        Kind of scan to take from a BIDS folder (``"T2w"``); default: the kind most animals have.
+        Kind of scan to take (``"T2w"``); default: of a BIDS folder the kind most animals have, of a flat one all.
     axes : str, optional
-        What the stored array axes really are, e.g. ``"RSA"``, where headers are wrong (usual for Bruker exports).
+        What the stored array axes really are, e.g. ``"RSA"``, where headers are wrong (usual for Bruker exports) or
+        say nothing (a warning tells).
     voxel_mm : sequence of float, optional
         The real voxel size along the stored axes, mm, where headers are wrong (some tools enlarge rodents tenfold).
 
@@ -87,48 +91,81 @@ def open_cohort(
     """
     if grid not in ("study", "native"):
         raise CohortError(f"grid={grid!r} is not known; allowed: 'study', 'native'")
-    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-        raise CohortError(f"n={n!r}: the number of scans is a whole number of at least 1, or None for all")
-    if axes is not None and sorted(axes.upper().translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
+    n = None if n is None else _whole("n", n, 1, "the number of scans", ", or None for all")
+    seed = _whole("seed", seed, 0, "the seed", "")
+    if axes is not None and sorted(str(axes).upper().translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
         raise CohortError(f"axes={axes!r}: three letters, one each of R/L, A/P and S/I, e.g. 'RSA'")
-    if voxel_mm is not None and (len(voxel_mm) != 3 or min(voxel_mm) <= 0):
-        raise CohortError(f"voxel_mm={voxel_mm!r}: three voxel sizes in mm, each above 0")
+    voxel_mm = None if voxel_mm is None else _voxel_size(voxel_mm)
     if str(source) in SIMULATED:  # the name wins over a folder of that name, which "./phantom" still reaches
-        from labkit.simulate.dataset import simulated_dataset
-
         n = PAPER_N if n is None else n
-        folder, name = simulated_dataset(str(source), n, seed), str(source)
+        folder, name = _simulated_folder(str(source), n, seed), str(source)
     else:
-        folder, name = _existing_folder(source), bids.label(Path(source).resolve().name)
-    options = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm and list(voxel_mm)}
+        folder = _existing_folder(source)
+        name = bids.label(folder.resolve().name)
+    options = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
     return Cohort(name, folder, _open_folder(folder, n, skip_bad, **options))
 
 
+def _whole(argument: str, value: int, least: int, what: str, otherwise: str) -> int:
+    """A whole number of any kind (numpy's too) as Python's."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise CohortError(f"{argument}={value!r}: {what} is a whole number of at least {least}{otherwise}")
+    return number
+
+
+def _voxel_size(voxel_mm: Sequence[float]) -> list[float]:
+    try:
+        sizes = [float(size) for size in voxel_mm]
+    except (TypeError, ValueError):
+        sizes = []
+    if len(sizes) != 3 or not all(0 < size < np.inf for size in sizes):
+        raise CohortError(f"voxel_mm={voxel_mm!r}: three voxel sizes in mm, each above 0, e.g. (0.375, 0.375, 0.5)")
+    return sizes
+
+
+def _simulated_folder(source: str, n: int, seed: int) -> Path:
+    from labkit.simulate.dataset import simulated_dataset
+
+    try:
+        return simulated_dataset(source, n, seed)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            error.add_note(
+                f"Rats are kept in {data_folder()}: set LABKIT_DATA to a writable folder with room for them."
+            )
+        raise
+
+
 def _existing_folder(source: str | os.PathLike) -> Path:
-    folder = Path(source).expanduser()
+    folder = Path(source).expanduser().absolute()  # what is remembered of a scan holds from wherever it is read
     if folder.is_dir():
         return folder
     close = difflib.get_close_matches(str(source), SIMULATED, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    what = "is a file, not a folder" if folder.exists() else "does not exist"
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    what = "it is a file, name its folder" if folder.exists() else "that folder does not exist"
     raise CohortError(
-        f"cannot open cohort {str(source)!r}: that folder {what}{hint} "
-        "Allowed: 'phantom', 'sigma', or a folder of NIfTI scans."
+        f"cannot open cohort {str(source)!r}: {what}{hint} Allowed: 'phantom', 'sigma', or a folder of NIfTI scans."
     )
 
 
 def _open_folder(folder: Path, n: int | None, skip_bad: bool, suffix: str | None, **options) -> Store:
     found, faults = bids.find_scans(folder, suffix)
-    if not found:
+    if not found and not faults:
         wanted = f" with suffix {suffix!r}" if suffix else ""
         raise CohortError(
             f"no NIfTI scans{wanted} in {folder}: expected sub-*/[ses-*/]{{func,anat}}/*.nii[.gz] (BIDS), "
-            "or *.nii[.gz] side by side"
+            "or *.nii[.gz] side by side (.hdr/.img pairs, DICOM and Bruker's own files have to be converted first)"
         )
     if n is not None and n > len(found):
         raise CohortError(f"n={n} scans asked for, but {folder} holds {len(found)}: choose n <= {len(found)}")
     found = found[:n]
-    key = {"folder": str(folder.resolve()), "skip_bad": skip_bad, "suffix": suffix, **options}
+    key = {"folder": str(folder), "skip_bad": skip_bad, "suffix": suffix, **options}
+    if faults:  # found without reading, so that what is on disk cannot show that they are new
+        key["faults"] = sorted(f"{path.name}: {fault}" for path, fault in faults.items())
     listing = [[_stamp(folder, scan.image), scan.labels and _stamp(folder, scan.labels)] for scan in found]
 
     def build() -> Store:
@@ -140,10 +177,20 @@ def _open_folder(folder: Path, n: int | None, skip_bad: bool, suffix: str | None
     if store.skipped:
         listed = "\n".join(f"  {path}: {fault}" for path, fault in store.skipped.items())
         warnings.warn(f"left out {len(store.skipped)} unusable files of {folder}:\n{listed}", stacklevel=3)
+    silent = [record.origin for record in store.records if not nifti.says_orientation(record.origin)]
+    if silent and options["axes"] is None:
+        warnings.warn(
+            f"{len(silent)} of {len(store.records)} scans in {folder} do not say where their axes point (qform and "
+            f"sform code 0), e.g. {Path(silent[0].path).name}: taken for {silent[0].axes}, as nibabel does. Look at "
+            "them, and pass axes, e.g. axes='RSA' (right, superior, anterior), where that is wrong.",
+            stacklevel=3,
+        )
     return store
 
 
 def _stamp(folder: Path, path: Path) -> list:
+    if not path.exists():  # a link to nothing is a fault like others, told together with them
+        return [str(path.relative_to(folder)), -1, -1]
     status = path.stat()
     return [str(path.relative_to(folder)), status.st_size, status.st_mtime_ns]
 
@@ -156,6 +203,8 @@ def _read_all(
     images, label_maps, records = [], [], []
     voxels_of: dict[bytes, Path] = {}
     for scan in progress_bar(found, f"reading {folder.name}"):
+        if str(scan.image) in faults:
+            continue
         try:
             image, labels, record = _read_one(scan, grid, **options)
         except ScanFaultError as fault:
@@ -168,9 +217,9 @@ def _read_all(
         images.append(image)
         label_maps.append(labels)
         records.append(record)
-    if grid == "native":
-        faults |= _not_on_one_grid(images, records)
-    if faults and not (skip_bad and images and grid == "study"):
+    apart = _not_on_one_grid(images, records) if grid == "native" else {}
+    faults |= apart
+    if faults and not (skip_bad and images and not apart):
         listed = "\n".join(f"  {path}: {fault}" for path, fault in sorted(faults.items()))
         count = f"{len(faults)} unusable file{'s' if len(faults) > 1 else ''}"
         hint = "" if skip_bad else "\nMend or move them, or pass skip_bad=True to go on with the rest."

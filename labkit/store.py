@@ -19,7 +19,7 @@ import numpy as np
 
 from labkit.nifti import Origin
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever what a store holds, or how files are read into it, changes."""
 
 
@@ -49,7 +49,8 @@ class Store:
 def scan_digest(image: np.ndarray, labels: np.ndarray | None, affine: np.ndarray) -> str:
     """Content hash of one scan: voxels, labels and place in space, not its name."""
     digest = hashlib.sha256(str(image.shape).encode())
-    digest.update(np.round(np.asarray(affine, np.float64), 3).astype(np.float32).tobytes())
+    stored = np.asarray(affine, np.float32).astype(np.float64)  # as a NIfTI file keeps it, or rounding could differ
+    digest.update(np.round(stored, 3).astype(np.float32).tobytes())
     digest.update(np.ascontiguousarray(image, np.float32).tobytes())
     digest.update(b"" if labels is None else np.ascontiguousarray(labels, np.uint8).tobytes())
     return digest.hexdigest()
@@ -86,8 +87,11 @@ def open_store(folder: Path, key: dict, listing: list, count: int, build: Callab
     try:
         _save(place, store, listing)
     except OSError as error:
-        warnings.warn(f"could not keep the cohort's voxels in {place}: {error}; reading again next time", stacklevel=3)
-        return store
+        theirs = _load(place, listing, count)  # another process may have put it there in the meantime
+        if theirs is None:
+            what = f"could not keep the cohort's voxels in {place}: {error}; reading again next time"
+            warnings.warn(what, stacklevel=4)
+        return theirs or store
     return _load(place, listing, count) or store
 
 
@@ -107,8 +111,10 @@ def _load(place: Path, listing: list, count: int) -> Store | None:
 
 
 def _record(fields: dict) -> Record:
-    origin = Origin(**{**fields["origin"], "shape": tuple(fields["origin"]["shape"])})
-    return Record(**{**fields, "origin": origin})
+    stored = fields["origin"]
+    matrices = {name: tuple(map(tuple, stored[name])) for name in ("affine", "grid_affine")}  # JSON knows lists only
+    origin = Origin(**{**stored, **matrices, "shape": tuple(stored["shape"])})
+    return Record(**{**fields, "affine": tuple(map(tuple, fields["affine"])), "origin": origin})
 
 
 def _save(place: Path, store: Store, listing: list) -> None:

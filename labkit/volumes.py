@@ -88,6 +88,8 @@ def from_unit_range(volumes: torch.Tensor, low: torch.Tensor | float, high: torc
 def resize(cubes: torch.Tensor, size: int) -> torch.Tensor:
     """Resample cubes (N, C, S, S, S) to another side: area mean when smaller (no aliasing), trilinear when larger."""
     side = cubes.shape[-1]
+    if size < 1:
+        raise ValueError(f"size={size}: a cube has a side of at least 1 voxel")
     if size == side:
         return cubes
     if size < side:

@@ -20,6 +20,8 @@ def touch(folder, *names):
         ("rat_7_dseg.nii", ("rat_7", "", "dseg")),
         ("rat_7_left.nii", ("rat_7_left", "", "")),
         ("my.rat.nii.gz", ("my.rat", "", "")),
+        ("Ratte 1 größer_T2w.NII.GZ", ("Ratte 1 größer", "", "T2w")),
+        ("mask.nii.gz", ("mask", "", "mask")),
     ],
 )
 def test_names_are_taken_apart(name, parsed):
@@ -62,6 +64,70 @@ def test_one_cohort_is_one_kind_of_scan(tmp_path):
     touch(tmp_path, "sub-1/func/sub-1_task-rest_bold.nii.gz", "sub-1/anat/sub-1_mask.nii.gz")
     assert [f.suffix for f in bids.find_scans(tmp_path)[0]] == ["T2w"] * 3
     assert [f.suffix for f in bids.find_scans(tmp_path, "bold")[0]] == ["bold"]
+
+
+def test_a_kind_the_study_knows_comes_before_field_maps_that_more_rats_have(tmp_path):
+    touch(tmp_path, *(f"sub-{subject}/fmap/sub-{subject}_epi.nii.gz" for subject in "123"))
+    touch(tmp_path, *(f"sub-{subject}/anat/sub-{subject}_T2w.nii.gz" for subject in "12"))
+    assert [f.suffix for f in bids.find_scans(tmp_path)[0]] == ["T2w"] * 2
+    assert [f.suffix for f in bids.find_scans(tmp_path, "EPI")[0]] == ["epi"] * 3
+
+
+def test_phase_images_are_no_scans(tmp_path):
+    touch(tmp_path, *(f"sub-1/func/sub-1_part-{part}_bold.nii.gz" for part in ("mag", "phase", "real", "imag")))
+    assert [f.session for f in bids.find_scans(tmp_path)[0]] == ["part-mag"]
+
+
+def test_endings_may_be_capitals(tmp_path):
+    touch(tmp_path, "RatA.NII.GZ", "ratb.Nii", "c.NIFTI")
+    assert [f.subject for f in bids.find_scans(tmp_path)[0]] == ["RatA", "ratb"]
+
+
+def test_files_without_a_subject_belong_to_the_folder_they_are_in(tmp_path):
+    touch(
+        tmp_path, "sub-1/anat/T2w.nii.gz", "sub-1/anat/mask.nii.gz", "sub-2/anat/T2w.nii.gz", "sub-2/anat/dseg.nii.gz"
+    )
+    found, faults = bids.find_scans(tmp_path)
+    assert [(f.subject, f.labels and f.labels.name) for f in found] == [
+        ("1", None),
+        ("2", "dseg.nii.gz"),
+    ] and not faults
+
+
+def test_links_to_folders_are_followed_even_in_a_circle(tmp_path):
+    touch(tmp_path / "elsewhere", "sub-1_T2w.nii.gz")
+    touch(tmp_path / "data", "sub-2/anat/sub-2_T2w.nii.gz")
+    (tmp_path / "data" / "sub-1").mkdir()
+    (tmp_path / "data" / "sub-1" / "anat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "sub-2" / "again").symlink_to(tmp_path / "data" / "sub-2")
+    found, faults = bids.find_scans(tmp_path / "data")
+    assert [f.subject for f in found] == ["1", "2"] and not faults
+
+
+def test_half_written_files_and_other_derivatives_are_no_scans(tmp_path):
+    touch(tmp_path, "sub-1/anat/sub-1_T2w.nii.gz", "sub-1/anat/.writing-x7/sub-1_run-1_T2w.nii.gz")
+    touch(tmp_path, "derivatives/fmriprep/sub-1/anat/sub-1_run-2_T2w.nii.gz", "derivatives/sub-9/anat/sub-9_T2w.nii.gz")
+    assert [(f.subject, f.session) for f in bids.find_scans(tmp_path)[0]] == [("1", "")]
+
+
+def test_labels_named_after_a_scan_are_that_scans(tmp_path):
+    touch(tmp_path, "r1_T2w.nii.gz", "r1_T2w_dseg.nii.gz", "r2_T2w.nii.gz", "r2_dseg.nii.gz", "r2_T1w_dseg.nii.gz")
+    found, faults = bids.find_scans(tmp_path)
+    assert [f.labels.name for f in found] == ["r1_T2w_dseg.nii.gz", "r2_dseg.nii.gz"] and not faults
+
+
+def test_of_many_label_files_the_least_processed_is_taken(tmp_path):
+    touch(tmp_path, "sub-1/anat/sub-1_T2w.nii.gz")
+    for processing in ("", "desc-aseg_", "space-MNI152_", "space-MNI152_res-2_"):
+        touch(tmp_path, f"derivatives/fmriprep/sub-1/anat/sub-1_{processing}dseg.nii.gz")
+    found, faults = bids.find_scans(tmp_path)
+    assert found[0].labels.name == "sub-1_dseg.nii.gz" and not faults
+
+
+def test_two_kinds_of_one_rat_in_a_flat_folder_are_told_how_to_choose(tmp_path):
+    touch(tmp_path, "r1_T1w.nii.gz", "r1_T2w.nii.gz")
+    assert next(iter(bids.find_scans(tmp_path)[1].values())).endswith("suffix='T2w' would take one kind")
+    assert [f.suffix for f in bids.find_scans(tmp_path, "T2w")[0]] == ["T2w"]
 
 
 def test_a_subject_that_stands_twice_is_a_fault(tmp_path):

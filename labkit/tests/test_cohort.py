@@ -26,8 +26,14 @@ def test_a_cohort_is_a_sequence_of_scans(cohort):
     assert len(cohort) == 6 and [scan.subject for scan in cohort] == list("112334")
     assert cohort[-1].subject == "4" and cohort[1].session == "ses-b"
     assert cohort.shape == STUDY_SHAPE and cohort[0].zooms == STUDY_ZOOMS and cohort.labelled
-    with pytest.raises(IndexError):
-        cohort[6]
+    for index in (6, -7):
+        with pytest.raises(IndexError, match=f"no scan {index} in rats: it has 6"):
+            cohort[index]
+
+
+def test_a_slice_of_a_cohort_is_a_cohort(cohort):
+    assert cohort[1:3].fingerprint == cohort.subset([1, 2]).fingerprint
+    assert cohort[::-2].subjects == ("4", "3", "1") and len(cohort[9:]) == 0
 
 
 def test_no_animal_is_on_both_sides_of_a_split(cohort):
@@ -54,8 +60,16 @@ def test_the_fingerprint_follows_content_and_order(cohort):
 
 def test_an_empty_or_outside_subset_behaves(cohort):
     assert len(cohort.subset([])) == 0
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="no scan 6"):
         cohort.subset([6])
+
+
+@pytest.mark.parametrize("mask", [[True, False] * 3, np.array([True, False] * 3)])
+def test_a_mask_is_not_taken_for_positions(cohort, mask):
+    with pytest.raises(TypeError, match="numpy.flatnonzero"):
+        cohort.subset(mask)
+    with pytest.raises(TypeError, match="float"):
+        cohort.subset([1.7])
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
@@ -89,6 +103,16 @@ def test_writing_and_opening_gives_the_same_cohort(cohort, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["copy"]
 
 
+def test_odd_names_are_written_under_labels_of_the_same_order(cohort, tmp_path):
+    (tmp_path / "odd").mkdir()
+    for scan, name in zip(cohort, ["ä 1", "a-2", "a2", "x.y", "B", "ß"], strict=True):
+        nib.save(scan.nifti(), tmp_path / "odd" / f"{name}.nii.gz")
+    odd = open_cohort(tmp_path / "odd")
+    again = open_cohort(odd.write(tmp_path / "copy"))
+    assert again.fingerprint == odd.fingerprint and all(subject.isalnum() for subject in again.subjects)
+    assert (tmp_path / "copy" / "participants.tsv").read_text().count("ä 1") == 1
+
+
 def test_writing_never_overwrites(cohort, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="choose a new folder"):
@@ -102,6 +126,17 @@ def test_a_volume_goes_back_to_exactly_the_file_it_came_from(cohort):
         assert np.array_equal(np.asarray(back.dataobj), np.asarray(original.dataobj))
         assert np.array_equal(back.affine, original.affine) and back.get_data_dtype() == original.get_data_dtype()
         assert back.header.get_zooms() == original.header.get_zooms()
+
+
+def test_scaled_integers_come_back_in_their_own_unit(cohort, tmp_path):
+    (tmp_path / "scaled").mkdir()
+    image = nib.Nifti1Image(cohort[0].image * 0.01 - 3, cohort[0].affine)
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "scaled" / "a.nii.gz")  # nibabel chooses slope and intercept
+    scaled = open_cohort(tmp_path / "scaled")
+    back = scaled[0].restore(scaled.volumes()[0])
+    assert back.get_data_dtype() == np.float32
+    assert np.abs(back.get_fdata() - nib.load(tmp_path / "scaled" / "a.nii.gz").get_fdata()).max() < 1e-4
 
 
 def test_what_is_not_a_cube_is_not_restored(cohort):

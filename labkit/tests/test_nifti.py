@@ -53,16 +53,44 @@ def test_damaged_files_are_told_from_each_other(tmp_path):
     (tmp_path / "text.nii").write_text("no scan, a note about one" * 40)
     (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"zipped note" * 40))
     (tmp_path / "plain.nii.gz").write_bytes(b"not even gzip" * 40)
+    (tmp_path / "zipped.nii").write_bytes(whole.read_bytes())
+    (tmp_path / "annexed.nii.gz").symlink_to(tmp_path / "annex" / "key")
+    (tmp_path / "folder.nii").mkdir()
     for name, fault in {
         "half.nii.gz": "truncated or corrupt",
         "start.nii.gz": "truncated or corrupt|damaged",
         "empty.nii": "empty file",
         "text.nii": "not a NIfTI",
         "text.nii.gz": "not a NIfTI",
-        "plain.nii.gz": "corrupt gzip|not a NIfTI",
+        "plain.nii.gz": "not gzip, though named .gz",
+        "zipped.nii": "gzip, but not named so: rename it to .nii.gz",
+        "annexed.nii.gz": "a link to .*key, which is not there",
+        "folder.nii": "cannot be read: Is a directory",
     }.items():
         with pytest.raises(ScanFaultError, match=fault):
             nifti.read_array(tmp_path / name)
+
+
+def test_a_scaled_series_is_averaged_in_its_own_unit(tmp_path):
+    series = np.random.default_rng(0).integers(0, 900, (4, 4, 4, 5)).astype(np.int16)
+    image = nib.Nifti1Image(series, np.eye(4))
+    image.header.set_slope_inter(0.5, -10)
+    nib.save(image, tmp_path / "a.nii.gz")
+    array, header = nifti.read_array(tmp_path / "a.nii.gz")
+    values = nib.load(tmp_path / "a.nii.gz").get_fdata()
+    assert array == pytest.approx(values.mean(-1), rel=1e-6) and header.get_slope_inter() == (0.5, -10)
+
+
+def test_values_too_large_for_single_precision_are_a_fault(tmp_path):
+    values = noise().astype(np.float64)
+    values[3, 3, 3] = 1e200
+    with pytest.raises(ScanFaultError, match="beyond the range"):
+        nifti.read_array(write(tmp_path / "a.nii", values))
+
+
+def test_a_header_in_metres_is_not_called_singular(tmp_path):
+    array, header = nifti.read_array(write(tmp_path / "a.nii", noise(), np.diag([3e-4, 3e-4, 5e-4, 1])))
+    assert header.get_zooms() == pytest.approx((3e-4, 3e-4, 5e-4)) and array.shape == (8, 9, 7)
 
 
 def test_a_singular_affine_is_refused(tmp_path):

@@ -50,6 +50,11 @@ def test_shrinking_does_not_alias():
     assert torch.allclose(volumes.resize(fine, 32), torch.full((1, 1, 32, 32, 32), 0.5))
 
 
+def test_a_side_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="size=0"):
+        volumes.resize(torch.zeros(1, 1, 4, 4, 4), 0)
+
+
 def test_labels_shrink_by_majority_and_stay_labels():
     maps = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
     maps[..., :4] = 3
