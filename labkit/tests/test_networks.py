@@ -13,17 +13,7 @@ from labkit.blocks import InstanceNorm3d
 from labkit.networks import CodeDiscriminator, Discriminator, Encoder, Generator, build, load_by_position, summary
 from labkit.variants import resolve
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = ["adni", "sigmarat1", "sigmarat2"]
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Threads cost more than they bring on volumes this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small(model, **overrides):

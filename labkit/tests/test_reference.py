@@ -1,9 +1,5 @@
 """The published loop, written plainly, and labkit's networks and losses: the same numbers from the same weights."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn.utils.parametrize import cached
@@ -11,28 +7,7 @@ from torch.nn.utils.parametrize import cached
 from labkit import losses, networks
 from labkit.variants import resolve
 
-PATH = Path(__file__).resolve().parents[2] / "ci" / "reference_step.py"
-pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = ["adni", "sigmarat1", "sigmarat2", "sigmarat2_released"]
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Threads cost more than they bring on volumes this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def reference():
-    spec = importlib.util.spec_from_file_location("reference_step", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def prepare(reference, model, dtype):
