@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reference_step
 
 from labkit.augment import AUGMENTATIONS, augment
+from labkit.capture import WARM_UP, Captured
 from labkit.runs import peak_memory_mib
 from labkit.training import choose_device
-from labkit.updates import Draws, Learner, step
+from labkit.updates import Draws, Learner
 from labkit.variants import SCALES, VARIANTS, Scale, resolve
 
 MATMUL_FLOP = 2 * 4096**3
@@ -41,10 +42,11 @@ def main() -> None:
     rounds = options.iterations or (3 if options.scale == "paper" and device.type == "cpu" else 15)
     contenders = {kind: contender(options.model, options.scale, device, kind) for kind in ("reference", "fp32", "bf16")}
     seconds: dict[str, list[float]] = {kind: [] for kind in contenders}
-    for take in range(rounds + 1):  # the first round warms up
+    warm_up = WARM_UP + 2 if device.type == "cuda" else 1
+    for take in range(warm_up + rounds):
         for kind, work in contenders.items():
             spent = timed(work, device)
-            if take:
+            if take >= warm_up:
                 seconds[kind].append(spent)
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     ratios = {
@@ -94,7 +96,8 @@ def contender(model: str, scale_name: str, device: torch.device, kind: str) -> C
     learner = Learner(variant, scale, device)
     draws = Draws(x_real, drawn.z_generator, x_critic, drawn.z_discriminator, drawn.z_code,
                   drawn.weight_rec, drawn.weight_rand, drawn.weight_code)  # fmt: skip
-    return lambda: step(learner, draws)
+    advance = Captured(learner)  # on a GPU recorded, as in a run; on a CPU the step
+    return lambda: advance(draws)
 
 
 def data_work(model: str, scale_name: str, device: torch.device) -> Callable[[], object]:
@@ -131,7 +134,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def memory_in_a_process_of_its_own(options: argparse.Namespace, kind: str) -> float:
-    """Peak memory, MiB, of two iterations in a fresh process: peaks cannot be told apart within one."""
+    """Peak memory, MiB, of a few iterations in a fresh process: peaks cannot be told apart within one."""
     command = [sys.executable, __file__, "--model", options.model, "--scale", options.scale]
     command += ["--device", options.device, "--memory-of", kind]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -139,9 +142,9 @@ def memory_in_a_process_of_its_own(options: argparse.Namespace, kind: str) -> fl
 
 
 def peak_mib(model: str, scale_name: str, device: torch.device, kind: str) -> float:
-    """Peak memory of two iterations: allocated on a GPU, resident on a CPU."""
+    """Peak memory of two iterations, on a GPU of the recording too: allocated on a GPU, resident on a CPU."""
     work = contender(model, scale_name, device, kind)
-    for _ in range(2):
+    for _ in range(WARM_UP + 2 if device.type == "cuda" else 2):
         work()
     return peak_memory_mib(device)
 

@@ -52,9 +52,9 @@ def main() -> None:
     moved = state_bytes(options.model, options.scale)
     print(f"a large product: {product['fp32']:.4g} TFLOP/s in float32, {product['bf16']:.4g} in bfloat16")
     print(f"a large copy: {copied:.4g} TB/s, read and written")
-    print(f"an iteration: {flop / 1e12:.4g} TFLOP in convolutions and products, of which {flop / product['bf16'] / 1e9:.3g}"
-          f" ms at the bfloat16 rate; {moved / 1e9:.3g} GB of optimiser state, weights and averages at least, of which "
-          f"{moved / copied / 1e9:.3g} ms at the copy's rate")  # fmt: skip
+    print(f"an iteration: {flop / 1e12:.4g} TFLOP in convolutions and products, {flop / product['bf16'] / 1e9:.3g} ms "
+          f"at the bfloat16 rate; {moved / 1e9:.3g} GB of weights, optimiser state and averages, "
+          f"{moved / copied / 1e9:.3g} ms at the copy's")  # fmt: skip
     speeds = {}
     for precision in ("bf16", "fp32"):
         for graph, benchmark in ((True, True), (True, False), (False, True)) if on_gpu else ((False, False),):
@@ -97,7 +97,7 @@ def best(work: Callable[[], object], device: torch.device) -> float:
 
 
 def operations(model: str, scale_name: str, device: torch.device) -> float:
-    """Floating-point operations of an iteration's convolutions and matrix products, two a multiplication and addition."""
+    """Floating-point operations of an iteration's convolutions and matrix products."""
     learner = learner_of(model, scale_name, device, "bf16")
     draws = drawing(learner)
     three_updates(learner, draws())

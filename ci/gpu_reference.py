@@ -131,7 +131,8 @@ def collect(source: Path, target: Path, commit: str) -> dict[str, object]:
         note = f"left out: {note}, more than {MOST_BYTES}"
     found = metrics(run)
     runs.write_json(target / "metrics.json", found)
-    runs.write_json(target / "provenance.json", {**run.provenance, "commit": commit, "weights": note})
+    tree = {"commit": commit} if commit else {}
+    runs.write_json(target / "provenance.json", {**run.provenance, **tree, "weights": note})
     return {**found, "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file())}
 
 
@@ -169,7 +170,7 @@ def metrics(run: Run) -> dict[str, object]:
     if not rows:
         return {"model": run.config["variant"]["name"], "iterations": 0}
     recent, held = rows[-max(1, len(rows) // 10) :], [row for row in rows if math.isfinite(row["held_out_mse"])]
-    sittings = run.provenance["sittings"]
+    averages, sittings = {name: mean([row[name] for row in recent]) for name in rows[0]}, run.provenance["sittings"]
     return {
         "model": run.variant.name,
         "iterations": int(rows[-1]["iteration"]),
@@ -180,7 +181,7 @@ def metrics(run: Run) -> dict[str, object]:
         "precision": sittings[-1]["precision"],
         "iterations_per_s": statistics.median(row["iterations_per_s"] for row in rows),
         "peak_memory_mib": max(row["peak_memory_mib"] for row in rows),
-        "recent": {name: mean([row[name] for row in recent]) for name in rows[0] if name != "iteration"},
+        "recent": {name: value for name, value in averages.items() if math.isfinite(value) and name != "iteration"},
         "held_out_mse": held[-1]["held_out_mse"] if held else None,
         "held_out_code_sd": held[-1]["held_out_code_sd"] if held else None,
         "torch": torch.__version__,

@@ -6,12 +6,14 @@ profile  speeds with and without recording, operations and bytes a second beside
 train    each variant on the cohort for some minutes, going on where the last sitting stopped
 collect  of each run what is small enough to keep
 
-Folders: --runs holds run folders with checkpoints (a gigabyte each), --out only what is worth taking away.
+Folders: --runs holds run folders with checkpoints (a gigabyte each), --out only what is worth taking away; with
+--parts-mib that is report.json and one tar in parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import json
@@ -45,13 +47,14 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stages", default=",".join(STAGES), help="of " + ", ".join(STAGES))
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels (nibabel) to use")
     parser.add_argument("--commit", default="", help="what this tree is, where it is no git checkout")
-    parser.add_argument("--parts-mib", type=int, help="also pack what is collected, in parts of at most so many MiB")
+    parser.add_argument("--parts-mib", type=int, help="put one tar in --out, in parts of at most so many MiB")
     parser.add_argument("--dry-run", action="store_true", help="on the processor, at smoke scale")
     options = parser.parse_args(arguments)
     options.stages, options.variants = options.stages.split(","), options.variants.split(",")
     if wrong := [stage for stage in options.stages if stage not in STAGES]:
         parser.error(f"no stage is called {', '.join(wrong)}: allowed are {', '.join(STAGES)}")
     options.out, options.runs = options.out.absolute(), options.runs.absolute()
+    options.kept = options.runs / "kept" if options.parts_mib else options.out
     return options
 
 
@@ -61,10 +64,12 @@ def commands(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
     where = ["--scale", "smoke", "--device", "cpu"] if dry else ["--scale", "paper", "--device", "cuda"]
     found: list[tuple[str, list[str]]] = []
     if "tests" in options.stages:
-        found.append(("tests", [str(CI / "gpu_check.py"), "--device", "cpu" if dry else "cuda"]))
-        if importlib.util.find_spec("pytest"):
+        runner = importlib.util.find_spec("pytest")
+        if runner:
             test = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "labkit/tests/test_capture.py", "-k", "cuda"]
-            found.append(("pytest", test))
+            found.append(("tests", test))
+        if dry or not runner:
+            found.append(("check", [str(CI / "gpu_check.py"), "--device", "cpu" if dry else "cuda"]))
     if "bench" in options.stages:
         found.append(("bench", [str(CI / "bench_training.py"), *where, "--iterations", "2" if dry else "20"]))
     if "profile" in options.stages:
@@ -78,7 +83,7 @@ def commands(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
         for variant in options.variants:
             found.append((f"train {variant}", [*reference, "train", variant, *cohort, *length]))
     if "collect" in options.stages:
-        target = ["--out", str(options.out / "reference"), "--commit", options.commit]
+        target = ["--out", str(options.kept / "reference"), "--commit", options.commit]
         found.append(("collect", [*reference, "collect", *options.variants, *target]))
     return found
 
@@ -106,7 +111,7 @@ def run_stage(name: str, command: list[str], log: Path, variables: dict[str, str
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=variables, text=True, errors="replace",
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     asked: list[int] = []
 
@@ -128,17 +133,20 @@ def run_stage(name: str, command: list[str], log: Path, variables: dict[str, str
             signal.signal(number, handler)
     seconds = round(time.perf_counter() - began, 1)
     outcome = {"stage": name, "seconds": seconds, "exit": code, "stopped": bool(asked), "last_line": last}
-    return outcome | ({"result": json.loads(last)} if last.startswith("{") and last.endswith("}") else {})
+    with contextlib.suppress(json.JSONDecodeError):
+        if last.startswith("{"):
+            outcome["result"] = json.loads(last)
+    return outcome
 
 
 def pack(folder: Path, parts_mib: int, into: Path) -> list[Path]:
-    """Everything in a folder as one tar, cut into parts: join them with ``cat NAME.* > NAME`` in order."""
+    """Everything in a folder as one tar, cut into parts; ``cat gpu.tar.* | tar x`` has it back."""
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as tar:
-        tar.add(folder, arcname=folder.name)
+        tar.add(folder, arcname="gpu")
     content, size, parts = whole.getbuffer(), parts_mib * 2**20, []
     for number, start in enumerate(range(0, len(content), size)):
-        parts.append(into / f"{folder.name}.tar.{number:02d}")
+        parts.append(into / f"gpu.tar.{number:02d}")
         parts[-1].write_bytes(content[start : start + size])
     return parts
 
@@ -146,17 +154,19 @@ def pack(folder: Path, parts_mib: int, into: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Go through the stages; 0 if all went well, 1 if any did not."""
     options = options_of(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    options.runs.mkdir(parents=True, exist_ok=True)
+    for folder in (options.out, options.runs, options.kept):
+        folder.mkdir(parents=True, exist_ok=True)
     variables, done = environment(options), []
     report = options.out / "report.json"
+    stopped = False
     for name, command in commands(options):
-        done.append(run_stage(name, command, options.out / f"{name.replace(' ', '-')}.txt", variables))
+        if stopped and name != "collect":
+            continue
+        done.append(run_stage(name, command, options.kept / f"{name.replace(' ', '-')}.txt", variables))
         report.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")  # a cut walk leaves what it did
-        if done[-1]["stopped"] and name != "collect":
-            break
-    if options.parts_mib and (options.out / "reference").is_dir():
-        pack(options.out / "reference", options.parts_mib, options.out)
+        stopped |= bool(done[-1]["stopped"])
+    if options.parts_mib:
+        pack(options.kept, options.parts_mib, options.out)
     print()
     for stage in done:
         outcome = "ok" if stage["exit"] == 0 else f"FAILED ({stage['exit']}): {stage['last_line']}"

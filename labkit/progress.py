@@ -37,7 +37,9 @@ def progress_bar(items: Iterable[T], what: str, total: int | None = None) -> Ite
     total : int, optional
         How many, where `items` has no length.
     """
-    from tqdm import tqdm  # not tqdm.auto: its widgets add megabytes to a built page
-
+    try:
+        from tqdm import tqdm  # not tqdm.auto: its widgets add megabytes to a built page
+    except ImportError:  # a bar is no reason not to go on
+        return iter(items)
     # a bar that would come and go within a second is noise
     return iter(tqdm(items, what, total, leave=False, disable=not watched(), delay=1.0, mininterval=0.5))

@@ -339,7 +339,7 @@ class Run:
 
         losses, sittings = self.losses, self.provenance["sittings"]
         recent = losses.tail(max(1, len(losses) // 10)).mean()
-        held = losses[["held_out_mse", "held_out_code_sd"]].dropna().tail(1).mean()
+        held = losses[["held_out_mse", "mean_scan_mse", "held_out_code_sd"]].dropna().tail(1).mean()
         seconds = sum(sitting["seconds"] for sitting in sittings)
         return pd.Series(
             {
@@ -351,6 +351,7 @@ class Run:
                 "peak memory, MiB": losses["peak_memory_mib"].max(),
                 "reconstruction error, training": recent["rec_mse"],
                 "reconstruction error, held out": held["held_out_mse"],
+                "error of the mean training scan, held out": held["mean_scan_mse"],
                 "code mean, training": recent["z_enc_mean"],
                 "code standard deviation, training": recent["z_enc_sd"],
                 "code standard deviation, held out": held["held_out_code_sd"],

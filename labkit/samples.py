@@ -5,6 +5,7 @@ The same eight codes and four scans from iteration 0 on, so that what changes be
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -59,7 +60,7 @@ def montage(columns: list[np.ndarray]) -> np.ndarray:
 
 def save_samples(
     folder: Path, iteration: int, random: torch.Tensor, real: torch.Tensor, reconstructed: torch.Tensor
-) -> Path:
+) -> Path | None:
     """Write what G makes of the fixed codes, and of the fixed scans by way of E.
 
     Parameters
@@ -75,22 +76,26 @@ def save_samples(
 
     Returns
     -------
-    pathlib.Path
-        The montage: random samples above, below them each scan beside its reconstruction.
+    pathlib.Path or None
+        The montage: random samples above, below them each scan beside its reconstruction. Without Pillow there is
+        none, with a warning; the NIfTI files hold the same.
     """
-    from PIL import Image
-
     folder.mkdir(parents=True, exist_ok=True)
     random, real, reconstructed = (t[:, 0].detach().float().cpu().numpy() for t in (random, real, reconstructed))
     stem = f"iteration-{iteration:06d}"
     for what, volumes in (("random", random), ("reconstructed", reconstructed)):
         nifti.save(_series(volumes), folder / f"{stem}_{what}.nii.gz")
+    path = folder / f"{stem}.png"
+    try:
+        from PIL import Image
+    except ImportError:
+        warnings.warn(f"Pillow is not installed: no {path.name} beside the NIfTI files", stacklevel=2)
+        return None
     pairs = [volume for pair in zip(real, reconstructed, strict=True) for volume in pair]
     upper, lower = montage(list(random)), montage(pairs)
     width = max(upper.shape[1], lower.shape[1])
     upper, lower = (np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (upper, lower))
     rule = np.full((4, width), 255, np.uint8)
-    path = folder / f"{stem}.png"
     partial = folder / f".{path.name}"
     Image.fromarray(np.vstack([upper, rule, lower])).save(partial, format="png", optimize=True)
     partial.replace(path)

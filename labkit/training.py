@@ -21,11 +21,12 @@ import torch
 
 from labkit import runs, samples
 from labkit.augment import AUGMENTATIONS, augment
+from labkit.capture import Captured
 from labkit.cohort import Cohort
 from labkit.progress import watched
 from labkit.runs import Run, RunError
 from labkit.sources import PAPER_N, open_cohort
-from labkit.updates import Draws, Learner, step
+from labkit.updates import Draws, Learner
 from labkit.variants import Scale, Variant, resolve
 
 PAPER_TRAIN = 174
@@ -33,6 +34,9 @@ PAPER_TRAIN = 174
 
 FIXED_CODES, FIXED_SCANS, HELD_OUT = 8, 4, 16
 """Codes and scans followed from iteration 0 on, and held-out scans whose reconstruction is measured."""
+
+HELD_OUT_COLUMNS = ("held_out_mse", "mean_scan_mse", "held_out_code_sd")
+"""Measured with the samples: error of held-out reconstructions, that of the mean training scan, spread of codes."""
 
 
 class DivergedError(RuntimeError):
@@ -90,7 +94,7 @@ def train(
         A loss is no longer finite.
     """
     device = choose_device(device)
-    scale = ("paper" if device.type == "cuda" else "laptop") if scale == "auto" else scale
+    scale = choose_scale(scale, device)
     if iterations is not None:
         overrides = {**overrides, "iterations": iterations}
     variant, size = resolve(model, scale, **overrides)
@@ -125,6 +129,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch finds no GPU here: use 'auto' or 'cpu'")
     return device
+
+
+def choose_scale(name: str, device: torch.device) -> str:
+    """``"auto"`` is the paper's scale on a GPU and the laptop's elsewhere; other names stay as they are."""
+    return ("paper" if device.type == "cuda" else "laptop") if name == "auto" else name
 
 
 def default_folder(variant: Variant, cohort: Cohort, scale: Scale, seed: int, overrides: dict[str, Any]) -> Path:
@@ -172,12 +181,15 @@ class _Training:
     ) -> None:
         self.folder, self.scale, self.device = folder, scale, device
         self.learner = Learner(variant, scale, device, seed)
+        self.advance = Captured(self.learner)
         self.rng = torch.Generator(device).manual_seed(seed)
         # the whole cohort lies on the device, and augmentation happens there: no loader, no copies while training
         self.scans = cohort.volumes(scale.size).to(device)
         held = (held_out or cohort).subset(range(min(HELD_OUT, len(held_out or cohort))))
         self.held_out = held.volumes(scale.size).to(device)
         self.is_held_out = held_out is not None
+        # what an encoder that learned nothing about the individual would reach: the mean of the training scans
+        self.mean_scan_mse = (self.held_out - self.scans.mean(0)).square().mean().item()
         self.augmentation = dataclasses.replace(AUGMENTATIONS[variant.augmentation], voxel_mm=cohort[0].zooms)
         codes = torch.randn(FIXED_CODES, variant.latent_dim, generator=torch.Generator().manual_seed(seed))
         self.codes = codes.to(device)
@@ -186,7 +198,7 @@ class _Training:
         self.names: list[str] = []
         self.started = time.perf_counter()
         self.aside = 0.0  # seconds since the last row that went into samples and checkpoints
-        self.sitting = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **runs.provenance(device)}
+        self.sitting = {"started": datetime.now(UTC).isoformat(timespec="milliseconds"), **runs.provenance(device)}
         self._load()
 
     def go_on(self) -> None:
@@ -202,7 +214,7 @@ class _Training:
         with _stop_signals() as stop, self._progress() as bar, self._tensorboard() as board:
             began, last = time.perf_counter(), False
             while self.iteration < scale.iterations and not stop:
-                terms = step(self.learner, self._draw())
+                terms = self.advance(self._draw())
                 self.iteration += 1
                 self.names = list(terms)
                 self.pending.append(torch.stack(list(terms.values())))
@@ -256,8 +268,7 @@ class _Training:
         row = {
             "iteration": self.iteration,
             **values,
-            "held_out_mse": extra.get("held_out_mse", float("nan")),
-            "held_out_code_sd": extra.get("held_out_code_sd", float("nan")),
+            **{name: extra.get(name, float("nan")) for name in HELD_OUT_COLUMNS},
             "iterations_per_s": rate,
             "images_per_s": rate * 2 * self.scale.batch_size,
             "peak_memory_mib": runs.peak_memory_mib(self.device),
@@ -278,8 +289,8 @@ class _Training:
         )
         error = (back - self.held_out).square().mean().item()
         # a training scan's reconstruction must not pass for a held-out one's
-        held_out = {"held_out_mse": error, "held_out_code_sd": codes.std().item()} if self.is_held_out else {}
-        return held_out
+        measured = (error, self.mean_scan_mse, codes.std().item())
+        return dict(zip(HELD_OUT_COLUMNS, measured, strict=True)) if self.is_held_out else {}
 
     def _aside(self, work) -> Any:
         began = time.perf_counter()
@@ -293,11 +304,13 @@ class _Training:
             "iteration": self.iteration,
             "names": self.names,
             "pending": pending,
+            "device": self.device.type,
             "rng": self.rng.get_state(),
             **self.learner.state(),
         }
         runs.save_state(self.folder / runs.CHECKPOINT, state)
-        runs.save_state(self.folder / runs.GENERATOR, {"generator": self.learner.average.state_dict()})
+        averages = {name: network.state_dict() for name, network in self.learner.average.items()}
+        runs.save_state(self.folder / runs.AVERAGES, averages)
         self._note_sitting(first)
 
     def _load(self) -> None:
@@ -305,6 +318,11 @@ class _Training:
         if not path.exists():
             return
         state = runs.load_state(path, self.device)
+        if state["device"] != self.device.type:  # random states of one kind of device mean nothing to another
+            raise RunError(
+                f"{self.folder} was begun on {state['device']} and cannot go on bit for bit on {self.device.type}: pass "
+                f"device='{state['device']}', or choose another run_dir"
+            )
         self.iteration, self.names = state["iteration"], state["names"]
         self.pending = list(state["pending"]) if state["pending"] is not None else []
         self.rng.set_state(state["rng"].cpu())
@@ -322,8 +340,11 @@ class _Training:
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Any]:
-        from tqdm import tqdm
-
+        try:
+            from tqdm import tqdm
+        except ImportError:  # a bar is no reason not to train
+            yield lambda row: None
+            return
         bar = tqdm(total=self.scale.iterations, initial=self.iteration, desc=self.folder.name, unit="it",
                    disable=not watched(), mininterval=1.0)  # fmt: skip
 

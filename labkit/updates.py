@@ -48,7 +48,7 @@ class Draws(NamedTuple):
 
 
 class Learner:
-    """Four networks, their optimisers and the moving average of G.
+    """Four networks, their optimisers, and the moving averages of E and G.
 
     Parameters
     ----------
@@ -73,40 +73,39 @@ class Learner:
         }  # fmt: skip
         # norms over the batch make a scan's value depend on its company, so those batches are never put together
         self.joins = {"G": variant.generator_norm != "batch", "D": variant.discriminator_norm != "batch"}
-        self.average = copy.deepcopy(self.G).requires_grad_(False)
+        # E's average belongs to G's: codes drift while training, and an average of G decodes those of its own time
+        self.average = {name: copy.deepcopy(self.networks[name]).requires_grad_(False) for name in ("E", "G")}
         self.averaged = 0
 
     def autocast(self) -> torch.autocast:
         """Bfloat16 where the run computes in it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        # no weight's cast may outlive a recorded iteration, see labkit.capture
+        kept = self.device.type != "cuda"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=kept)
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the average of G's weights on by one step; its norm statistics are G's own."""
+        """Move the averages of E's and G's weights on by one step; their norm statistics are the networks' own."""
         self.averaged += 1
         # the first steps count less, so that the initial weights do not linger in short runs
         decay = min(self.scale.ema_decay, (1 + self.averaged) / (10 + self.averaged))
-        get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.G.parameters()), None)
-        for mine, current in zip(self.average.buffers(), self.G.buffers(), strict=True):
-            mine.copy_(current)
+        for name, average in self.average.items():
+            network = self.networks[name]
+            get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), None)
+            for mine, current in zip(average.buffers(), network.buffers(), strict=True):
+                mine.copy_(current)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """E and the averaged generator in evaluation mode, without gradients, for as long as the context lasts."""
-        generator = self.average
-        training = {network: network.training for network in (self.E, generator)}
-        try:
-            with torch.no_grad(), self.autocast():
-                yield self.E.eval(), generator.eval()
-        finally:
-            for network, mode in training.items():
-                network.train(mode)
+        """The averages of E and G in evaluation mode, without gradients, for as long as the context lasts."""
+        with torch.no_grad(), self.autocast():
+            yield self.average["E"].eval(), self.average["G"].eval()
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: networks, average, optimisers."""
         return {
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "average": self.average.state_dict(),
+            "average": {name: network.state_dict() for name, network in self.average.items()},
             "averaged": self.averaged,
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
         }
@@ -116,7 +115,8 @@ class Learner:
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
             self.optimisers[name].load_state_dict(state["optimisers"][name])
-        self.average.load_state_dict(state["average"])
+        for name, network in self.average.items():
+            network.load_state_dict(state["average"][name])
         self.averaged = state["averaged"]
 
     def each(self, name: str, *batches: Tensor) -> tuple[Tensor, ...]:
@@ -137,10 +137,14 @@ class Learner:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """``"auto"`` is bfloat16 on a GPU that computes in it, and float32 otherwise."""
+    """``"auto"`` is bfloat16 where the device has instructions for it, and float32 elsewhere."""
     if wanted != "auto":
         return wanted
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # without such instructions a processor only emulates bfloat16, slower than float32
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and supported() else "fp32"
 
 
 def step(learner: Learner, draws: Draws) -> dict[str, Tensor]:
@@ -151,10 +155,16 @@ def step(learner: Learner, draws: Draws) -> dict[str, Tensor]:
     dict of str to torch.Tensor
         What is logged, scalars on the device; nothing here waits for it.
     """
+    logged = three_updates(learner, draws)
+    learner.update_average()
+    return logged
+
+
+def three_updates(learner: Learner, draws: Draws) -> dict[str, Tensor]:
+    """Work as `step` does, but leave the averages, whose weight changes from one iteration to the next."""
     logged = update_encoder_generator(learner, draws.x_real, draws.z_rand)
     of_critic, z_enc = update_discriminator(learner, draws.x_critic, draws.z_critic, draws.mix_rec, draws.mix_rand)
     of_code = update_code_discriminator(learner, z_enc, draws.z_code, draws.mix_code)
-    learner.update_average()
     return logged | of_critic | of_code
 
 
@@ -200,7 +210,7 @@ def update_discriminator(
             with torch.no_grad():
                 z_enc = learner.E(x_real)
                 x_rec, x_rand = learner.each("G", z_enc, z_rand)
-            d_real, d_rec, d_rand = learner.each("D", x_real, x_rec, x_rand)
+            d_rec, d_rand, d_real = learner.each("D", x_rec, x_rand, x_real)
             points = losses.interpolate(x_real, x_rec, mix_rec), losses.interpolate(x_real, x_rand, mix_rand)
             if learner.joins["D"]:
                 penalty = 2 * losses.unit_norm_penalty(learner.D.input_gradient(torch.cat(points)))

@@ -21,6 +21,7 @@ PANELS = {
     "reconstruction: mean squared error, scans in [−1, 1]": {
         "rec_mse": "training batches",
         "held_out_mse": "held-out scans",
+        "mean_scan_mse": "mean scan instead",
     },
     "Wasserstein estimates: real minus generated": {"wasserstein_D": "scans (D)", "wasserstein_C": "codes (C)"},
     "losses": {"loss_EG": "L_G", "loss_D": "L_D", "loss_C": "L_C"},

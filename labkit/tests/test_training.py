@@ -134,6 +134,14 @@ def test_another_setting_other_data_and_resume_false_are_refused(rats, tmp_path)
         train("sigmarat2", rats, "smoke", tmp_path / "run", resume=False, **FAST)
 
 
+def test_a_run_begun_on_another_kind_of_device_is_not_gone_on_with(rats, tmp_path):
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 3})
+    state = runs.load_state(run.path / runs.CHECKPOINT)
+    runs.save_state(run.path / runs.CHECKPOINT, state | {"device": "cuda"})
+    with pytest.raises(RunError, match="begun on cuda and cannot go on bit for bit on cpu: pass device='cuda'"):
+        train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(rats, tmp_path, monkeypatch):
     from labkit import losses
 
