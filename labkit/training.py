@@ -320,8 +320,8 @@ class _Training:
         state = runs.load_state(path, self.device)
         if state["device"] != self.device.type:  # random states of one kind of device mean nothing to another
             raise RunError(
-                f"{self.folder} was begun on {state['device']} and cannot go on bit for bit on {self.device.type}: pass "
-                f"device='{state['device']}', or choose another run_dir"
+                f"{self.folder} was begun on {state['device']} and cannot go on bit for bit on {self.device.type}: "
+                f"pass device='{state['device']}', or choose another run_dir"
             )
         self.iteration, self.names = state["iteration"], state["names"]
         self.pending = list(state["pending"]) if state["pending"] is not None else []
