@@ -75,7 +75,8 @@ def measure(run: Run, cohort: Cohort) -> tuple[dict[str, float], np.ndarray]:
     codes = torch.randn(SAMPLES, run.variant.latent_dim, generator=torch.Generator().manual_seed(1))
     made = torch.cat([generator(part) for part in codes.split(16)])
     z = torch.cat([encoder(part) for part in held.split(16)])
-    back = torch.cat([generator(part) for part in z.split(16)])
+    decoder = run.generator(codes="encoded")
+    back = torch.cat([decoder(part) for part in z.split(16)])
     losses = run.losses
     row = {
         "held-out MSE": (back - held).square().mean().item(),

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from labkit import runs
+from labkit import checkpoints, runs
 from labkit.cohort import Cohort
 from labkit.runs import Run, load_run
 from labkit.sources import open_cohort
@@ -120,13 +120,13 @@ def collect(source: Path, target: Path, commit: str) -> dict[str, object]:
     runs.append_rows(target / runs.LOSSES, decimated(rows_of(run)))
     for picture in spread(sorted((source / "samples").glob("*.png"))):
         shutil.copy(picture, target / "samples")
-    weights = runs.load_state(source / runs.AVERAGES)["G"]
+    weights = checkpoints.load_state(source / runs.AVERAGES)["G"]
     # vectors are few, and norms' statistics may be too large for 16 bits
     weights = {name: value.half() if value.ndim > 1 else value for name, value in weights.items()}
     size = sum(value.nbytes for value in weights.values())
     note = f"averaged generator, matrices in float16, {size} bytes"
     if size <= MOST_BYTES:
-        runs.save_state(target / runs.AVERAGES, {"G": weights})
+        checkpoints.save_state(target / runs.AVERAGES, {"G": weights})
     else:
         note = f"left out: {note}, more than {MOST_BYTES}"
     found = metrics(run)

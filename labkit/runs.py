@@ -10,8 +10,6 @@
         averages.safetensors     averaged (EMA) generator and encoder, for use and sharing
         samples/            fixed codes and scans as they change: NIfTI and montage
         events/             TensorBoard
-
-Tensors are kept as safetensors, which hold numbers and text and nothing that runs.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ import torch
 
 from labkit import __version__, networks
 from labkit.bids import write_text
+from labkit.checkpoints import RunError, load_state
 from labkit.cohort import Cohort
 from labkit.fields import from_dict
 from labkit.variants import Scale, Variant
@@ -40,90 +38,6 @@ from labkit.variants import Scale, Variant
 CHECKPOINT = "checkpoint.safetensors"
 AVERAGES = "averages.safetensors"
 LOSSES = "losses.csv"
-
-
-class RunError(RuntimeError):
-    """A run folder that cannot be used as asked: missing, busy, or made with another configuration."""
-
-
-def flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Split nested dicts and lists into tensors by path and the rest as JSON.
-
-    Returns
-    -------
-    tensors : dict of str to torch.Tensor
-        Keys are paths, ``generator/net.0.weight``.
-    rest : dict
-        The same nesting with tensors replaced by ``{"tensor": path}``.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-
-    def walk(value: Any, path: str) -> Any:
-        if isinstance(value, torch.Tensor):
-            tensors[path] = value.detach()
-            return {"tensor": path}
-        if isinstance(value, Mapping):
-            return {"items": [[key, walk(item, f"{path}/{key}".lstrip("/"))] for key, item in value.items()]}
-        if isinstance(value, list | tuple):
-            return {"list": [walk(item, f"{path}/{index}") for index, item in enumerate(value)]}
-        return {"value": value}
-
-    return tensors, walk(state, "")
-
-
-def unflatten(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> Any:
-    """Inverse of :func:`flatten` (tuples come back as lists)."""
-    (kind, content), *_ = rest.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "items":
-        return {key: unflatten(tensors, item) for key, item in content}
-    if kind == "list":
-        return [unflatten(tensors, item) for item in content]
-    return content
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write nested tensors and values to one safetensors file, whole or not at all.
-
-    Raises
-    ------
-    OSError
-        The disk does not take it; the file that was there before is untouched.
-    """
-    from safetensors.torch import save_file
-
-    tensors, rest = flatten(state)
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        try:
-            save_file(tensors, partial, metadata={"state": json.dumps(rest)})
-        except Exception as error:  # safetensors reports a full disk as its own error
-            raise OSError(f"could not write {path}: {error}; the previous file, if any, is untouched") from error
-        with partial.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-
-
-def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what :func:`save_state` wrote.
-
-    Raises
-    ------
-    RunError
-        The file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
-            rest = json.loads(handle.metadata()["state"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); remove it to start again from the beginning") from error
-    return unflatten(tensors, rest)
 
 
 @contextlib.contextmanager
@@ -360,9 +274,27 @@ class Run:
             name=self.path.name,
         )
 
-    def generator(self, device: torch.device | str = "cpu") -> networks.Generator:
-        """The averaged (EMA) generator, in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1]."""
-        return self._network(networks.Generator, self._tensors(AVERAGES, device)["G"], device)
+    def generator(self, device: torch.device | str = "cpu", codes: str = "random") -> networks.Generator:
+        """The averaged (EMA) generator, in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1].
+
+        Parameters
+        ----------
+        device : torch.device or str
+            Where to put it.
+        codes : {"random", "encoded"}
+            What it is to decode: draws from N(0, I), or codes of :meth:`encoder`. It matters only for variants with a
+            batch norm in G, whose statistics differ between the two.
+
+        Raises
+        ------
+        ValueError
+            `codes` is neither.
+        """
+        names = {"random": "G", "encoded": "G_encoded"}
+        if codes not in names:
+            raise ValueError(f"codes={codes!r} is not known; allowed: {', '.join(names)}")
+        kept = self._tensors(AVERAGES, device)
+        return self._network(networks.Generator, kept.get(names[codes], kept["G"]), device)
 
     def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder:
         """The averaged encoder that belongs to :meth:`generator`, in evaluation mode: (B, 1, S, S, S) -> (B, Z)."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from labkit import runs, samples
+from labkit import checkpoints, runs, samples
 from labkit.augment import AUGMENTATIONS, augment
 from labkit.capture import Captured
 from labkit.cohort import Cohort
@@ -280,10 +280,12 @@ class _Training:
     @torch.no_grad()
     def _sample(self) -> dict[str, float]:
         """Fixed codes and scans through the averaged generator; how well held-out scans come back."""
-        with self.learner.evaluating() as (encoder, generator):
-            random = generator(self.codes)
-            codes = encoder(self.held_out)
-            back = torch.cat([generator(part) for part in codes.split(self.scale.batch_size)])
+        parts = self.scale.batch_size
+        networks = self.learner.evaluators(self.scans)
+        with self.learner.autocast():
+            random = networks["G"](self.codes)
+            codes = torch.cat([networks["E"](part) for part in self.held_out.split(parts)])
+            back = torch.cat([networks["G_encoded"](part) for part in codes.split(parts)])
         samples.save_samples(
             self.folder / "samples", self.iteration, random, self.held_out[:FIXED_SCANS], back[:FIXED_SCANS]
         )
@@ -308,16 +310,19 @@ class _Training:
             "rng": self.rng.get_state(),
             **self.learner.state(),
         }
-        runs.save_state(self.folder / runs.CHECKPOINT, state)
-        averages = {name: network.state_dict() for name, network in self.learner.average.items()}
-        runs.save_state(self.folder / runs.AVERAGES, averages)
+        checkpoints.save_state(self.folder / runs.CHECKPOINT, state)
+        networks = self.learner.evaluators(self.scans)
+        if networks["G_encoded"] is networks["G"]:
+            del networks["G_encoded"]
+        averages = {name: network.state_dict() for name, network in networks.items()}
+        checkpoints.save_state(self.folder / runs.AVERAGES, averages)
         self._note_sitting(first)
 
     def _load(self) -> None:
         path = self.folder / runs.CHECKPOINT
         if not path.exists():
             return
-        state = runs.load_state(path, self.device)
+        state = checkpoints.load_state(path, self.device)
         if state["device"] != self.device.type:  # random states of one kind of device mean nothing to another
             raise RunError(
                 f"{self.folder} was begun on {state['device']} and cannot go on bit for bit on {self.device.type}: "

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from labkit import losses, networks
 from labkit.variants import Scale, Variant
+
+CALIBRATION = 64
+"""Scans or codes from which an averaged network's batch norms take their statistics."""
 
 
 class Draws(NamedTuple):
@@ -95,11 +98,35 @@ class Learner:
             for mine, current in zip(average.buffers(), network.buffers(), strict=True):
                 mine.copy_(current)
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """The averages of E and G in evaluation mode, without gradients, for as long as the context lasts."""
-        with torch.no_grad(), self.autocast():
-            yield self.average["E"].eval(), self.average["G"].eval()
+    @torch.no_grad()
+    def evaluators(self, scans: Tensor) -> dict[str, nn.Module]:
+        """The averages as they are used: encoder, and generator for random and for encoded codes.
+
+        Batch norms carry statistics of what passed while training. G decoded codes of both kinds then, which may be far
+        apart, so that the mixture's statistics fit neither; they are therefore taken again, for each kind by itself.
+        Without batch norms both generators are the same.
+
+        Parameters
+        ----------
+        scans : torch.Tensor
+            (N, 1, S, S, S), training scans to take the statistics of encoded codes from; up to 64 are used.
+
+        Returns
+        -------
+        dict of str to torch.nn.Module
+            ``"E"``, ``"G"`` (for random codes) and ``"G_encoded"``, in evaluation mode.
+        """
+        parts = scans[:CALIBRATION].split(self.scale.batch_size)
+        generator = torch.Generator().manual_seed(0)  # one of its own: training's draws go on as if nothing had been
+        random = torch.randn(CALIBRATION, self.variant.latent_dim, generator=generator).to(self.device)
+        with self.autocast():
+            encoder = calibrated(self.average["E"], parts)
+            encoded = [encoder(part) for part in parts]
+            return {
+                "E": encoder,
+                "G": calibrated(self.average["G"], random.split(self.scale.batch_size)),
+                "G_encoded": calibrated(self.average["G"], encoded),
+            }
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: networks, average, optimisers."""
@@ -134,6 +161,15 @@ class Learner:
             network.zero_grad(set_to_none=True)
         with parametrize.cached():
             yield
+
+
+def calibrated(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """The network in evaluation mode; if it has batch norms, a copy whose statistics are those of `batches`."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return network.eval()
+    network = copy.deepcopy(network)
+    update_bn([batch for batch in batches if len(batch) > 1], network)
+    return network.eval()
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

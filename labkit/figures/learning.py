@@ -175,7 +175,7 @@ def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
     shown = cohort.subset(range(min(scans, len(cohort))))
     real = shown.volumes(run.scale.size)
     with torch.no_grad():
-        back = run.generator()(run.encoder()(real))
+        back = run.generator(codes="encoded")(run.encoder()(real))
     rows = {"scan": real, "reconstruction": back, "difference": back - real}
     figure, axes = plt.subplots(
         3, len(shown), figsize=(WIDTH, WIDTH / len(shown) * 3), squeeze=False, layout="constrained"

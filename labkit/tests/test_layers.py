@@ -14,7 +14,7 @@ ROWS = [
     # data: where scans come from (simulate, manifest, bids, nifti, sources), what they become, how they are kept
     {"grids", "progress", "simulate", "manifest", "nifti", "bids", "store", "volumes", "cohort", "sources", "augment"},
     {"convolutions", "blocks", "networks", "losses"},  # maths
-    {"runs", "samples", "updates", "capture", "training", "generation"},  # learning
+    {"checkpoints", "runs", "samples", "updates", "capture", "training", "generation"},  # learning
     {"describe", "architecture", "metrics", "segmentation", "judging"},  # evidence
     {"figures", "widgets"},  # eyes
 ]

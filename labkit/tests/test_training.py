@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from labkit import runs
+from labkit import checkpoints, runs
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
 from labkit.training import DivergedError, train
@@ -24,7 +24,7 @@ def rats(tmp_path_factory):
 
 
 def tensors(run):
-    return runs.flatten(runs.load_state(run.path / runs.CHECKPOINT))[0]
+    return checkpoints.flatten(checkpoints.load_state(run.path / runs.CHECKPOINT))[0]
 
 
 def same(a, b):
@@ -42,6 +42,9 @@ def test_every_variant_leaves_a_run_that_others_can_use(rats, tmp_path, model):
     latent = run.variant.latent_dim
     scans = run.generator()(torch.randn(2, latent))
     assert scans.shape == (2, 1, 16, 16, 16) and scans.abs().max() <= 1
+    encoded = run.generator(codes="encoded").state_dict()
+    differ = any(not torch.equal(encoded[name], value) for name, value in run.generator().state_dict().items())
+    assert differ == (model == "adni")  # the one with batch norms in G
     assert run.encoder()(scans).shape == (2, latent) and run.discriminator()(scans).shape == (2,)
     assert run.config["train"]["subjects"] and not set(run.config["train"]["subjects"]) & set(
         run.config["held_out"]["subjects"]
@@ -136,8 +139,8 @@ def test_another_setting_other_data_and_resume_false_are_refused(rats, tmp_path)
 
 def test_a_run_begun_on_another_kind_of_device_is_not_gone_on_with(rats, tmp_path):
     run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 3})
-    state = runs.load_state(run.path / runs.CHECKPOINT)
-    runs.save_state(run.path / runs.CHECKPOINT, state | {"device": "cuda"})
+    state = checkpoints.load_state(run.path / runs.CHECKPOINT)
+    checkpoints.save_state(run.path / runs.CHECKPOINT, state | {"device": "cuda"})
     with pytest.raises(RunError, match="begun on cuda and cannot go on bit for bit on cpu: pass device='cuda'"):
         train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
 

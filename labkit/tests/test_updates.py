@@ -78,3 +78,31 @@ def test_a_state_put_into_another_learner_makes_it_the_same():
 def test_asking_for_a_precision_gives_it():
     assert choose_precision("fp32", CPU) == "fp32" and choose_precision("bf16", CPU) == "bf16"
     assert choose_precision("auto", CPU) in ("fp32", "bf16")
+
+
+def test_batch_norms_are_fitted_to_the_kind_of_code_they_decode():
+    """After training, encoded codes may be far from random ones; a generator's statistics must fit what it is given."""
+    variant, scale = resolve("adni", "smoke", latent_dim=6)
+    learner = Learner(variant, scale, CPU)
+    with torch.no_grad():
+        for name in ("E", "G"):
+            for buffer in learner.average[name].buffers():
+                buffer.fill_(900)  # running statistics of some other distribution
+        learner.average["E"].head.bias.add_(20)  # encoded codes far from N(0, I)
+        found = learner.evaluators(batch(32, 0).float())
+        random, encoded = torch.randn(64, 6), found["E"](batch(32, 0).float())
+        first = {}
+        for name, codes in (("G", random), ("G_encoded", encoded)):
+            hook = found[name].blocks[0].norm.register_forward_hook(lambda m, i, out: first.update(out=out))
+            found[name](codes)
+            hook.remove()
+            assert first["out"].mean().abs() < 0.3 and 0.5 < first["out"].std() < 2
+    before = {name: value.clone() for name, value in learner.average["G"].state_dict().items()}
+    learner.evaluators(batch(8, 0).float())
+    assert all(torch.equal(before[name], value) for name, value in learner.average["G"].state_dict().items())
+
+
+def test_without_batch_norms_both_kinds_of_code_have_one_generator():
+    learner = Learner(*resolve("sigmarat2", "smoke", latent_dim=6), CPU)
+    found = learner.evaluators(batch(4, 0).float())
+    assert found["G"] is found["G_encoded"] is learner.average["G"] and not found["G"].training
