@@ -272,6 +272,7 @@ class Run:
                 "Wasserstein estimate, scans": recent["wasserstein_D"],
             },
             name=self.path.name,
+            dtype=object,  # so that whole numbers stay whole
         )
 
     def generator(self, device: torch.device | str = "cpu", codes: str = "random") -> networks.Generator:

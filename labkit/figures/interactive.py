@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from labkit.progress import in_live_kernel
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -51,7 +53,9 @@ class Interactive:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         content = json.loads(self.figure.to_json())
-        return {"application/vnd.plotly.v1+json": content, "text/html": self._html(content), "text/plain": self.alt}
+        bundle = {"text/html": self._html(content), "text/plain": self.alt}
+        # pages built from executed notebooks do not know plotly's own kind of output, and warn of it
+        return {"application/vnd.plotly.v1+json": content, **bundle} if in_live_kernel() else bundle
 
     def _html(self, content: dict[str, Any]) -> str:
         picture = io.BytesIO()
