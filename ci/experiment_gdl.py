@@ -82,7 +82,7 @@ def measure(run: Run, cohort: Cohort) -> tuple[dict[str, float], np.ndarray]:
         "held-out MSE": (back - held).square().mean().item(),
         **quality(made, real),
         "code SD, in training": losses["z_enc_sd"].tail(max(1, len(losses) // 10)).mean(),
-        "code SD, averaged E": z.std().item(),
+        "code SD, held out": z.std().item(),
     }
     return row, montage(list(made[:8, 0].numpy()))
 

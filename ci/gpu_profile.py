@@ -53,7 +53,7 @@ def main() -> None:
     print(f"a large product: {product['fp32']:.4g} TFLOP/s in float32, {product['bf16']:.4g} in bfloat16")
     print(f"a large copy: {copied:.4g} TB/s, read and written")
     print(f"an iteration: {flop / 1e12:.4g} TFLOP in convolutions and products, {flop / product['bf16'] / 1e9:.3g} ms "
-          f"at the bfloat16 rate; {moved / 1e9:.3g} GB of weights, optimiser state and averages, "
+          f"at the bfloat16 rate; {moved / 1e9:.3g} GB of weights, optimiser state and average, "
           f"{moved / copied / 1e9:.3g} ms at the copy's")  # fmt: skip
     speeds = {}
     for precision in ("bf16", "fp32"):
@@ -107,11 +107,11 @@ def operations(model: str, scale_name: str, device: torch.device) -> float:
 
 
 def state_bytes(model: str, scale_name: str) -> float:
-    """Bytes that must move each iteration whatever the kernels: Adam's seven float32 a weight, the averages' three."""
+    """Bytes that must move each iteration whatever the kernels: Adam's seven float32 a weight, the average's three."""
     learner = learner_of(model, scale_name, torch.device("cpu"), "fp32")
     size = {name: sum(p.numel() for p in network.parameters()) for name, network in learner.networks.items()}
     steps = {name: learner.variant.generator_steps if name == "G" else 1 for name in size}
-    return 4.0 * (7 * sum(size[name] * steps[name] for name in size) + 3 * (size["E"] + size["G"]))
+    return 4.0 * (7 * sum(size[name] * steps[name] for name in size) + 3 * size["G"])
 
 
 def learner_of(model: str, scale_name: str, device: torch.device, precision: str) -> Learner:

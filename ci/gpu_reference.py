@@ -51,7 +51,7 @@ def main() -> int:
     if options.task == "train":
         print(json.dumps(train_for_a_while(options)))
         return 0
-    missing = [name for name in options.variants if not (options.runs / name / runs.AVERAGES).exists()]
+    missing = [name for name in options.variants if not (options.runs / name / runs.MODELS).exists()]
     kept = {name: collect(options.runs / name, options.out / name, options.commit)
             for name in options.variants if name not in missing}  # fmt: skip
     for name in missing:
@@ -120,13 +120,13 @@ def collect(source: Path, target: Path, commit: str) -> dict[str, object]:
     runs.append_rows(target / runs.LOSSES, decimated(rows_of(run)))
     for picture in spread(sorted((source / "samples").glob("*.png"))):
         shutil.copy(picture, target / "samples")
-    weights = checkpoints.load_state(source / runs.AVERAGES)["G"]
+    weights = checkpoints.load_state(source / runs.MODELS)["G"]
     # vectors are few, and norms' statistics may be too large for 16 bits
     weights = {name: value.half() if value.ndim > 1 else value for name, value in weights.items()}
     size = sum(value.nbytes for value in weights.values())
     note = f"averaged generator, matrices in float16, {size} bytes"
     if size <= MOST_BYTES:
-        checkpoints.save_state(target / runs.AVERAGES, {"G": weights})
+        checkpoints.save_state(target / runs.MODELS, {"G": weights})
     else:
         note = f"left out: {note}, more than {MOST_BYTES}"
     found = metrics(run)

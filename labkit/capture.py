@@ -7,7 +7,7 @@ arguments. What makes that safe here:
   it, and the terms to be logged are copied out before the next iteration overwrites them.
 - Gradients, activations and the optimisers' step counts live on the device; which networks are trained when, and that
   gradients are dropped between updates, is decided by Python in the same order every time, so it is recorded too.
-- The moving averages stay outside: their weight is a Python number that changes while a run is young.
+- The moving average of G stays outside: its weight is a Python number that changes while a run is young.
 - Recording executes nothing. The iterations before it, which bring libraries and optimisers up, are the run's own.
 """
 

@@ -7,7 +7,7 @@
         provenance.json     commit, versions, device, wall time of every sitting
         losses.csv          a row a logging interval
         checkpoint.safetensors   everything needed to continue bit for bit
-        averages.safetensors     averaged (EMA) generator and encoder, for use and sharing
+        models.safetensors       encoder and generators for use and sharing
         samples/            fixed codes and scans as they change: NIfTI and montage
         events/             TensorBoard
 """
@@ -36,7 +36,7 @@ from labkit.fields import from_dict
 from labkit.variants import Scale, Variant
 
 CHECKPOINT = "checkpoint.safetensors"
-AVERAGES = "averages.safetensors"
+MODELS = "models.safetensors"
 LOSSES = "losses.csv"
 
 
@@ -276,15 +276,15 @@ class Run:
         )
 
     def generator(self, device: torch.device | str = "cpu", codes: str = "random") -> networks.Generator:
-        """The averaged (EMA) generator, in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1].
+        """The generator in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1].
 
         Parameters
         ----------
         device : torch.device or str
             Where to put it.
         codes : {"random", "encoded"}
-            What it is to decode: draws from N(0, I), or codes of :meth:`encoder`. It matters only for variants with a
-            batch norm in G, whose statistics differ between the two.
+            What it is to decode: draws from N(0, I), for which it is the moving average (EMA) of G; or codes of
+            :meth:`encoder`, for which it is G as it was trained beside that encoder.
 
         Raises
         ------
@@ -294,12 +294,11 @@ class Run:
         names = {"random": "G", "encoded": "G_encoded"}
         if codes not in names:
             raise ValueError(f"codes={codes!r} is not known; allowed: {', '.join(names)}")
-        kept = self._tensors(AVERAGES, device)
-        return self._network(networks.Generator, kept.get(names[codes], kept["G"]), device)
+        return self._network(networks.Generator, self._tensors(MODELS, device)[names[codes]], device)
 
     def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder:
-        """The averaged encoder that belongs to :meth:`generator`, in evaluation mode: (B, 1, S, S, S) -> (B, Z)."""
-        return self._network(networks.Encoder, self._tensors(AVERAGES, device)["E"], device)
+        """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it."""
+        return self._network(networks.Encoder, self._tensors(MODELS, device)["E"], device)
 
     def discriminator(self, device: torch.device | str = "cpu") -> networks.Discriminator:
         """The discriminator at the last checkpoint, in evaluation mode: (B, 1, S, S, S) -> (B,)."""

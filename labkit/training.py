@@ -279,7 +279,7 @@ class _Training:
 
     @torch.no_grad()
     def _sample(self) -> dict[str, float]:
-        """Fixed codes and scans through the averaged generator; how well held-out scans come back."""
+        """Fixed codes through the averaged generator, fixed scans through E and G; how well held-out ones come back."""
         parts = self.scale.batch_size
         networks = self.learner.evaluators(self.scans)
         with self.learner.autocast():
@@ -311,11 +311,8 @@ class _Training:
             **self.learner.state(),
         }
         checkpoints.save_state(self.folder / runs.CHECKPOINT, state)
-        networks = self.learner.evaluators(self.scans)
-        if networks["G_encoded"] is networks["G"]:
-            del networks["G_encoded"]
-        averages = {name: network.state_dict() for name, network in networks.items()}
-        checkpoints.save_state(self.folder / runs.AVERAGES, averages)
+        in_use = {name: network.state_dict() for name, network in self.learner.evaluators(self.scans).items()}
+        checkpoints.save_state(self.folder / runs.MODELS, in_use)
         self._note_sitting(first)
 
     def _load(self) -> None:

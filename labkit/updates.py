@@ -20,7 +20,7 @@ from labkit import losses, networks
 from labkit.variants import Scale, Variant
 
 CALIBRATION = 64
-"""Scans or codes from which an averaged network's batch norms take their statistics."""
+"""Scans or codes from which the batch norms of a network in use take their statistics."""
 
 
 class Draws(NamedTuple):
@@ -51,7 +51,7 @@ class Draws(NamedTuple):
 
 
 class Learner:
-    """Four networks, their optimisers, and the moving averages of E and G.
+    """Four networks, their optimisers, and the moving average of G.
 
     Parameters
     ----------
@@ -76,8 +76,7 @@ class Learner:
         }  # fmt: skip
         # norms over the batch make a scan's value depend on its company, so those batches are never put together
         self.joins = {"G": variant.generator_norm != "batch", "D": variant.discriminator_norm != "batch"}
-        # E's average belongs to G's: codes drift while training, and an average of G decodes those of its own time
-        self.average = {name: copy.deepcopy(self.networks[name]).requires_grad_(False) for name in ("E", "G")}
+        self.average = copy.deepcopy(self.G).requires_grad_(False)
         self.averaged = 0
 
     def autocast(self) -> torch.autocast:
@@ -88,23 +87,22 @@ class Learner:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the averages of E's and G's weights on by one step; their norm statistics are the networks' own."""
+        """Move the average of G's weights on by one step; its norm statistics are G's own."""
         self.averaged += 1
         # the first steps count less, so that the initial weights do not linger in short runs
         decay = min(self.scale.ema_decay, (1 + self.averaged) / (10 + self.averaged))
-        for name, average in self.average.items():
-            network = self.networks[name]
-            get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), None)
-            for mine, current in zip(average.buffers(), network.buffers(), strict=True):
-                mine.copy_(current)
+        get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.G.parameters()), None)
+        for mine, current in zip(self.average.buffers(), self.G.buffers(), strict=True):
+            mine.copy_(current)
 
     @torch.no_grad()
     def evaluators(self, scans: Tensor) -> dict[str, nn.Module]:
-        """The averages as they are used: encoder, and generator for random and for encoded codes.
+        """Encoder and generators as they are used, in evaluation mode.
 
-        Batch norms carry statistics of what passed while training. G decoded codes of both kinds then, which may be far
-        apart, so that the mixture's statistics fit neither; they are therefore taken again, for each kind by itself.
-        Without batch norms both generators are the same.
+        Random codes are decoded by the average of G. Encoded ones are not: codes drift while E and G train, and only
+        the G of the same moment decodes them well. Batch norms carry statistics of what passed while training, codes
+        of both kinds in turn; kinds so far apart have a mixture that fits neither, and the statistics are taken again
+        for each by itself.
 
         Parameters
         ----------
@@ -114,25 +112,26 @@ class Learner:
         Returns
         -------
         dict of str to torch.nn.Module
-            ``"E"``, ``"G"`` (for random codes) and ``"G_encoded"``, in evaluation mode.
+            ``"E"``, ``"G"`` (the average, for random codes) and ``"G_encoded"`` (for E's codes); copies, so that
+            training goes on as it was.
         """
         parts = scans[:CALIBRATION].split(self.scale.batch_size)
         generator = torch.Generator().manual_seed(0)  # one of its own: training's draws go on as if nothing had been
         random = torch.randn(CALIBRATION, self.variant.latent_dim, generator=generator).to(self.device)
         with self.autocast():
-            encoder = calibrated(self.average["E"], parts)
+            encoder = calibrated(self.E, parts)
             encoded = [encoder(part) for part in parts]
             return {
                 "E": encoder,
-                "G": calibrated(self.average["G"], random.split(self.scale.batch_size)),
-                "G_encoded": calibrated(self.average["G"], encoded),
+                "G": calibrated(self.average, random.split(self.scale.batch_size)),
+                "G_encoded": calibrated(self.G, encoded),
             }
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: networks, average, optimisers."""
         return {
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "average": {name: network.state_dict() for name, network in self.average.items()},
+            "average": self.average.state_dict(),
             "averaged": self.averaged,
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
         }
@@ -142,8 +141,7 @@ class Learner:
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
             self.optimisers[name].load_state_dict(state["optimisers"][name])
-        for name, network in self.average.items():
-            network.load_state_dict(state["average"][name])
+        self.average.load_state_dict(state["average"])
         self.averaged = state["averaged"]
 
     def each(self, name: str, *batches: Tensor) -> tuple[Tensor, ...]:
@@ -164,11 +162,10 @@ class Learner:
 
 
 def calibrated(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """The network in evaluation mode; if it has batch norms, a copy whose statistics are those of `batches`."""
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
-        return network.eval()
+    """A copy of the network in evaluation mode, its batch norms, if any, with the statistics of `batches`."""
     network = copy.deepcopy(network)
-    update_bn([batch for batch in batches if len(batch) > 1], network)
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        update_bn([batch for batch in batches if len(batch) > 1], network)
     return network.eval()
 
 
@@ -197,7 +194,7 @@ def step(learner: Learner, draws: Draws) -> dict[str, Tensor]:
 
 
 def three_updates(learner: Learner, draws: Draws) -> dict[str, Tensor]:
-    """Work as `step` does, but leave the averages, whose weight changes from one iteration to the next."""
+    """Work as `step` does, but leave the average of G, whose weight changes from one iteration to the next."""
     logged = update_encoder_generator(learner, draws.x_real, draws.z_rand)
     of_critic, z_enc = update_discriminator(learner, draws.x_critic, draws.z_critic, draws.mix_rec, draws.mix_rand)
     of_code = update_code_discriminator(learner, z_enc, draws.z_code, draws.mix_code)

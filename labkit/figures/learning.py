@@ -155,7 +155,7 @@ def samples_over_time(run: Run, codes: int = 4, moments: int = 5) -> Figure:
 
 @style.drawn
 def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
-    """Scans, what comes back of them through E and the averaged G, and the difference.
+    """Scans, what comes back of them through E and G, and the difference.
 
     Parameters
     ----------

@@ -56,15 +56,13 @@ def test_what_is_collected_is_small_and_opens_as_a_run(walked):
     folder, _ = walked
     kept, run = load_run(folder / "runs" / "kept" / "reference" / "sigmarat2"), load_run(folder / "runs" / "sigmarat2")
     names = {str(path.relative_to(kept.path)) for path in kept.path.rglob("*") if path.is_file()}
-    assert {"config.json", "losses.csv", "metrics.json", "provenance.json", "averages.safetensors"} <= names
+    assert {"config.json", "losses.csv", "metrics.json", "provenance.json", "models.safetensors"} <= names
     assert "samples/iteration-000012.png" in names and not any("checkpoint" in name for name in names)
     codes = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(kept.generator()(codes), run.generator()(codes), rtol=0, atol=5e-3)
     assert kept.provenance["commit"] == "a1b2c3" and kept.config == run.config
-    assert (kept.path / "averages.safetensors").stat().st_size < 0.3 * (
-        run.path / "averages.safetensors"
-    ).stat().st_size
+    assert (kept.path / "models.safetensors").stat().st_size < 0.3 * (run.path / "models.safetensors").stat().st_size
     parts = sorted((folder / "out").glob("gpu.tar.*"))
     whole = folder / "joined.tar"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -126,7 +124,7 @@ def test_a_generator_too_large_to_share_is_left_out_and_the_provenance_says_so(t
     train("sigmarat2", ellipsoids(tmp_path / "rats"), "smoke", tmp_path / "run", 2, device="cpu")
     monkeypatch.setattr(module, "MOST_BYTES", 1000)
     module.collect(tmp_path / "run", tmp_path / "kept", "")
-    assert not (tmp_path / "kept" / "averages.safetensors").exists()
+    assert not (tmp_path / "kept" / "models.safetensors").exists()
     assert "left out" in load_run(tmp_path / "kept").provenance["weights"]
     with (tmp_path / "kept" / "losses.csv").open() as handle:
         assert [row["iteration"] for row in csv.DictReader(handle)] == ["1", "2"]

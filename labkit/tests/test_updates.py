@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from labkit import networks
+from labkit import checkpoints, networks
 from labkit.updates import Draws, Learner, choose_precision, step
 from labkit.variants import VARIANTS, resolve
 
@@ -24,8 +24,7 @@ def test_iterations_are_those_of_the_published_loop(reference, model):
     for name, theirs in zip("EGDC", plain, strict=True):
         theirs.double()
         networks.load_by_position(learner.networks[name].double(), theirs.state_dict())
-    for average in learner.average.values():
-        average.double()
+    learner.average.double()
     optimisers = reference.optimisers(plain, variant)
     for iteration in range(3):
         x_real, x_critic = batch(3, 10 + iteration), batch(3, 20 + iteration)
@@ -54,14 +53,14 @@ def test_the_average_starts_near_the_weights_and_then_follows_slowly():
         for parameter in learner.G.parameters():
             parameter.fill_(1.0)
     learner.update_average()
-    first = next(learner.average["G"].parameters()).mean().item()
+    first = next(learner.average.parameters()).mean().item()
     assert first > 0.75  # decay (1 + 1) / (10 + 1), not 0.9: initial weights do not linger
     learner.averaged = 10**6
     with torch.no_grad():
         for parameter in learner.G.parameters():
             parameter.fill_(2.0)
     learner.update_average()
-    assert next(learner.average["G"].parameters()).mean().item() == pytest.approx(0.9 * first + 0.1 * 2, abs=1e-5)
+    assert next(learner.average.parameters()).mean().item() == pytest.approx(0.9 * first + 0.1 * 2, abs=1e-5)
 
 
 def test_a_state_put_into_another_learner_makes_it_the_same():
@@ -85,10 +84,10 @@ def test_batch_norms_are_fitted_to_the_kind_of_code_they_decode():
     variant, scale = resolve("adni", "smoke", latent_dim=6)
     learner = Learner(variant, scale, CPU)
     with torch.no_grad():
-        for name in ("E", "G"):
-            for buffer in learner.average[name].buffers():
+        for network in (learner.E, learner.G, learner.average):
+            for buffer in network.buffers():
                 buffer.fill_(900)  # running statistics of some other distribution
-        learner.average["E"].head.bias.add_(20)  # encoded codes far from N(0, I)
+        learner.E.head.bias.add_(20)  # encoded codes far from N(0, I)
         found = learner.evaluators(batch(32, 0).float())
         random, encoded = torch.randn(64, 6), found["E"](batch(32, 0).float())
         first = {}
@@ -97,12 +96,21 @@ def test_batch_norms_are_fitted_to_the_kind_of_code_they_decode():
             found[name](codes)
             hook.remove()
             assert first["out"].mean().abs() < 0.3 and 0.5 < first["out"].std() < 2
-    before = {name: value.clone() for name, value in learner.average["G"].state_dict().items()}
-    learner.evaluators(batch(8, 0).float())
-    assert all(torch.equal(before[name], value) for name, value in learner.average["G"].state_dict().items())
 
 
-def test_without_batch_norms_both_kinds_of_code_have_one_generator():
+def test_looking_at_the_networks_does_not_change_them():
+    learner = Learner(*resolve("adni", "smoke", latent_dim=6), CPU)
+    before = copy.deepcopy(learner.state())
+    found = learner.evaluators(batch(8, 0).float())
+    after = checkpoints.flatten(learner.state())[0]
+    assert all(torch.equal(value, after[name]) for name, value in checkpoints.flatten(before)[0].items())
+    assert learner.G.training and not any(network.training for network in found.values())
+
+
+def test_random_codes_are_decoded_by_the_average_and_encoded_ones_by_g():
     learner = Learner(*resolve("sigmarat2", "smoke", latent_dim=6), CPU)
+    with torch.no_grad():
+        learner.average.head.weight.fill_(3)
+        learner.G.head.weight.fill_(5)
     found = learner.evaluators(batch(4, 0).float())
-    assert found["G"] is found["G_encoded"] is learner.average["G"] and not found["G"].training
+    assert found["G"].head.weight.mean() == 3 and found["G_encoded"].head.weight.mean() == 5
