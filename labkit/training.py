@@ -23,6 +23,7 @@ from labkit import checkpoints, runs, samples
 from labkit.augment import AUGMENTATIONS, augment
 from labkit.capture import Captured
 from labkit.cohort import Cohort
+from labkit.losses import draw_weights
 from labkit.progress import watched
 from labkit.runs import Run, RunError
 from labkit.sources import PAPER_N, open_cohort
@@ -249,10 +250,9 @@ class _Training:
         def codes() -> torch.Tensor:
             return torch.randn(n, self.codes.shape[1], generator=rng, device=self.device)
 
-        def mix(*axes: int) -> torch.Tensor:
-            return torch.rand(n, *axes, generator=rng, device=self.device)
-
-        return Draws(scans(), codes(), scans(), codes(), codes(), mix(1, 1, 1, 1), mix(1, 1, 1, 1), mix(1))
+        x_real, z_rand, x_critic, z_critic, z_code = scans(), codes(), scans(), codes(), codes()
+        mixes = (draw_weights(like, rng) for like in (x_critic, x_critic, z_code))
+        return Draws(x_real, z_rand, x_critic, z_critic, z_code, *mixes)
 
     def _log(self, extra: dict[str, float], seconds: float) -> dict[str, float]:
         """One row: means since the last one. The only place where the host waits for the device."""
