@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from labkit import checkpoints, runs
+from labkit import bids, checkpoints, runs
 from labkit.cohort import Cohort
 from labkit.runs import Run, load_run
 from labkit.sources import open_cohort
@@ -130,9 +130,9 @@ def collect(source: Path, target: Path, commit: str) -> dict[str, object]:
     else:
         note = f"left out: {note}, more than {MOST_BYTES}"
     found = metrics(run)
-    runs.write_json(target / "metrics.json", found)
+    bids.write_json(target / "metrics.json", found)
     tree = {"commit": commit} if commit else {}
-    runs.write_json(target / "provenance.json", {**run.provenance, **tree, "weights": note})
+    bids.write_json(target / "provenance.json", {**run.provenance, **tree, "weights": note})
     return {**found, "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file())}
 
 

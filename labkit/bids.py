@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,12 +187,36 @@ def scan_path(subject: str, session: str = "", suffix: str = "boldref", descript
     return Path(f"sub-{subject}", ses, kind, f"{stem}_{suffix or 'T2w'}.nii.gz")
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill under a hidden name; it gets its own name when the block has ended well, and goes otherwise.
+
+    Raises
+    ------
+    FileExistsError
+        If `folder` is there already.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: choose a new folder, or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as writing:
+        fresh = Path(writing) / "fresh"
+        fresh.mkdir()
+        yield fresh
+        shutil.move(str(fresh), str(folder))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -212,7 +239,7 @@ def _cell(value: object) -> str:
 def write_description(folder: Path, name: str, kind: str = "raw", **fields: object) -> None:
     """Write ``dataset_description.json`` (BIDS 1.10); `fields` are added as they stand."""
     content = {"Name": name, "BIDSVersion": "1.10.0", "DatasetType": kind, **fields}
-    write_text(folder / "dataset_description.json", json.dumps(content, indent=2) + "\n")
+    write_json(folder / "dataset_description.json", content)
 
 
 def write_label_names(folder: Path, names: Mapping[int, str]) -> None:

@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
 from labkit.convolutions import CHANNELS_LAST, HalvingConv3d, exact_weight
+from labkit.spectral import spectral_norm
 
 
 class InstanceNorm3d(nn.Module):

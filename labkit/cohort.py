@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,23 +73,37 @@ class Scan:
             For a volume of the cube's own side on a grid that was only turned, exactly the file's voxels (to
             rounding of the data type); otherwise interpolated.
         """
-        cube = self._cube(volume)
-        cube = volumes.resize(cube.float(), volumes.cube_side(self.image.shape))
-        values = volumes.from_unit_range(cube, self.origin.low, self.origin.high)
-        return nifti.to_native(volumes.crop_from_cube(values, self.image.shape)[0].numpy(), self.origin)
+        return restore(volume, self.image.shape, self.origin)
 
     def restore_labels(self, labels: torch.Tensor | np.ndarray) -> nib.Nifti1Image:
         """Bring a label map (1, S, S, S) or (S, S, S), uint8, back to the scan's file's grid, as :meth:`restore`."""
-        cube = self._cube(labels).to(torch.uint8)
+        cube = _cube(labels).to(torch.uint8)
         cube = volumes.resize_labels(cube, volumes.cube_side(self.image.shape))
         return nifti.to_native(volumes.crop_from_cube(cube, self.image.shape)[0].numpy(), self.origin)
 
-    @staticmethod
-    def _cube(volume: torch.Tensor | np.ndarray) -> torch.Tensor:
-        cube = torch.as_tensor(volume).detach().cpu()
-        if cube.ndim not in (3, 4) or len(set(cube.shape[-3:])) != 1 or (cube.ndim == 4 and cube.shape[0] != 1):
-            raise ValueError(f"a volume is a cube (S, S, S) or (1, S, S, S); got shape {tuple(cube.shape)}")
-        return cube.reshape(1, 1, *cube.shape[-3:])
+
+def restore(volume: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
+    """Bring a volume in [-1, 1] to a file's grid and intensity range, as :meth:`Scan.restore`.
+
+    Parameters
+    ----------
+    volume : torch.Tensor or numpy.ndarray
+        (1, S, S, S) or (S, S, S) in [-1, 1].
+    shape : sequence of int
+        Voxels of the cohort's grid.
+    origin : labkit.nifti.Origin
+        The file to be like.
+    """
+    cube = volumes.resize(_cube(volume).float(), volumes.cube_side(tuple(shape)))
+    values = volumes.from_unit_range(cube, origin.low, origin.high)
+    return nifti.to_native(volumes.crop_from_cube(values, tuple(shape))[0].numpy(), origin)
+
+
+def _cube(volume: torch.Tensor | np.ndarray) -> torch.Tensor:
+    cube = torch.as_tensor(volume).detach().cpu()
+    if cube.ndim not in (3, 4) or len(set(cube.shape[-3:])) != 1 or (cube.ndim == 4 and cube.shape[0] != 1):
+        raise ValueError(f"a volume is a cube (S, S, S) or (1, S, S, S); got shape {tuple(cube.shape)}")
+    return cube.reshape(1, 1, *cube.shape[-3:])
 
 
 class Cohort(Sequence[Scan]):
@@ -107,12 +119,16 @@ class Cohort(Sequence[Scan]):
         Where its files are.
     store : labkit.store.Store
         Voxels and records.
+    recipe : dict, optional
+        What :func:`labkit.sources.open_cohort` was asked, JSON-able, so that a run can open its cohort again. None for
+        a part of a cohort.
     """
 
-    def __init__(self, name: str, folder: Path, store: Store):
+    def __init__(self, name: str, folder: Path, store: Store, recipe: dict | None = None):
         self.name = name
         self.folder = Path(folder)
         self._store = store
+        self.recipe = recipe
 
     def __len__(self) -> int:
         return len(self._store.records)
@@ -268,12 +284,8 @@ class Cohort(Sequence[Scan]):
             If `folder` is there already.
         """
         folder = Path(folder).expanduser()
-        if folder.exists():
-            raise FileExistsError(f"{folder} is there already: choose a new folder, or remove it first")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        labels_of = dict(zip(sorted(set(self.subjects)), _bids_labels(sorted(set(self.subjects))), strict=True))
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as writing:
-            fresh = Path(writing) / "cohort"
+        labels_of = self.bids_labels()
+        with bids.new_folder(folder) as fresh:
             for scan in self:
                 path = bids.scan_path(labels_of[scan.subject], scan.session, scan.suffix)
                 labels = None if scan.labels is None else nifti.image_on_grid(scan.labels, scan.affine)
@@ -281,14 +293,13 @@ class Cohort(Sequence[Scan]):
             rows = [{"participant_id": f"sub-{labels_of[s]}", "name": s} for s in labels_of]
             bids.write_table(fresh / "participants.tsv", rows)
             bids.write_description(fresh, name or self.name, Fingerprint=self.fingerprint)
-            shutil.move(str(fresh), str(folder))
         return folder
 
-
-def _bids_labels(subjects: Sequence[str]) -> list[str]:
-    """A BIDS label for each of the sorted subjects, letters and digits only, no two alike and sorted like them."""
-    labels = [bids.label(subject) for subject in subjects]
-    if labels != sorted(set(labels)):
-        width = len(str(len(labels)))
-        labels = [f"{place:0{width}d}x{text}" for place, text in enumerate(labels)]
-    return labels
+    def bids_labels(self) -> dict[str, str]:
+        """A BIDS label for each subject: letters and digits only, no two alike, and sorted like the subjects."""
+        subjects = sorted(set(self.subjects))
+        labels = [bids.label(subject) for subject in subjects]
+        if labels != sorted(set(labels)):
+            width = len(str(len(labels)))
+            labels = [f"{place:0{width}d}x{text}" for place, text in enumerate(labels)]
+        return dict(zip(subjects, labels, strict=True))

@@ -109,6 +109,38 @@ def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def compare_headers(written: nifti.nib.Nifti1Image, original: nifti.nib.Nifti1Image) -> pd.DataFrame:
+    """Header fields and affine of two files side by side.
+
+    Parameters
+    ----------
+    written, original : nibabel.Nifti1Image
+        A synthetic scan and the scan whose likeness it has.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a property, columns ``original``, ``written``, ``equal``. The free texts are not compared: what is
+        written says there that it is synthetic, and nothing of the animal.
+    """
+    import pandas as pd
+
+    def facts(image: nifti.nib.Nifti1Image) -> dict[str, str]:
+        header = image.header
+        return {
+            "voxels": str(image.shape[:3]),
+            "voxel size, mm": str(tuple(round(float(zoom), 5) for zoom in header.get_zooms()[:3])),
+            "array axes": "".join(nifti.nib.aff2axcodes(image.affine)),
+            "affine": np.array2string(image.affine, precision=4, suppress_small=True),
+            "qform code, sform code": f"{int(header['qform_code'])}, {int(header['sform_code'])}",
+            "units": str(header.get_xyzt_units()),
+            "data type": str(header.get_data_dtype()),
+        }
+
+    both = pd.DataFrame({"original": facts(original), "written": facts(written)})
+    return both.assign(equal=both["original"] == both["written"])
+
+
 def _times(values: Iterable[float]) -> str:
     return " × ".join(f"{value:.4g}" for value in values)
 

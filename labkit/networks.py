@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from labkit.blocks import Block, Critic, halving_blocks, layer_label
 from labkit.convolutions import DenseLayer, FirstConv3d, LastConv3d, UpsamplingConv3d
+from labkit.spectral import spectral_norm
 from labkit.variants import Scale, Variant
 
 

@@ -55,6 +55,12 @@ class Origin:
     low: float
     high: float
 
+    @classmethod
+    def from_json(cls, content: dict) -> Origin:
+        """An origin that was kept as JSON, which knows no tuples."""
+        matrices = {name: tuple(map(tuple, content[name])) for name in ("affine", "grid_affine")}
+        return cls(**{**content, **matrices, "shape": tuple(content["shape"])})
+
 
 def read_array(path: str | os.PathLike, constant: bool = False) -> tuple[np.ndarray, nib.Nifti1Header]:
     """Read a file as one real-valued 3-D array, in stored orientation.

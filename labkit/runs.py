@@ -8,6 +8,7 @@
         losses.csv          a row a logging interval
         checkpoint.safetensors   everything needed to continue bit for bit
         models.safetensors       encoder and generators for use and sharing
+        likeness.json       grid, header and intensity ranges of the training scans, for what is generated
         samples/            fixed codes and scans as they change: NIfTI and montage
         events/             TensorBoard
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -33,11 +35,14 @@ from labkit.bids import write_text
 from labkit.checkpoints import RunError, load_state
 from labkit.cohort import Cohort
 from labkit.fields import from_dict
+from labkit.likeness import Likeness
+from labkit.sources import CohortError, open_cohort
 from labkit.variants import Scale, Variant
 
 CHECKPOINT = "checkpoint.safetensors"
 MODELS = "models.safetensors"
 LOSSES = "losses.csv"
+LIKENESS = "likeness.json"
 
 
 @contextlib.contextmanager
@@ -71,11 +76,6 @@ def locked(folder: Path) -> Iterator[None]:
         handle.close()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
-
-
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse to mix two configurations in one folder; how long and where a run is trained may change.
 
@@ -99,11 +99,11 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name, without those that may differ between two sittings of one run."""
-    free = {"scale.iterations", "scale.name", "iterations", "device", "precision_used"}
+    free = {"scale.iterations", "scale.name", "iterations", "device", "precision_used", "cohort.recipe"}
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if name in free or name.startswith("scale.") and name.endswith("_every"):
+        if name in free or name.startswith("scale.") and name.endswith("_every"):  # where data lie may change, too
             continue
         flat |= _comparable(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
@@ -226,6 +226,47 @@ class Run:
         """The resolved scale."""
         return from_dict(Scale, self.config["scale"])
 
+    @property
+    def fingerprint(self) -> str:
+        """Content hash (sha256) of the weights in use: two runs with the same one generate the same scans."""
+        path = self.path / MODELS
+        if not path.exists():
+            raise self._untrained(MODELS)
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+    @property
+    def likeness(self) -> Likeness:
+        """What the training scans' files were, for what is generated."""
+        path = self.path / LIKENESS
+        if not path.exists():
+            raise self._untrained(LIKENESS)
+        return Likeness.from_json(json.loads(path.read_text()))
+
+    def cohort(self) -> Cohort:
+        """Open the cohort that the run was trained on, held-out animals included.
+
+        Raises
+        ------
+        RunError
+            It was a part of a cohort, is not there any more, or has changed.
+        """
+        recipe = self.config["cohort"].get("recipe")
+        if recipe is None:
+            raise RunError(f"{self.path.name} was trained on scans chosen by hand: pass that cohort yourself")
+        try:
+            cohort = open_cohort(recipe["source"], **{key: value for key, value in recipe.items() if key != "source"})
+        except CohortError as error:
+            raise RunError(f"the cohort of {self.path.name} cannot be opened again: {error}") from error
+        self._check_cohort(cohort)
+        return cohort
+
+    def train_part(self, cohort: Cohort) -> Cohort:
+        """The scans of `cohort`, the run's own, that it was trained on; see :meth:`held_out`."""
+        self._check_cohort(cohort)
+        animals = set(self.config["train"]["subjects"])
+        return cohort.subset(index for index, subject in enumerate(cohort.subjects) if subject in animals)
+
     def held_out(self, cohort: Cohort) -> Cohort:
         """The scans of the animals that this run never trained on; empty if it trained on all.
 
@@ -234,14 +275,17 @@ class Run:
         RunError
             `cohort` is not the one the run was trained on.
         """
+        self._check_cohort(cohort)
+        animals = set(self.config["held_out"]["subjects"])
+        return cohort.subset(index for index, subject in enumerate(cohort.subjects) if subject in animals)
+
+    def _check_cohort(self, cohort: Cohort) -> None:
         trained = self.config["cohort"]
         if cohort.fingerprint != trained["fingerprint"]:
             raise RunError(
                 f"{self.path.name} was trained on {trained['n']} scans of {trained['name']}, fingerprint "
                 f"{trained['fingerprint'][:12]}, not on {cohort!r}: open that cohort, with the same n"
             )
-        animals = set(self.config["held_out"]["subjects"])
-        return cohort.subset(index for index, subject in enumerate(cohort.subjects) if subject in animals)
 
     def summary(self):
         """Where the run stands, as a pandas.Series: iterations, time, speed, errors, codes.
@@ -313,18 +357,34 @@ class Run:
     def _tensors(self, name: str, device: torch.device | str) -> dict[str, Any]:
         path = self.path / name
         if not path.exists():
-            raise RunError(f"{self.path} has no {name} yet: train it first, it has done {self.iteration} iterations")
+            raise self._untrained(name)
         return load_state(path, device)
 
+    def _untrained(self, name: str) -> RunError:
+        return RunError(f"{self.path} has no {name} yet: train it first, it has done {self.iteration} iterations")
 
-def load_run(path: str | os.PathLike) -> Run:
+
+def load_run(path: str | os.PathLike | None = None) -> Run:
     """Open a run folder.
+
+    Parameters
+    ----------
+    path : path, optional
+        The folder; default the one in ``runs/`` that was trained last.
 
     Raises
     ------
     RunError
-        `path` is no run; lists the runs beside it.
+        `path` is no run; lists the runs beside it. There is no trained run at all.
     """
+    if path is None:
+        trained = sorted(Path("runs").glob(f"*/{MODELS}"), key=lambda weights: weights.stat().st_mtime)
+        if not trained:
+            raise RunError(
+                f"no trained run in {Path('runs').absolute()}: train one first (papermill book/02_train.ipynb "
+                "build/run.ipynb), or name its folder in run_dir"
+            )
+        path = trained[-1].parent
     folder = Path(path).expanduser()
     if not (folder / "config.json").exists():
         beside = sorted(p.parent.name for p in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []

@@ -99,11 +99,14 @@ def open_cohort(
     if str(source) in SIMULATED:  # the name wins over a folder of that name, which "./phantom" still reaches
         n = PAPER_N if n is None else n
         folder, name = _simulated_folder(str(source), n, seed), str(source)
+        asked = name
     else:
         folder = _existing_folder(source)
         name = bids.label(folder.resolve().name)
+        asked = str(folder)
     options = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
-    return Cohort(name, folder, _open_folder(folder, n, skip_bad, **options))
+    recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, **options}
+    return Cohort(name, folder, _open_folder(folder, n, skip_bad, **options), recipe)
 
 
 def _whole(argument: str, value: int, least: int, what: str, otherwise: str) -> int:

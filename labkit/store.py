@@ -111,10 +111,8 @@ def _load(place: Path, listing: list, count: int) -> Store | None:
 
 
 def _record(fields: dict) -> Record:
-    stored = fields["origin"]
-    matrices = {name: tuple(map(tuple, stored[name])) for name in ("affine", "grid_affine")}  # JSON knows lists only
-    origin = Origin(**{**stored, **matrices, "shape": tuple(stored["shape"])})
-    return Record(**{**fields, "affine": tuple(map(tuple, fields["affine"])), "origin": origin})
+    affine = tuple(map(tuple, fields["affine"]))  # JSON knows lists only
+    return Record(**{**fields, "affine": affine, "origin": Origin.from_json(fields["origin"])})
 
 
 def _save(place: Path, store: Store, listing: list) -> None:

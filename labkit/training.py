@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from labkit import checkpoints, runs, samples
+from labkit import bids, checkpoints, runs, samples
 from labkit.augment import AUGMENTATIONS, augment
 from labkit.capture import Captured
 from labkit.cohort import Cohort
+from labkit.likeness import Likeness
 from labkit.losses import draw_weights
 from labkit.progress import watched
 from labkit.runs import Run, RunError
@@ -108,7 +109,8 @@ def train(
         runs.check_config(folder, config)
         if not resume and (folder / runs.CHECKPOINT).exists():
             raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")
-        runs.write_json(folder / "config.json", config)
+        bids.write_json(folder / "config.json", config)
+        bids.write_json(folder / runs.LIKENESS, Likeness.of(train_part).to_json())
         _Training(folder, variant, size, train_part, held_out, seed, device).go_on()
     return Run(folder)
 
@@ -158,7 +160,7 @@ def _config(variant: Variant, scale: Scale, seed: int, cohort: Cohort, train: Co
         "variant": dataclasses.asdict(variant),
         "scale": dataclasses.asdict(scale),
         "seed": seed,
-        "cohort": {"name": cohort.name, "fingerprint": cohort.fingerprint, "n": len(cohort)},
+        "cohort": {"name": cohort.name, "fingerprint": cohort.fingerprint, "n": len(cohort), "recipe": cohort.recipe},
         "train": {"fingerprint": train.fingerprint, "subjects": list(train.subjects), "digests": list(train.digests)},
         "held_out": {
             "fingerprint": held_out.fingerprint if held_out else None,
@@ -338,7 +340,7 @@ class _Training:
         seconds = round(time.perf_counter() - self.started, 1)
         mine = {**self.sitting, "from": first, "to": self.iteration, "seconds": seconds,
                 "precision": self.learner.precision}  # fmt: skip
-        runs.write_json(path, {"sittings": [*sittings, mine]})
+        bids.write_json(path, {"sittings": [*sittings, mine]})
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Any]:

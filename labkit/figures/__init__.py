@@ -1,9 +1,12 @@
 """Figures of cohorts and runs. Scans come in mm with their sides named.
 
 Figures are static: they look the same in a live notebook, in an executed copy and in the built book, and need no script
-from anywhere. The one exception, :func:`loss_curves`, carries a still picture of itself.
+from anywhere. The exceptions bring their own: :func:`loss_curves` carries a still picture of itself, and
+:func:`viewer` and :func:`direction_cards` are pictures under a slider of the page's own.
 """
 
+from labkit.figures.comparison import contact_sheet, mean_and_variance, reconstruction_errors, slice_pairs, viewer
+from labkit.figures.latent import direction_cards, effects, film_strip, traversals
 from labkit.figures.learning import code_statistics, loss_curves, reconstructions, samples_over_time
 from labkit.figures.slices import mean_and_sd, one_slice, slice_series, three_planes
 from labkit.figures.statistics import dorsal_ventral_profile, intensity_histograms, split_diagram, tissue_volumes
@@ -14,16 +17,25 @@ __all__ = [
     "PLANES",
     "augmentations",
     "code_statistics",
+    "contact_sheet",
+    "direction_cards",
     "dorsal_ventral_profile",
+    "effects",
+    "film_strip",
     "intensity_histograms",
     "intensity_window",
     "loss_curves",
     "mean_and_sd",
+    "mean_and_variance",
     "one_slice",
+    "reconstruction_errors",
     "reconstructions",
     "samples_over_time",
+    "slice_pairs",
     "slice_series",
     "split_diagram",
     "three_planes",
     "tissue_volumes",
+    "viewer",
+    "traversals",
 ]

@@ -12,10 +12,23 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROWS = [
     {"fields", "variants"},  # configuration
     # data: where scans come from (simulate, manifest, bids, nifti, sources), what they become, how they are kept
-    {"grids", "progress", "simulate", "manifest", "nifti", "bids", "store", "volumes", "cohort", "sources", "augment"},
-    {"convolutions", "blocks", "networks", "losses"},  # maths
+    {
+        "grids",
+        "progress",
+        "simulate",
+        "manifest",
+        "nifti",
+        "bids",
+        "store",
+        "volumes",
+        "cohort",
+        "likeness",
+        "sources",
+        "augment",
+    },
+    {"convolutions", "spectral", "blocks", "networks", "losses"},  # maths
     {"checkpoints", "runs", "samples", "updates", "capture", "training", "generation"},  # learning
-    {"describe", "architecture", "metrics", "segmentation", "judging"},  # evidence
+    {"describe", "architecture", "attributes", "latent", "metrics", "segmentation", "judging"},  # evidence
     {"figures", "widgets"},  # eyes
 ]
 LEARNING_ORDER = ["runs", "training", "generation"]

@@ -31,7 +31,7 @@ def codes(batch=3, length=6, dtype=torch.float32):
 
 def freeze_power_iterations(network):
     for module in network.modules():
-        if type(module).__name__ == "_SpectralNorm":
+        if type(module).__name__ == "SpectralNorm":
             module.eval()
     return network
 

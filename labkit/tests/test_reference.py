@@ -17,8 +17,8 @@ def prepare(reference, model, dtype):
         a.to(dtype), b.to(dtype)
         networks.load_by_position(a, b.state_dict())
     draws = reference.Randomness(*(t.to(dtype) for t in reference.draw(variant, scale, seed=5)))
-    x = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(6), dtype=dtype) * 2 - 1
-    return variant, plain, ours, draws, x
+    x = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(6)) * 2 - 1  # the same in every dtype
+    return variant, plain, ours, draws, x.to(dtype)
 
 
 def our_generator_loss(n, variant, x, z):
@@ -51,26 +51,39 @@ def gradients(loss, *parts):
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in both])
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float64, 1e-10)])
-def test_losses_and_gradients_are_those_of_the_published_loop(reference, model, dtype, tolerance):
+def losses_and_gradients(reference, model, dtype):
+    """The three losses and their gradients, ours and the published loop's, as two lists of tensors in float64."""
     variant, plain, ours, draws, x = prepare(reference, model, dtype)
     with cached():
-        expected = sum(reference.generator_losses(plain, variant, x, draws.z_generator).values())
-        found = our_generator_loss(ours, variant, x, draws.z_generator)
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
-        a, b = gradients(found, ours.E, ours.G), gradients(expected, plain.E, plain.G)
-        assert (a - b).norm() < tolerance * b.norm()
+        found = [our_generator_loss(ours, variant, x, draws.z_generator)]
+        expected = [sum(reference.generator_losses(plain, variant, x, draws.z_generator).values())]
+        found.append(gradients(found[0], ours.E, ours.G))
+        expected.append(gradients(expected[0], plain.E, plain.G))
     with cached():
         terms, z_enc = reference.discriminator_losses(plain, variant, x, draws)
         of_d, of_c = our_critic_losses(ours, variant, x, draws)
-        torch.testing.assert_close(of_d, sum(terms.values()), rtol=tolerance, atol=0)
-        a, b = gradients(of_d, ours.D), gradients(sum(terms.values()), plain.D)
-        assert (a - b).norm() < tolerance * b.norm()
-        expected = sum(reference.code_losses(plain, variant, z_enc, draws).values())
-        torch.testing.assert_close(of_c, expected, rtol=tolerance, atol=0)
-        a, b = gradients(of_c, ours.C), gradients(expected, plain.C)
-        assert (a - b).norm() < tolerance * b.norm()
+        of_code = sum(reference.code_losses(plain, variant, z_enc, draws).values())
+        found += [of_d, gradients(of_d, ours.D), of_c, gradients(of_c, ours.C)]
+        expected += [sum(terms.values()), gradients(sum(terms.values()), plain.D), of_code, gradients(of_code, plain.C)]
+    return [[value.detach().double() for value in values] for values in (found, expected)]
+
+
+def distance(found, exact):
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_losses_and_gradients_are_those_of_the_published_loop(reference, model):
+    for found, expected in zip(*losses_and_gradients(reference, model, torch.float64), strict=True):
+        assert distance(found, expected) < 1e-10
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_float32_rounds_them_no_more_than_it_rounds_the_published_loops(reference, model):
+    # how much float32 costs depends on the processor and, through batch norms of two scans, on the variant
+    _, exact = losses_and_gradients(reference, model, torch.float64)
+    for found, expected, truth in zip(*losses_and_gradients(reference, model, torch.float32), exact, strict=True):
+        assert distance(found, truth) < max(1e-3, 3 * distance(expected, truth))
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from labkit import checkpoints, runs
+from labkit import bids, checkpoints, runs
 from labkit.runs import RunError
 
 
@@ -82,7 +82,7 @@ def test_a_second_process_is_kept_out_and_the_lock_dies_with_its_holder(tmp_path
 
 def test_another_configuration_is_refused_with_what_differs(tmp_path):
     config = {"seed": 0, "scale": {"size": 16, "iterations": 20, "log_every": 5}, "train": {"subjects": ["1", "2"]}}
-    runs.write_json(tmp_path / "config.json", config)
+    bids.write_json(tmp_path / "config.json", config)
     runs.check_config(
         tmp_path, json.loads(json.dumps(config)) | {"scale": {"size": 16, "iterations": 90, "log_every": 1}}
     )
@@ -100,6 +100,6 @@ def test_rows_after_the_checkpoint_are_dropped_with_half_written_ones(tmp_path):
 
 
 def test_what_is_no_run_is_answered_with_the_runs_there_are(tmp_path):
-    runs.write_json(tmp_path / "sigmarat2-sigma-laptop-s0" / "config.json", {})
+    bids.write_json(tmp_path / "sigmarat2-sigma-laptop-s0" / "config.json", {})
     with pytest.raises(RunError, match="no config.json.*; runs in .*: sigmarat2-sigma-laptop-s0"):
         runs.load_run(tmp_path / "sigmarat2")

@@ -1,0 +1,145 @@
+"""Attributes of a head that have a name: sizes, brightness, pose. Measured on scans, read off volumes without labels.
+
+Generated volumes come without labels. A :class:`Gauge` learns on labelled real scans to read an attribute off the
+voxels (ridge regression), and says how well it does on animals it never saw; only then is it turned on synthetic ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit import describe, volumes
+from labkit.cohort import Scan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GAUGE_SIDE = 32
+"""Voxels along a side of the volumes a gauge reads; larger ones are averaged down to it."""
+
+DEEP_MM = 1.0
+"""Depth below the brain's surface from which CSF counts as ventricle."""
+
+PENALTIES = tuple(float(p) for p in np.logspace(0, 6, 13))
+"""Ridge penalties to choose from, by leaving one scan out at a time."""
+
+
+def measure(scans: Iterable[Scan]) -> pd.DataFrame:
+    """Attributes of scans, from the brain's labels or, without labels, from the head (:func:`labkit.describe.region`).
+
+    Parameters
+    ----------
+    scans : iterable of Scan
+        A cohort, say.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a scan, columns with their units: ``brain volume, mm³`` (``head volume`` without labels),
+        ``ventricles, mm³`` (only with tissue labels; CSF deeper than :data:`DEEP_MM`), ``dorsal / ventral``
+        (:func:`labkit.describe.dorsal_ventral_ratio`), ``to the right, mm`` and ``dorsal, mm`` (centre of the region in
+        world space), ``pitch, °`` (tilt of its long axis, positive with the nose up).
+    """
+    import pandas as pd
+
+    rows = []
+    for scan in scans:
+        mask, name = describe.region(scan)
+        points = np.argwhere(mask) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # (n, 3) mm: right, anterior, superior
+        voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
+        row = {f"{name} volume, mm³": len(points) * voxel_mm3}
+        if scan.labels is not None and (scan.labels == 2).any():
+            row["ventricles, mm³"] = float((_deep(mask, scan.zooms) & (scan.labels == 1)).sum()) * voxel_mm3
+        row["dorsal / ventral"] = describe.dorsal_ventral_ratio(scan)
+        row["to the right, mm"], row["dorsal, mm"] = points[:, 0].mean(), points[:, 2].mean()
+        row["pitch, °"] = _pitch(points)
+        rows.append(row)
+    return pd.DataFrame(rows).dropna(axis=1)
+
+
+def _deep(mask: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
+    """Voxels more than :data:`DEEP_MM` below the surface: CSF there is in ventricles, not around the brain."""
+    from scipy import ndimage
+
+    return ndimage.distance_transform_edt(ndimage.binary_fill_holes(mask), sampling=zooms) > DEEP_MM
+
+
+def _pitch(points: np.ndarray) -> float:
+    """Slope of superior over anterior along the midline, degrees."""
+    anterior, superior = points[:, 1] - points[:, 1].mean(), points[:, 2] - points[:, 2].mean()
+    return float(np.degrees(np.arctan2((anterior * superior).mean(), (anterior**2).mean())))
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Reads attributes off volumes: linear in the voxels, so that it has a gradient everywhere.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Attributes, with units.
+    weights : torch.Tensor
+        (K, V), float32.
+    offset : torch.Tensor
+        (K,).
+    spread : torch.Tensor
+        (K,), standard deviation of each attribute over the scans it was fitted to.
+    """
+
+    names: tuple[str, ...]
+    weights: Tensor
+    offset: Tensor
+    spread: Tensor
+
+    @classmethod
+    def fit(cls, cubes: Tensor, table: pd.DataFrame) -> Gauge:
+        """Fit by ridge regression, its penalty chosen for each attribute by leaving one scan out.
+
+        Parameters
+        ----------
+        cubes : torch.Tensor
+            (N, 1, S, S, S) in [-1, 1].
+        table : pandas.DataFrame
+            (N, K), from :func:`measure`.
+        """
+        from sklearn.linear_model import RidgeCV
+
+        voxels, values = cls._voxels(cubes).numpy(), table.to_numpy(np.float64)
+        spread = values.std(0, ddof=1)
+        if len(values) < 3 or not (spread > 0).all():
+            raise ValueError(f"a gauge needs three or more scans that differ, got {len(values)}")
+        scaled = (values - values.mean(0)) / spread
+        fitted = [RidgeCV(PENALTIES).fit(voxels, column) for column in scaled.T]
+        weights = np.stack([model.coef_ for model in fitted]) * spread[:, None]
+        offset = np.array([model.intercept_ for model in fitted]) * spread + values.mean(0)
+        tensors = (torch.as_tensor(part, dtype=torch.float32) for part in (weights, offset, spread))
+        return cls(tuple(table.columns), *tensors)
+
+    def __call__(self, cubes: Tensor) -> Tensor:
+        """(N, 1, S, S, S) in [-1, 1] -> (N, K), each attribute in its unit."""
+        return self._voxels(cubes) @ self.weights.to(cubes.device).T + self.offset.to(cubes.device)
+
+    def r2(self, cubes: Tensor, table: pd.DataFrame) -> pd.Series:
+        """Share of the attributes' variance that is read off scans rightly: 1 is all, 0 no better than their mean.
+
+        Parameters
+        ----------
+        cubes, table
+            As for :meth:`fit`; of animals that the gauge was not fitted to.
+        """
+        import pandas as pd
+
+        truth = table[list(self.names)].to_numpy()
+        error = ((self(cubes).numpy() - truth) ** 2).sum(0)
+        return pd.Series(1 - error / ((truth - truth.mean(0)) ** 2).sum(0), index=list(self.names))
+
+    @staticmethod
+    def _voxels(cubes: Tensor) -> Tensor:
+        side = min(GAUGE_SIDE, cubes.shape[-1])
+        return volumes.resize(cubes.float(), side).flatten(1)

@@ -1,0 +1,207 @@
+"""Pictures of volumes as plain arrays: what a slider shows, live or on a page without a kernel.
+
+:func:`three_linked_planes` makes the array for both, so that they cannot disagree; a :class:`Card` puts a row of such
+arrays into a page with a slider that needs nothing but the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS
+from labkit.volumes import cube_side, padding
+
+PIXELS_PER_MM = 7
+GAP = 4  # pixels between planes
+CROSS = 110  # added to the grey of voxels under the crosshair
+BAR_MM = 5
+
+
+def crop(
+    volume: np.ndarray, shape: Sequence[int] = STUDY_SHAPE, zooms: Sequence[float] = STUDY_ZOOMS
+) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """The part of a cube that was scanned, without the padding, and its voxel size.
+
+    Parameters
+    ----------
+    volume : numpy.ndarray
+        (S, S, S), any S.
+    shape, zooms : sequence
+        Of the scans that the cube stands for, voxels and mm.
+
+    Returns
+    -------
+    part : numpy.ndarray
+        (x, y, z).
+    zooms : tuple of float
+        mm along each axis.
+    """
+    side, size = cube_side(tuple(shape)), volume.shape[0]
+    slices = []
+    for (before, _), extent in zip(padding(tuple(shape), side), shape, strict=True):
+        first, last = round(before * size / side), round((before + extent) * size / side)
+        slices.append(slice(first, max(first + 1, last)))
+    return volume[tuple(slices)], tuple(zoom * side / size for zoom in zooms)
+
+
+def grey(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """Values as uint8, `low` black and `high` white."""
+    return np.round(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def to_scale(picture: np.ndarray, height_mm: float, width_mm: float, pixels_per_mm: float = PIXELS_PER_MM):
+    """A grey picture (rows, columns), uint8, stretched to its size in mm, bilinear."""
+    from PIL import Image
+
+    size = (max(1, round(width_mm * pixels_per_mm)), max(1, round(height_mm * pixels_per_mm)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+
+def three_linked_planes(
+    volume: np.ndarray,
+    at: Sequence[float] = (0.5, 0.5, 0.5),
+    shape: Sequence[int] = STUDY_SHAPE,
+    zooms: Sequence[float] = STUDY_ZOOMS,
+    cross: bool = True,
+) -> np.ndarray:
+    """Coronal, sagittal and horizontal section through one point, side by side, true to scale.
+
+    Parameters
+    ----------
+    volume : numpy.ndarray
+        (S, S, S) in [-1, 1], axes right, superior, anterior.
+    at : sequence of float
+        The point, as parts of the field of view from left, base and caudal end, [0, 1].
+    shape, zooms : sequence
+        Of the scans the cube stands for.
+    cross : bool
+        Mark the point in each plane by lines.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (rows, columns), black -1 and white 1, with a bar of 5 mm.
+    """
+    part, voxel = crop(volume, shape, zooms)
+    part = grey(part)
+    place = [min(int(share * extent), extent - 1) for share, extent in zip(at, part.shape, strict=True)]
+    mm = [extent * size for extent, size in zip(part.shape, voxel, strict=True)]
+    planes = []
+    for axis, across, up in ((2, 0, 1), (0, 2, 1), (1, 0, 2)):  # coronal, sagittal, horizontal
+        cut = np.take(part, place[axis], axis)  # the other two axes in order
+        cut = cut.T if across < up else cut  # rows up, columns across
+        picture = to_scale(cut[::-1], mm[up], mm[across]).copy()
+        if cross:
+            row = int((1 - (place[up] + 0.5) / part.shape[up]) * picture.shape[0])
+            column = int((place[across] + 0.5) / part.shape[across] * picture.shape[1])
+            for line in (picture[row], picture[:, column]):
+                line[:] = np.minimum(line.astype(int) + CROSS, 255)
+        planes.append(picture)
+    height = max(picture.shape[0] for picture in planes)
+    padded = [np.pad(p, ((0, height - p.shape[0]), (0, GAP)), constant_values=0) for p in planes]
+    whole = np.hstack(padded)
+    length = round(BAR_MM * PIXELS_PER_MM)
+    whole[-8:-5, whole.shape[1] - GAP - 6 - length : whole.shape[1] - GAP - 6] = 255
+    return whole
+
+
+PLANE_TITLES = ("coronal: left on the left", "sagittal: rostral on the right", "horizontal: rostral on top")
+"""What the three pictures of `three_linked_planes` are, in order."""
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A uint8 picture as a PNG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="png", compress_level=6)
+    return buffer.getvalue()
+
+
+_STEP = """
+(function () {
+  var card = document.getElementById("%s"), words = JSON.parse(card.querySelector("script").textContent);
+  var input = card.querySelector("input"), picture = card.querySelector("[role=img]");
+  var output = card.querySelector("output");
+  function show() {
+    var i = +input.value;
+    picture.style.backgroundPosition = "0 " + (100 * i / Math.max(1, words.length - 1)) + "%%";
+    picture.setAttribute("aria-label", words[i]);
+    input.setAttribute("aria-valuetext", words[i]);
+    output.textContent = words[i];
+  }
+  input.addEventListener("input", show);
+  show();
+})();
+"""
+
+
+class Card:
+    """Pictures under a slider, in one piece of HTML that works from a file, without a kernel and without a network.
+
+    Parameters
+    ----------
+    pictures : sequence of numpy.ndarray
+        uint8 (rows, columns), all of one shape.
+    words : sequence of str
+        What each shows.
+    label : str
+        Of the slider.
+    start : int, optional
+        The picture shown first; default the middle one.
+    size_mm : (float, float), optional
+        Height and width that a picture stands for, where its pixels are not square.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[np.ndarray],
+        words: Sequence[str],
+        label: str,
+        start: int | None = None,
+        size_mm: tuple[float, float] | None = None,
+    ) -> None:
+        if not pictures or len(pictures) != len(words) or len({picture.shape for picture in pictures}) != 1:
+            raise ValueError("a card needs pictures of one shape, and words for each")
+        self.pictures, self.words, self.label = [np.asarray(p) for p in pictures], list(words), label
+        self.start = len(words) // 2 if start is None else start
+        self.size = size_mm or self.pictures[0].shape
+
+    def html(self) -> str:
+        """The card."""
+        sheet = png(np.vstack(self.pictures))
+        data = base64.b64encode(sheet).decode("ascii")
+        name = f"card-{zlib.crc32(sheet + self.label.encode()):08x}"
+        height, width = self.size
+        words = json.dumps(self.words, ensure_ascii=False).replace("</", "<\\/")
+        label, first = html.escape(self.label), html.escape(self.words[self.start], quote=True)
+        place = 100 * self.start / max(1, len(self.words) - 1)
+        return (
+            f'<div id="{name}" class="card-frames" style="max-width:{max(320, self.pictures[0].shape[1])}px">'
+            f'<div role="img" aria-label="{first}" style="width:100%;aspect-ratio:{width:.4g}/{height:.4g};'
+            f'background:#000 url(data:image/png;base64,{data}) 0 {place:.4f}%/100% {100 * len(self.words)}%"></div>'
+            f'<label style="display:block">{label} <input type="range" min="0" max="{len(self.words) - 1}" '
+            f'value="{self.start}" style="width:100%"></label><output>{first}</output>'
+            f'<script type="application/json">{words}</script></div><script>{_STEP % name}</script>'
+        )
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/html": self.html(), "text/plain": f"{self.label}: {len(self.words)} pictures under a slider"}
+
+
+class Cards:
+    """Several cards, one under the other, as one output of a cell."""
+
+    def __init__(self, cards: Sequence[Card]) -> None:
+        self.cards = list(cards)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        text = "\n".join(f"{card.label}: {len(card.words)} pictures" for card in self.cards)
+        return {"text/html": "".join(f"<div>{card.html()}</div><br>" for card in self.cards), "text/plain": text}

@@ -1,0 +1,408 @@
+"""From a run to files and back: draw, encode, interpolate, and write what comes out as NIfTI like a reference scan.
+
+Codes are float32 tensors (N, Z). Random ones are decoded by the average of G, encoded ones by the G that was trained
+beside the encoder (:meth:`labkit.runs.Run.generator`); `kind` says which, ``"random"`` or ``"encoded"``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from labkit import __version__, bids, nifti
+from labkit.cohort import Cohort, Scan
+from labkit.likeness import SYNTHETIC, Likeness, without_identity
+from labkit.progress import progress_bar
+from labkit.runs import Run, load_run
+from labkit.sources import open_cohort
+from labkit.store import scan_digest
+from labkit.training import choose_device
+
+BATCH = 8
+"""Volumes a pass. Always as many, so that a volume does not depend on how many others were asked for."""
+
+DESCRIPTION = "dataset_description.json"
+
+
+def draw_codes(run: Run, n: int, seed: int = 0, first: int = 0, truncation: float = 1.0) -> Tensor:
+    """Random codes; number i of a seed is the same whatever `n` and `first`.
+
+    Parameters
+    ----------
+    run : Run
+        Says how long a code is.
+    n : int
+        How many.
+    seed : int
+        Of the sequence.
+    first : int
+        Number of the first.
+    truncation : float
+        Standard deviation, 0 or more: 1 is N(0, I), which G was trained on; less makes rats more alike.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (n, Z).
+    """
+    if n < 0 or truncation < 0:
+        raise ValueError(f"n={n} and truncation={truncation}: both must be 0 or more")
+    length = run.variant.latent_dim
+    rows = [np.random.default_rng([seed, i]).standard_normal(length, np.float32) for i in range(first, first + n)]
+    return torch.from_numpy(np.array(rows, np.float32).reshape(n, length)) * truncation
+
+
+def in_batches(network: nn.Module, inputs: Tensor, show: str = "") -> Iterator[Tensor]:
+    """Pass inputs through a network, :data:`BATCH` at a time, the last batch filled up.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        In evaluation mode.
+    inputs : torch.Tensor
+        (N, ...), on any device.
+    show : str
+        Words for a progress bar; none if empty.
+
+    Yields
+    ------
+    torch.Tensor
+        (up to 8, ...) on the CPU.
+    """
+    device = next(network.parameters()).device
+    parts = inputs.split(BATCH)
+    for part in progress_bar(parts, show, len(parts)) if show else parts:
+        full = torch.cat([part, part[-1:].expand(BATCH - len(part), *part.shape[1:])]) if len(part) < BATCH else part
+        with torch.no_grad():  # around the pass alone: around the yield it would reach into the caller
+            out = network(full.to(device)).float().cpu()[: len(part)]
+        yield out
+
+
+def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") -> Tensor:
+    """Codes to volumes.
+
+    Parameters
+    ----------
+    run : Run
+        Trained.
+    codes : torch.Tensor
+        (N, Z).
+    kind : {"random", "encoded"}
+        Where the codes come from.
+    device : str
+        As in :func:`labkit.training.train`.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (N, 1, S, S, S) in [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        The codes have another length than the run's.
+    """
+    _check_codes(run, codes)
+    network = run.generator(choose_device(device), kind)
+    return _gathered(in_batches(network, codes), (run.variant.image_channels, *(run.scale.size,) * 3))
+
+
+def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
+    """Scans to codes, (N, Z); decode them with ``kind="encoded"``.
+
+    Parameters
+    ----------
+    run : Run
+        Trained.
+    cohort : Cohort
+        Any scans on the study's grid, also ones the run was not trained on.
+    """
+    network = run.encoder(choose_device(device))
+    return _gathered(in_batches(network, cohort.volumes(run.scale.size)), (run.variant.latent_dim,))
+
+
+def interpolate(
+    run: Run, a: Tensor, b: Tensor, steps: int = 9, kind: str = "random", device: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Volumes on the way from one code to another.
+
+    Parameters
+    ----------
+    run : Run
+        Trained.
+    a, b : torch.Tensor
+        (Z,), both of one `kind`.
+    steps : int
+        How many, both ends included; at least 2.
+    kind : {"random", "encoded"}
+        Where the codes come from.
+    device : str
+        As in :func:`labkit.training.train`.
+
+    Returns
+    -------
+    volumes : torch.Tensor
+        (steps, 1, S, S, S) in [-1, 1].
+    codes : torch.Tensor
+        (steps, Z).
+    """
+    if steps < 2:
+        raise ValueError(f"steps={steps}: a way has two ends, so at least 2")
+    codes = slerp(a, b, torch.linspace(0, 1, steps))
+    return decode(run, codes, kind, device), codes
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Spherical interpolation of directions, linear interpolation of lengths.
+
+    Gaussian codes lie in a thin shell; the straight line between two of them leaves it for the middle, where G was
+    never trained, and the arc does not (White 2016, arXiv 1609.04468).
+
+    Parameters
+    ----------
+    a, b : torch.Tensor
+        (Z,), neither zero nor opposite.
+    t : torch.Tensor
+        (n,), 0 is `a`, 1 is `b`.
+
+    Returns
+    -------
+    torch.Tensor
+        (n, Z).
+    """
+    length_a, length_b = a.norm(), b.norm()
+    unit_a, unit_b = a / length_a.clamp_min(1e-12), b / length_b.clamp_min(1e-12)
+    angle = torch.arccos((unit_a @ unit_b).clamp(-1, 1))
+    t = t.to(a)[:, None]
+    if angle < 1e-4:  # hardly an arc, and its formula would divide by zero
+        return a + t * (b - a)
+    direction = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle)
+    return direction * (length_a + t * (length_b - length_a))
+
+
+def generate(
+    run: Run | str | os.PathLike,
+    n: int,
+    out_dir: str | os.PathLike | None = None,
+    like: Cohort | Scan | None = None,
+    seed: int = 0,
+    *,
+    truncation: float = 1.0,
+    device: str = "auto",
+) -> Cohort:
+    """Write synthetic scans: noise, generator, crop, and the grid and unit of real scans (the paper's figure 3).
+
+    Parameters
+    ----------
+    run : Run or path
+        Trained.
+    n : int
+        How many scans; scan i of a seed is the same whatever `n`.
+    out_dir : path, optional
+        New folder, a BIDS derivative; it appears only when everything is written. Default: inside the run. If it
+        holds just what is asked for, it is opened and nothing is made anew.
+    like : Cohort or Scan, optional
+        Whose files the synthetic ones are to be like: grid, affine, header, orientation and data type of the first
+        scan, intensity ranges of all. Default: the training scans.
+    seed : int
+        Of the codes. The same seed gives the same bytes on the same machine.
+    truncation : float
+        Standard deviation of the codes; 1 is what the model was trained on.
+    device : str
+        As in :func:`labkit.training.train`.
+
+    Returns
+    -------
+    Cohort
+
+    Raises
+    ------
+    FileExistsError
+        `out_dir` is there and holds something else.
+    RunError
+        The run has no weights yet.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+        raise ValueError(f"n={n!r}: how many scans to generate, a whole number of at least 1")
+    likeness = run.likeness if like is None else Likeness.of([like] if isinstance(like, Scan) else like)
+    made = _made(run, int(n), seed, truncation, like)
+    folder = Path(out_dir).expanduser() if out_dir else default_folder(run, int(n), seed, truncation, like)
+    if folder.exists():
+        _check_made(folder, made)
+        return open_cohort(folder, grid=likeness.grid)
+    codes = draw_codes(run, int(n), seed, truncation=truncation)
+    network = run.generator(choose_device(device))
+    with bids.new_folder(folder) as fresh:
+        index = 0
+        for batch in in_batches(network, codes, f"generating {n} scans"):
+            for volume in batch:
+                _write_scan(fresh, likeness, volume, index, codes[index], made)
+                index += 1
+        _write_description(fresh, run, made)
+    return open_cohort(folder, grid=likeness.grid)
+
+
+def default_folder(run: Run, n: int, seed: int, truncation: float = 1.0, like: Cohort | Scan | None = None) -> Path:
+    """``<run>/synthetic/<weights>-s<seed>-n<n>``, so that a run trained further does not meet its earlier scans."""
+    more = "" if truncation == 1 else f"-t{truncation:g}"
+    more += "" if like is None else f"-like{_digest(like)[:8]}"
+    return run.path / "synthetic" / f"{run.fingerprint[:8]}-s{seed}-n{n}{more}"
+
+
+def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = None, device: str = "auto") -> Cohort:
+    """Write what encoder and generator make of scans, each like its own file and under its animal's name.
+
+    Parameters
+    ----------
+    run : Run
+        Trained.
+    cohort : Cohort
+        Any scans; held-out ones make the honest test.
+    out_dir : path, optional
+        New folder; default inside the run. If it holds the reconstructions of these scans, it is opened.
+    device : str
+        As in :func:`labkit.training.train`.
+
+    Returns
+    -------
+    Cohort
+        In the order of subjects and sessions, as `cohort` has it.
+    """
+    made = {"run": run.path.name, "run_fingerprint": run.fingerprint, "reconstructed": cohort.fingerprint}
+    folder = (
+        Path(out_dir).expanduser()
+        if out_dir
+        else run.path / "reconstructed" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:8]}"
+    )
+    grid = Likeness.of([cohort[0]]).grid
+    if folder.exists():
+        _check_made(folder, made)
+        return open_cohort(folder, grid=grid)
+    volumes = decode(run, encode(run, cohort, device), "encoded", device)
+    names = cohort.bids_labels()
+    with bids.new_folder(folder) as fresh:
+        for scan, volume in zip(progress_bar(cohort, "writing reconstructions"), volumes, strict=True):
+            image = scan.restore(volume)
+            image.header["descrip"] = b"synthetic: reconstructed by an encoder and a generator"
+            path = bids.scan_path(names[scan.subject], scan.session, scan.suffix, "reconstruction")
+            bids.save_scan(fresh, path, image, None)
+        bids.write_description(fresh, f"Reconstructions by {made['run']}", "derivative", **_generated_by(run), **made)
+    return open_cohort(folder, grid=grid)
+
+
+def save_volume(run: Run, volume: Tensor, path: str | os.PathLike, text: str = SYNTHETIC) -> Path:
+    """Write one volume, whatever code it comes from, as a NIfTI file like the run's training scans.
+
+    Parameters
+    ----------
+    run : Run
+        Its likeness is used.
+    volume : torch.Tensor
+        (1, S, S, S).
+    path : path
+        The file, ``.nii.gz``; replaced if it is there.
+    text : str
+        The header's description, 79 characters at most.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    image = run.likeness.image(volume, np.random.default_rng(0))
+    nifti.save(type(image)(image.dataobj, image.affine, without_identity(image.header, text)), path)
+    return Path(path)
+
+
+def _made(run: Run, n: int, seed: int, truncation: float, like: Cohort | Scan | None) -> dict[str, Any]:
+    """What decides every byte of a generated folder."""
+    return {
+        "run": run.path.name,
+        "model": run.variant.name,
+        "scale": run.scale.name,
+        "run_fingerprint": run.fingerprint,
+        "training_fingerprint": run.config["train"]["fingerprint"],
+        "seed": int(seed),
+        "n": n,
+        "truncation": float(truncation),
+        "like": "training scans" if like is None else _digest(like),
+    }
+
+
+def _digest(like: Cohort | Scan) -> str:
+    return like.fingerprint if isinstance(like, Cohort) else scan_digest(like.image, like.labels, like.affine)
+
+
+def _check_made(folder: Path, made: dict[str, Any]) -> None:
+    """Refuse a folder that holds anything but what is asked for."""
+    try:
+        there = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError):
+        there = {}
+    differing = [f"{key}: {there.get(key)!r} there, {value!r} asked" for key, value in made.items()
+                 if there.get(key) != value]  # fmt: skip
+    if differing:
+        raise FileExistsError(
+            f"{folder} is there already and holds something else:\n  " + "\n  ".join(differing)
+            + "\nChoose a new out_dir, or remove that folder."
+        )  # fmt: skip
+
+
+def _write_scan(folder: Path, likeness: Likeness, volume: Tensor, index: int, code: Tensor, made: dict) -> None:
+    subject = f"synthetic{index:05d}"
+    # scanned rats differ in gain, and so do these; drawn apart from the code, which decides nothing about it
+    image = likeness.image(volume, np.random.default_rng([made["seed"], index, 1]))
+    path = bids.scan_path(subject, suffix=likeness.suffix, description="synthetic")
+    bids.save_scan(folder, path, image, None)
+    sidecar = {
+        "Synthetic": True,
+        "Description": SYNTHETIC,
+        "Model": made["model"],
+        "RunFingerprint": made["run_fingerprint"],
+        "Seed": made["seed"],
+        "Index": index,
+        "Truncation": made["truncation"],
+        "Code": [float(f"{value:.9g}") for value in code.tolist()],  # nine digits give a float32 back exactly
+    }
+    bids.write_json(folder / path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
+
+
+def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:
+    rows = [
+        {"participant_id": f"sub-synthetic{index:05d}", "synthetic": "yes", "seed": made["seed"], "index": index}
+        for index in range(made["n"])
+    ]
+    bids.write_table(folder / "participants.tsv", rows)
+    bids.write_text(
+        folder / "README",
+        f"SYNTHETIC DATA. {made['n']} rat brain scans made by a generator ({made['model']}, run {made['run']}); no "
+        "animal was scanned\nfor them. They are no measurements and no basis for a diagnosis. Each scan's JSON file "
+        "holds the code it was made\nfrom. Made with labkit, after Ferreira et al. 2022, doi 10.3390/app12104844.\n",
+    )
+    bids.write_description(
+        folder, f"Synthetic rat brain scans by {made['run']}", "derivative", Synthetic=True, **_generated_by(run),
+        **made, TrainedOnScans=run.config["train"]["digests"],
+    )  # fmt: skip
+
+
+def _generated_by(run: Run) -> dict[str, Any]:
+    what = f"3-D alpha-GAN {run.variant.name} at {run.scale.size}^3"
+    return {"GeneratedBy": [{"Name": "labkit", "Version": __version__, "Description": what}]}
+
+
+def _check_codes(run: Run, codes: Tensor) -> None:
+    length = run.variant.latent_dim
+    if codes.ndim != 2 or codes.shape[1] != length:
+        raise ValueError(f"codes of {run.path.name} have the shape (N, {length}); got {tuple(codes.shape)}")
+
+
+def _gathered(batches: Iterator[Tensor], shape: tuple[int, ...]) -> Tensor:
+    parts = list(batches)
+    return torch.cat(parts) if parts else torch.empty(0, *shape)

@@ -1,0 +1,116 @@
+"""What a written volume should look like: grid, header and intensity range of real scans, none of their identity.
+
+A generator knows cubes in [-1, 1]. A :class:`Likeness` knows the files they stand for, so that a generated cohort opens
+in any tool as the original does. A run keeps the likeness of its training scans, and needs the scans no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from labkit import grids, nifti, volumes
+from labkit.cohort import Scan, restore
+from labkit.nifti import Origin
+
+SYNTHETIC = "synthetic: made by a generator, no animal was scanned"
+"""What a written header says of itself."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Grid, header and intensity ranges of scans, without names, paths or free text of them.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Voxels of the cohort's grid, axes right, superior, anterior.
+    suffix : str
+        BIDS suffix, the kind of scan.
+    origin : labkit.nifti.Origin
+        The file to be like; its `path` is empty, its header's texts are :data:`SYNTHETIC` or empty.
+    ranges : tuple of (float, float)
+        Smallest and largest intensity of each scan, the files' unit.
+    """
+
+    shape: tuple[int, int, int]
+    suffix: str
+    origin: Origin
+    ranges: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def of(cls, scans: Iterable[Scan]) -> Likeness:
+        """Likeness of scans: grid and header of the first, intensity ranges of all.
+
+        Parameters
+        ----------
+        scans : iterable of Scan
+            At least one; a cohort, or a list of one scan.
+        """
+        first, ranges = None, []
+        for scan in scans:
+            first = first or scan
+            ranges.append((float(scan.origin.low), float(scan.origin.high)))
+        if first is None:
+            raise ValueError("no scans to be like: give at least one")
+        header = nifti.encode_header(without_identity(nifti.decode_header(first.origin.header)))
+        return cls(tuple(first.image.shape), first.suffix, replace(first.origin, path="", header=header), tuple(ranges))
+
+    @property
+    def grid(self) -> str:
+        """The `grid` that opens what is written on the same voxels again: ``"study"`` or ``"native"``."""
+        return "study" if grids.is_study_grid(self.shape, np.asarray(self.origin.grid_affine)) else "native"
+
+    def image(self, volume: torch.Tensor, rng: np.random.Generator) -> nib.Nifti1Image:
+        """Post-process a generated volume: normalise, crop, bring to the file's grid and unit.
+
+        Parameters
+        ----------
+        volume : torch.Tensor
+            (1, S, S, S), about [-1, 1].
+        rng : numpy.random.Generator
+            Chooses whose intensity range the scan gets.
+
+        Returns
+        -------
+        nibabel.Nifti1Image
+            Shape, affine, header, orientation and data type of the file.
+        """
+        cube = volumes.resize(volume[None].float().cpu(), volumes.cube_side(self.shape))
+        unit, _, _ = volumes.to_unit_range(cube)  # every training scan fills [-1, 1], a sample only nearly
+        low, high = self.ranges[int(rng.integers(len(self.ranges)))]
+        return restore(unit[0], self.shape, replace(self.origin, low=low, high=high))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; :meth:`from_json` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Likeness:
+        """Inverse of :meth:`to_json`."""
+        origin = Origin.from_json(content["origin"])
+        ranges = tuple((float(low), float(high)) for low, high in content["ranges"])
+        return cls(tuple(content["shape"]), content["suffix"], origin, ranges)
+
+
+def without_identity(header: nib.Nifti1Header, text: str = SYNTHETIC) -> nib.Nifti1Header:
+    """A copy of a header whose free texts, which may name an animal, a study or a person, are gone.
+
+    Parameters
+    ----------
+    header : nibabel.Nifti1Header
+        NIfTI-1 or 2; extensions are not part of it.
+    text : str
+        The new description, 79 characters at most.
+    """
+    fresh = header.copy()
+    for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        if field in fresh.structarr.dtype.names:  # NIfTI-2 has no db_name and no data_type
+            fresh[field] = b""
+    fresh["descrip"] = text.encode("ascii")[:79]
+    return fresh

@@ -1,0 +1,205 @@
+import hashlib
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import labkit
+from labkit import generation
+from labkit.generation import draw_codes, generate, interpolate, reconstruct, slerp
+from labkit.likeness import Likeness, without_identity
+from labkit.runs import RunError, load_run
+from labkit.tests.rats import ellipsoids
+from labkit.tests.test_training import FAST
+from labkit.training import train
+
+
+@pytest.fixture(scope="module")
+def rats(tmp_path_factory):
+    return ellipsoids(tmp_path_factory.mktemp("cohort") / "rats")
+
+
+@pytest.fixture(scope="module")
+def run(rats, tmp_path_factory):
+    return train("sigmarat2", rats, "smoke", tmp_path_factory.mktemp("runs") / "run", **FAST)
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_synthetic_scans_open_like_the_scans_they_stand_for(rats, run, tmp_path):
+    made = generate(run, 20, tmp_path / "made")
+    original = nib.load(rats[0].origin.path)
+    paths = sorted((tmp_path / "made").rglob("*.nii.gz"))
+    assert len(paths) == len(made) == 20
+    for path in paths:
+        image = nib.load(path)
+        assert image.shape == original.shape and image.header.get_zooms() == original.header.get_zooms()
+        assert np.array_equal(image.affine, original.affine)
+        assert nib.aff2axcodes(image.affine) == nib.aff2axcodes(original.affine)
+        assert image.header.get_xyzt_units() == original.header.get_xyzt_units()
+        assert image.get_data_dtype() == original.get_data_dtype()
+        assert b"synthetic" in bytes(image.header["descrip"]) and "desc-synthetic" in path.name
+    assert made.shape == rats.shape and len(set(made.digests)) == 20
+
+
+def test_the_intensity_range_is_one_of_the_training_scans(rats, run, tmp_path):
+    allowed = {(scan.origin.low, scan.origin.high) for scan in run.train_part(rats)}
+    ranges = [
+        (float(data.min()), float(data.max()))
+        for data in (nib.load(p).get_fdata() for p in generate(run, 12, tmp_path / "made").folder.rglob("*.nii.gz"))
+    ]
+    for low, high in ranges:  # the brightest voxel may fall between those of the file's grid
+        assert any(low >= a - 1 and b * 0.8 <= high <= b + 1 for a, b in allowed)
+    assert len(set(ranges)) > 1
+
+
+def test_one_seed_gives_the_same_bytes_and_another_seed_others(run, tmp_path):
+    for name, n, seed in (("a", 5, 3), ("b", 5, 3), ("more", 11, 3), ("other", 5, 4)):
+        generate(run, n, tmp_path / name, seed=seed)
+    a, b, more, other = (files(tmp_path / name) for name in ("a", "b", "more", "other"))
+    assert a == b
+    scans = {name for name in a if name.endswith((".nii.gz", "boldref.json", "T2w.json"))}
+    assert len(scans) == 10 and all(more[name] == a[name] for name in scans)  # scan i whatever n
+    assert all(other[name] != a[name] for name in scans)
+
+
+def test_the_code_beside_a_scan_makes_it_again(run, tmp_path):
+    folder = generate(run, 3, tmp_path / "made", seed=5, truncation=0.7).folder
+    sidecars = sorted(folder.rglob("sub-*.json"))
+    codes = torch.tensor([json.loads(path.read_text())["Code"] for path in sidecars])
+    assert torch.equal(codes, draw_codes(run, 3, 5, truncation=0.7))
+    facts = json.loads(sidecars[1].read_text())
+    assert facts["Synthetic"] is True and facts["Index"] == 1 and facts["RunFingerprint"] == run.fingerprint
+
+
+def test_the_data_set_says_that_it_is_synthetic(run, tmp_path):
+    folder = generate(run, 2, tmp_path / "made").folder
+    description = json.loads((folder / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative" and description["Synthetic"] is True
+    assert description["GeneratedBy"][0]["Name"] == "labkit"
+    assert "SYNTHETIC" in (folder / "README").read_text() and "synthetic" in (folder / "participants.tsv").read_text()
+
+
+def test_nothing_of_the_animal_is_left(tmp_path):
+    folder = tmp_path / "named"
+    rats = ellipsoids(folder)
+    for path in folder.glob("*_T2w.nii.gz"):
+        image = nib.load(path)
+        image.header["descrip"], image.header["db_name"], image.header["aux_file"] = b"Rattie 7", b"Rattie", b"Rattie"
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Rattie of cage 9"))
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), path)
+    rats = labkit.open_cohort(folder)
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
+    made = generate(run, 2, tmp_path / "made", like=rats).folder
+    for path in made.rglob("*"):
+        if path.is_file():
+            content = nib.load(path).header.binaryblock if path.name.endswith(".gz") else path.read_bytes()
+            assert b"Rattie" not in content and str(folder).encode() not in content
+            if path.name.endswith(".gz"):
+                assert not nib.load(path).header.extensions
+    assert b"Rattie" not in (run.path / "likeness.json").read_bytes()
+
+
+def test_a_finished_folder_is_opened_and_another_is_refused(run, tmp_path):
+    generate(run, 2, tmp_path / "made")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made").rglob("*")}
+    assert len(generate(run, 2, tmp_path / "made")) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "made").rglob("*")}
+    with pytest.raises(FileExistsError, match="seed: 0 there, 1 asked"):
+        generate(run, 2, tmp_path / "made", seed=1)
+
+
+def test_an_interrupted_generation_leaves_no_folder(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(generation.nifti, "save", full)
+    with pytest.raises(OSError):
+        generate(run, 2, tmp_path / "made")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scans_can_be_like_another_labs(run, tmp_path):
+    turned = tmp_path / "other" / "rat1_T2w.nii"
+    turned.parent.mkdir()
+    rng = np.random.default_rng(0)
+    data = np.pad(rng.uniform(50, 90, (20, 30, 24)), 6).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, np.diag([-0.6, 0.7, 0.6, 1])), turned)
+    other = labkit.open_cohort(turned.parent)
+    made = generate(run, 1, tmp_path / "made", like=other[0])
+    image = nib.load(next(made.folder.rglob("*.nii.gz")))
+    assert image.shape == data.shape and nib.aff2axcodes(image.affine) == ("L", "A", "S")
+    assert image.get_data_dtype() == np.float32 and np.array_equal(image.affine, nib.load(turned).affine)
+
+
+def test_a_run_without_weights_says_so(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text((run.path / "config.json").read_text())
+    with pytest.raises(RunError, match="train it first"):
+        generate(tmp_path / "empty", 2)
+    with pytest.raises(ValueError, match="n=0"):
+        generate(run, 0)
+    with pytest.raises(ValueError, match="have the shape"):
+        generation.decode(run, torch.zeros(2, 3))
+
+
+def test_reconstructions_keep_their_animals_names_and_grids(rats, run, tmp_path):
+    held_out = run.held_out(rats)
+    back = reconstruct(run, held_out, tmp_path / "back")
+    assert back.subjects == held_out.subjects
+    image = nib.load(sorted((tmp_path / "back").rglob("*.nii.gz"))[0])
+    assert image.shape == nib.load(held_out[0].origin.path).shape and b"reconstructed" in bytes(image.header["descrip"])
+    expected = run.generator(codes="encoded")(run.encoder()(held_out.volumes(16)))
+    assert torch.allclose(generation.decode(run, generation.encode(run, held_out), "encoded"), expected, atol=1e-5)
+
+
+def test_a_run_opens_its_cohort_again_and_notices_a_change(rats, run, tmp_path):
+    assert run.cohort().fingerprint == rats.fingerprint
+    assert set(run.train_part(rats).subjects) & set(run.held_out(rats).subjects) == set()
+    part = train("sigmarat2", rats.subset([0, 2, 3]), "smoke", tmp_path / "part", **FAST)
+    with pytest.raises(RunError, match="chosen by hand"):
+        part.cohort()
+
+
+def test_the_newest_run_is_the_default(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="no trained run"):
+        load_run()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "one").symlink_to(run.path)
+    assert load_run().fingerprint == run.fingerprint
+
+
+def test_an_arc_keeps_the_length_that_a_straight_line_loses():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 500, generator=g)
+    way = slerp(a, b, torch.linspace(0, 1, 5))
+    assert torch.allclose(way[0], a, atol=1e-4) and torch.allclose(way[-1], b, atol=1e-4)
+    assert torch.allclose(way[2].norm(), (a.norm() + b.norm()) / 2, rtol=1e-4)
+    assert ((a + b) / 2).norm() < 0.8 * way[2].norm()
+    quarter = slerp(torch.tensor([1.0, 0]), torch.tensor([0, 2.0]), torch.tensor([0.5]))[0]
+    assert torch.allclose(quarter, torch.tensor([1.5, 1.5]) / 2**0.5)
+    assert torch.allclose(slerp(a, a, torch.tensor([0.3]))[0], a)
+
+
+def test_an_interpolation_begins_and_ends_with_its_rats(run):
+    a, b = draw_codes(run, 2)
+    way, codes = interpolate(run, a, b, 4)
+    ends = generation.decode(run, torch.stack([a, b]))
+    assert way.shape == (4, 1, 16, 16, 16) and codes.shape == (4, run.variant.latent_dim)
+    assert torch.allclose(way[0], ends[0], atol=1e-5) and torch.allclose(way[3], ends[1], atol=1e-5)
+
+
+def test_a_likeness_survives_json(rats):
+    likeness = Likeness.of(rats)
+    assert Likeness.from_json(json.loads(json.dumps(likeness.to_json()))) == likeness
+    assert likeness.grid == "study" and likeness.origin.path == ""
+    assert without_identity(nib.Nifti2Header())["descrip"].item().startswith(b"synthetic")
