@@ -23,6 +23,7 @@ from labkit.training import choose_device
 from labkit.updates import Draws, Learner, choose_precision
 from labkit.variants import SCALES, VARIANTS, Scale, resolve
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MATMUL_FLOP = 2 * 4096**3
 
 
@@ -79,9 +80,7 @@ def main() -> None:
         "seconds": {kind: round(value, 5) for kind, value in medians.items()},
         "peak_mib": memory,
         "data_share": round(data / best, 4),
-        "matmul_tflops": {
-            str(dtype).removeprefix("torch."): ceiling(device, dtype) for dtype in (torch.float32, torch.bfloat16)
-        },
+        "matmul_tflops": {kind: ceiling(device, DTYPES[kind]) for kind in kinds[1:]},
     }
     print(json.dumps(result))
 

@@ -46,6 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     cohort = labkit.open_cohort(options.cohort)
     rows, strips = {}, []
+    if options.scale == "laptop":  # what the table in book/ was made with; the scale's own run is half as long
+        ARMS.update({t: (name, {"iterations": 4000, "lr": 2e-4} | given) for t, (name, given) in ARMS.items()})
     for title, (name, settings) in ARMS.items():
         run = labkit.train(
             "sigmarat2", cohort, options.scale, options.runs / name, precision=options.precision, **settings

@@ -23,6 +23,7 @@ _WHERE = {
     "decode": "labkit.generation",
     "reconstruct": "labkit.generation",
     "interpolate": "labkit.generation",
+    "compare": "labkit.metrics.comparison",
     "load_run": "labkit.runs",
     "Run": "labkit.runs",
     "RunError": "labkit.runs",

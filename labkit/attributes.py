@@ -54,7 +54,7 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
         points = np.argwhere(mask) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # (n, 3) mm: right, anterior, superior
         voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
         row = {f"{name} volume, mm³": len(points) * voxel_mm3}
-        if scan.labels is not None and (scan.labels == 2).any():
+        if scan.labels is not None and (scan.labels == 1).any() and (scan.labels > 1).any():
             row["ventricles, mm³"] = float((_deep(mask, scan.zooms) & (scan.labels == 1)).sum()) * voxel_mm3
         row["dorsal / ventral"] = describe.dorsal_ventral_ratio(scan)
         row["to the right, mm"], row["dorsal, mm"] = points[:, 0].mean(), points[:, 2].mean()
@@ -106,14 +106,20 @@ class Gauge:
         cubes : torch.Tensor
             (N, 1, S, S, S) in [-1, 1].
         table : pandas.DataFrame
-            (N, K), from :func:`measure`.
+            (N, K), from :func:`measure`; attributes that do not differ between the scans are left out.
+
+        Raises
+        ------
+        ValueError
+            Fewer than three scans.
         """
         from sklearn.linear_model import RidgeCV
 
+        if len(table) < 3:
+            raise ValueError(f"a gauge needs three scans or more, got {len(table)}")
+        table = table.loc[:, table.std() > 1e-6 * table.abs().mean()]  # what does not differ cannot be learned
         voxels, values = cls._voxels(cubes).numpy(), table.to_numpy(np.float64)
         spread = values.std(0, ddof=1)
-        if len(values) < 3 or not (spread > 0).all():
-            raise ValueError(f"a gauge needs three or more scans that differ, got {len(values)}")
         scaled = (values - values.mean(0)) / spread
         fitted = [RidgeCV(PENALTIES).fit(voxels, column) for column in scaled.T]
         weights = np.stack([model.coef_ for model in fitted]) * spread[:, None]

@@ -249,31 +249,60 @@ def unit_range(scan: Scan) -> np.ndarray:
     return ((np.asarray(scan.image) - low) / (high - low)).astype(np.float32)
 
 
-def mean_and_sd(cohort: Iterable[Scan]) -> tuple[np.ndarray, np.ndarray | None]:
+def mean_and_sd(cohort: Iterable[Scan], scaled: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
     """Voxel-wise mean and standard deviation over scans as they lie on the grid, not registered to each other.
 
     Parameters
     ----------
     cohort : Cohort or iterable of Scan
-        Scans on one grid; each is scaled to [0, 1] first (:func:`unit_range`).
+        Scans on one grid.
+    scaled : bool
+        Scale each to [0, 1] by its own range first (:func:`unit_range`); else in the files' unit.
 
     Returns
     -------
     mean : numpy.ndarray
-        float64 (X, Y, Z), [0, 1].
+        float64 (X, Y, Z), [0, 1] or the files' unit.
     sd : numpy.ndarray or None
         Sample standard deviation, same shape; None for a single scan, which has none.
     """
     count, mean, squares = 0, 0.0, 0.0
     for scan in cohort:  # Welford's update: one pass, and no difference of large sums
         count += 1
-        values = unit_range(scan).astype(np.float64)
+        values = (unit_range(scan) if scaled else scan.image).astype(np.float64)
         before = values - mean
         mean = mean + before / count
         squares = squares + before * (values - mean)
     if count == 0:
         raise ValueError("a mean needs at least one scan, got none")
     return mean, np.sqrt(squares / (count - 1)) if count > 1 else None
+
+
+def spread_ratio(real: Cohort, synthetic: Cohort) -> pd.Series:
+    """Total variance of a synthetic cohort over that of a real one, beside what two real halves give.
+
+    Parameters
+    ----------
+    real, synthetic : Cohort
+        On one grid, in one unit; two scans or more, four real ones for the comparison.
+
+    Returns
+    -------
+    pandas.Series
+        ``synthetic / real``: 1 is as much variety, 0 a generator that makes one rat; ``real half / other half``, which
+        says how far from 1 chance alone goes (NaN with fewer than four).
+    """
+    import pandas as pd
+
+    def total(scans: Iterable[Scan]) -> float:
+        _, sd = mean_and_sd(scans, scaled=False)
+        if sd is None:
+            raise ValueError("a variance needs two scans or more")
+        return float((sd**2).sum())
+
+    halves = [total(real[start::2]) for start in (0, 1)] if len(real) >= 4 else [np.nan, np.nan]
+    ratios = {"synthetic / real": total(synthetic) / total(real), "real half / other half": halves[0] / halves[1]}
+    return pd.Series(ratios, name="ratio of total variance")
 
 
 def summary(cohort: Cohort) -> pd.DataFrame:

@@ -154,13 +154,16 @@ class LatentSpace:
     def gauges(self) -> tuple[Gauge, Gauge] | None:
         """Two gauges from two halves of the training scans: directions are fitted by one and judged by the other.
 
-        None where there are too few scans to read anything off them.
+        None where there are too few scans, or too equal ones, to learn to read anything off them.
         """
         halves = [range(start, len(self.train), 2) for start in (0, 1)]
         if len(halves[1]) < 3:
             return None
         table = attributes.measure(self.train)
-        return tuple(Gauge.fit(self.scans[list(half)], table.iloc[list(half)]) for half in halves)
+        differ = [name for name in table if all(table[name].iloc[list(half)].nunique() > 1 for half in halves)]
+        if not differ:
+            return None
+        return tuple(Gauge.fit(self.scans[list(half)], table[differ].iloc[list(half)]) for half in halves)
 
     @cached_property
     def gauge_quality(self) -> pd.Series:

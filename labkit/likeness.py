@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from labkit import grids, nifti, volumes
+from labkit import grids, nifti
 from labkit.cohort import Scan, restore
 from labkit.nifti import Origin
 
@@ -67,12 +67,15 @@ class Likeness:
         return "study" if grids.is_study_grid(self.shape, np.asarray(self.origin.grid_affine)) else "native"
 
     def image(self, volume: torch.Tensor, rng: np.random.Generator) -> nib.Nifti1Image:
-        """Post-process a generated volume: normalise, crop, bring to the file's grid and unit.
+        """Post-process a generated volume: crop, bring to the file's grid and unit.
+
+        [-1, 1] becomes the intensity range of one of the scans. The volume's own range is not stretched first: a
+        smooth sample lacks the one brightest voxel that sets the scale of a scan, and would come out too bright.
 
         Parameters
         ----------
         volume : torch.Tensor
-            (1, S, S, S), about [-1, 1].
+            (1, S, S, S) in [-1, 1].
         rng : numpy.random.Generator
             Chooses whose intensity range the scan gets.
 
@@ -81,10 +84,8 @@ class Likeness:
         nibabel.Nifti1Image
             Shape, affine, header, orientation and data type of the file.
         """
-        cube = volumes.resize(volume[None].float().cpu(), volumes.cube_side(self.shape))
-        unit, _, _ = volumes.to_unit_range(cube)  # every training scan fills [-1, 1], a sample only nearly
         low, high = self.ranges[int(rng.integers(len(self.ranges)))]
-        return restore(unit[0], self.shape, replace(self.origin, low=low, high=high))
+        return restore(volume, self.shape, replace(self.origin, low=low, high=high))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; :meth:`from_json` is the inverse."""

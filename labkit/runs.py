@@ -370,7 +370,7 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
     Parameters
     ----------
     path : path, optional
-        The folder; default the one in ``runs/`` that was trained last.
+        The folder; default the one in ``runs/`` that was trained, or opened for training, last.
 
     Raises
     ------
@@ -378,7 +378,8 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
         `path` is no run; lists the runs beside it. There is no trained run at all.
     """
     if path is None:
-        trained = sorted(Path("runs").glob(f"*/{MODELS}"), key=lambda weights: weights.stat().st_mtime)
+        trained = [weights.with_name("config.json") for weights in Path("runs").glob(f"*/{MODELS}")]
+        trained.sort(key=lambda config: config.stat().st_mtime)
         if not trained:
             raise RunError(
                 f"no trained run in {Path('runs').absolute()}: train one first (papermill book/02_train.ipynb "

@@ -127,6 +127,9 @@ class Scale:
         Iterations of a whole run.
     precision : str
         "fp32", "bf16" (autocast) or "auto": bf16 where the device computes it faster.
+    lr_factor : float
+        What :func:`resolve` multiplies the learning rate of a model named by the paper with: 1 at the paper's scale; a
+        run a hundredth as long takes larger steps. A learning rate that is asked for is taken as it is.
     ema_decay : float
         Decay of the moving average of G's weights an iteration; 0 is G itself.
     log_every, sample_every, checkpoint_every : int
@@ -144,6 +147,7 @@ class Scale:
     batch_size: int = number(1, default=4)
     iterations: int = number(1)
     precision: str = one_of("fp32", "bf16", "auto", default="auto")
+    lr_factor: float = number(1e-3, 1e3, default=1.0)
     ema_decay: float = number(0, 0.9999999, default=0.999)
     log_every: int = number(1)
     sample_every: int = number(1)
@@ -199,6 +203,8 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
         known("override", given, of_variant + of_scale)
     variant = replace(variant, **{name: value for name, value in overrides.items() if name in of_variant})
     size = replace(size, **{name: value for name, value in overrides.items() if name in of_scale})
+    if isinstance(model, str) and "lr" not in overrides:
+        variant = replace(variant, lr=variant.lr * size.lr_factor)
     if size.batch_size == 1 and variant.code_norm == "batch":
         raise ValueError(
             f"batch_size is 1, but {variant.name} has BatchNorm in its code discriminator, which needs at least 2 "
@@ -280,10 +286,11 @@ SCALES: dict[str, Scale] = {
             name="laptop",
             size=32,
             base_channels=16,
-            iterations=4000,
+            iterations=2000,
+            lr_factor=2.0,
             ema_decay=0.995,
             log_every=20,
-            sample_every=400,
+            sample_every=200,
             checkpoint_every=400,
         ),
         Scale(

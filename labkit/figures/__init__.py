@@ -10,7 +10,7 @@ from labkit.figures.latent import direction_cards, effects, film_strip, traversa
 from labkit.figures.learning import code_statistics, loss_curves, reconstructions, samples_over_time
 from labkit.figures.slices import mean_and_sd, one_slice, slice_series, three_planes
 from labkit.figures.statistics import dorsal_ventral_profile, intensity_histograms, split_diagram, tissue_volumes
-from labkit.figures.style import PLANES, intensity_window
+from labkit.figures.style import PLANES, intensity_window, plane_called
 from labkit.figures.transforms import augmentations
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "mean_and_sd",
     "mean_and_variance",
     "one_slice",
+    "plane_called",
     "reconstruction_errors",
     "reconstructions",
     "samples_over_time",

@@ -30,7 +30,7 @@ def slice_pairs(real: Scan, synthetic: Scan, plane: str = "coronal", n: int = 5,
     plane : {"coronal", "sagittal", "horizontal"}
         Which sections.
     n : int
-        How many, evenly over the middle 80 % of the field of view.
+        How many, evenly over the real brain (head, without labels) but for its outermost 5 %.
     colour : bool
         In colour with a bar, which shows smooth differences of brightness that grey hides; else grey.
 
@@ -44,14 +44,16 @@ def slice_pairs(real: Scan, synthetic: Scan, plane: str = "coronal", n: int = 5,
     cut = style.plane_called(plane)
     low, high = style.intensity_window([real, synthetic])
     positions = style.positions_mm(real.affine, real.image.shape, cut.axis)
-    depth = len(positions)
-    chosen = positions[np.unique(np.round(np.linspace(0.1, 0.9, n) * (depth - 1)).astype(int))]
+    mask, _ = describe.region(real)
+    inside = np.flatnonzero(mask.any(tuple(axis for axis in range(3) if axis != cut.axis)))
+    ends = inside[0] + np.array([0.05, 0.95]) * (inside[-1] - inside[0])
+    chosen = positions[np.unique(np.round(np.linspace(*ends, n)).astype(int))]
     left, right, bottom, top = style.extent_mm(real.affine, real.image.shape, cut)
     height = WIDTH / len(chosen) * (top - bottom) / (right - left)
-    figure = plt.figure(figsize=(WIDTH, 2 * height + (1.0 if colour else 0.55)))
+    figure = plt.figure(figsize=(WIDTH, 2 * height + (0.9 if colour else 0.3)))
     tall = figure.get_figheight()
     for row, (name, scan) in enumerate((("real", real), ("synthetic", synthetic))):
-        bottom_edge = (tall - 0.5 - (row + 1) * height) / tall
+        bottom_edge = (tall - 0.28 - (row + 1) * height) / tall
         display = plotting.plot_img(
             scan.nifti(), cut_coords=[float(mm) for mm in chosen], display_mode=NILEARN_MODE[plane], figure=figure,
             axes=(0, bottom_edge, 1, height * 0.97 / tall), vmin=low, vmax=high, cmap=COLOUR_MAPS[colour],
@@ -61,7 +63,8 @@ def slice_pairs(real: Scan, synthetic: Scan, plane: str = "coronal", n: int = 5,
         axes = [display.axes[key].ax for key in sorted(display.axes)]
         for ax in axes:
             _true_to_scale(ax)
-        style.name_sides(axes[0], cut)
+        if not row:
+            style.name_sides(axes[-1], cut)
         style.write_on(axes[0], 0.03, 0.97, name, ha="left", va="top", size=9)
         if row:
             style.scale_bar(axes[-1])
@@ -81,20 +84,23 @@ def mean_and_variance(real: Sequence[Scan], synthetic: Sequence[Scan], plane: st
     Parameters
     ----------
     real, synthetic : Cohort or sequence of Scan
-        Two scans or more each, on one grid; every scan is scaled to [0, 1] first.
+        Two scans or more each, on one grid, in one unit. Scans are not scaled one by one: the brightest voxel of
+        each would set its scale, and smooth scans would seem bright.
     plane : {"coronal", "sagittal", "horizontal"}
         Section through the middle of the grid.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Rows mean and variance; columns real, synthetic, synthetic minus real. Real and synthetic share a colour scale,
-        as do both differences' signs.
+        Rows mean and variance; columns real, synthetic, synthetic minus real. Real and synthetic share a colour scale;
+        1 is the median of the real scans' brightest voxels.
     """
     cut = style.plane_called(plane)
     if min(len(real), len(synthetic)) < 2:
         raise ValueError(f"a variance needs two scans or more, got {len(real)} real and {len(synthetic)} synthetic")
-    pairs = [describe.mean_and_sd(scans) for scans in (real, synthetic)]
+    pairs = [describe.mean_and_sd(scans, scaled=False) for scans in (real, synthetic)]
+    unit = float(np.median([scan.origin.high for scan in real]))  # so that numbers are about 0 to 1
+    pairs = [(mean / unit, sd / unit) for mean, sd in pairs]
     rows = {
         "mean": ([mean for mean, _ in pairs], "gray"),
         "variance": ([sd**2 for _, sd in pairs], "cividis"),
@@ -126,7 +132,7 @@ def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str
     Parameters
     ----------
     real, back : sequence of Scan
-        The same animals in the same order, at most four are drawn; each scaled to [0, 1].
+        The same animals in the same order, at most four are drawn; each pair scaled by the real scan's range, [0, 1].
     plane : {"coronal", "sagittal", "horizontal"}
         Section through the middle of the grid.
 
@@ -142,7 +148,8 @@ def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str
     count = min(4, len(real))
     figure, grid = plt.subplots(3, count, figsize=(WIDTH, WIDTH / count * 3 + 0.9), squeeze=False, layout="compressed")
     for column in range(count):
-        pair = [describe.unit_range(scans[column]) for scans in (real, back)]
+        low, high = real[column].origin.low, real[column].origin.high
+        pair = [(scans[column].image.astype(np.float32) - low) / (high - low) for scans in (real, back)]
         difference = pair[1] - pair[0]
         index = (pair[0].shape[cut.axis] - 1) // 2
         affine = real[column].affine

@@ -47,11 +47,8 @@ def view(
     """
     volume = space.volume(code, kind)
     near = space.nearest(volume)
-    # a generator's range need not fill [-1, 1]; files are normalised in the same way
-    low, high = float(volume.min()), float(volume.max())
-    unit = (volume - low) / max(high - low, 1e-9) * 2 - 1
     scan = space.train[0]
-    picture = frames.three_linked_planes(unit[0].numpy(), at, scan.image.shape, scan.zooms, cross)
+    picture = frames.three_linked_planes(volume[0].numpy(), at, scan.image.shape, scan.zooms, cross)
     readings = []
     if space.gauges is not None:
         gauge = space.gauges[1]
@@ -152,7 +149,7 @@ def _aspect(space: LatentSpace) -> float:
 
 
 @style.drawn
-def film_strip(space: LatentSpace, codes: Tensor, kind: str, columns: int = 3) -> Figure:
+def film_strip(space: LatentSpace, codes: Tensor, kind: str, columns: int = 2) -> Figure:
     """Rats along a way through code space, three planes each, one after the other.
 
     Parameters

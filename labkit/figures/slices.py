@@ -119,7 +119,13 @@ def _overlay(ax: Axes, scan: Scan, plane: style.Plane, index: int) -> None:
 
 
 @style.drawn
-def one_slice(scan: Scan, plane: str = "coronal", index: int | None = None, labels: bool = False) -> Figure:
+def one_slice(
+    scan: Scan,
+    plane: str = "coronal",
+    index: int | None = None,
+    labels: bool = False,
+    window: tuple[float, float] | None = None,
+) -> Figure:
     """A single slice, large, with axes in mm.
 
     Parameters
@@ -132,6 +138,8 @@ def one_slice(scan: Scan, plane: str = "coronal", index: int | None = None, labe
         Slice, from 0; default the middle one.
     labels : bool
         Colour CSF, grey and white matter, where there are labels.
+    window : tuple of float, optional
+        Intensities shown black and white; default :func:`style.intensity_window` of this scan.
 
     Returns
     -------
@@ -148,7 +156,7 @@ def one_slice(scan: Scan, plane: str = "coronal", index: int | None = None, labe
     index = (depth - 1) // 2 if index is None else index
     if not 0 <= index < depth:
         raise ValueError(f"slice {index} does not exist: {plane} slices of this scan are 0 to {depth - 1}")
-    low, high = style.intensity_window([scan])
+    low, high = style.intensity_window([scan]) if window is None else window
     figure, ax = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
     style.show_section(ax, scan.image, scan.affine, cut, index, vmin=low, vmax=high)
     if labels and scan.labels is not None:

@@ -99,7 +99,7 @@ def test_a_plane_with_fewer_slices_starts_in_its_own_middle():
 
 def test_one_move_draws_one_picture(monkeypatch):
     drawn = []
-    monkeypatch.setattr(widgets, "slice_html", lambda scan, *chosen: drawn.append(chosen) or "")
+    monkeypatch.setattr(widgets.browser, "slice_html", lambda scan, *chosen: drawn.append(chosen[:3]) or "")
     browser = widgets.slice_browser(flat_cohort(), live=True)
     controls(browser)["plane"].value = "horizontal"
     assert drawn == [("coronal", 7, False), ("horizontal", 4, False)]

@@ -1,4 +1,4 @@
-"""Front ends for a live notebook: sliders over the functions of labkit.figures."""
+"""Every slice of every scan of a cohort, and of another cohort beside it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ The slice browser appears in a live kernel.
 Open this notebook in Jupyter or VS Code and run its cells."""
 
 
-def slice_browser(cohort: Cohort, live: bool | None = None) -> ipywidgets.VBox | None:
+def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | None = None) -> ipywidgets.VBox | None:
     """Browse every slice of every scan of a cohort.
 
     Parameters
     ----------
     cohort : Cohort
         The scans.
+    beside : Cohort, optional
+        Scans on the same grid, one of which is shown at the right at the same place in the same window.
     live : bool, optional
         Make the sliders, or only say how to get them; default: as :func:`labkit.progress.in_live_kernel` finds. A page
         built from an executed notebook would otherwise hold sliders that do nothing.
@@ -45,6 +47,8 @@ def slice_browser(cohort: Cohort, live: bool | None = None) -> ipywidgets.VBox |
     style, wide = {"description_width": "3rem"}, {"width": "auto", "max_width": "30rem"}
     rats = [(describe.scan_name(scan), place) for place, scan in enumerate(cohort)]
     rat = ipywidgets.Dropdown(options=rats, description="rat", style=style, layout=wide)
+    others = [(describe.scan_name(scan), place) for place, scan in enumerate(beside or ())]
+    other = ipywidgets.Dropdown(options=others, description="beside", style=style, layout=wide)
     plane = ipywidgets.ToggleButtons(options=list(figures.PLANES), description="plane", style=style)
     plane.style.button_width = "7rem"
     # Slices are counted from 1 on screen. A screen reader gets the name of the number box, which a slider lacks. While
@@ -59,10 +63,12 @@ def slice_browser(cohort: Cohort, live: bool | None = None) -> ipywidgets.VBox |
     shown = []
 
     def draw(*_: object) -> None:
-        chosen = (rat.value, plane.value, number.value - 1, labels.value)
+        chosen = (rat.value, other.value, plane.value, number.value - 1, labels.value)
         if shown != [chosen]:  # a change of plane moves the slice as well, and both report
             shown[:] = [chosen]
-            picture.value = slice_html(cohort[rat.value], *chosen[1:])
+            scans = [cohort[rat.value]] + ([beside[other.value]] if beside else [])
+            window = figures.intensity_window(scans)
+            picture.value = "".join(slice_html(scan, *chosen[2:], window, 96 // len(scans)) for scan in scans)
 
     def turn(*_: object) -> None:
         depth = cohort.shape[figures.PLANES[plane.value].axis]
@@ -70,19 +76,30 @@ def slice_browser(cohort: Cohort, live: bool | None = None) -> ipywidgets.VBox |
         number.value = (depth + 1) // 2
 
     plane.observe(turn, "value")  # before draw, which then finds a slice that exists
-    for control in (rat, plane, number, labels):
+    for control in (rat, other, plane, number, labels):
         control.observe(draw, "value")
     draw()
     any_labels = any(scan.labels is not None for scan in cohort)
-    return ipywidgets.VBox([rat, plane, number, slider, *([labels] if any_labels else []), picture])
+    chosen = [rat, other] if beside else [rat]
+    return ipywidgets.VBox([*chosen, plane, number, slider, *([labels] if any_labels else []), picture])
 
 
-def slice_html(scan: Scan, plane: str, index: int, labels: bool = False) -> str:
-    """One slice as an HTML image that says in words what it shows; arguments as :func:`labkit.figures.one_slice`."""
-    figure = figures.one_slice(scan, plane, index, labels)
+def slice_html(
+    scan: Scan,
+    plane: str,
+    index: int,
+    labels: bool = False,
+    window: tuple[float, float] | None = None,
+    percent: int = 100,
+) -> str:
+    """One slice as an HTML image that says in words what it shows, at most `percent` of the width.
+
+    Other arguments as :func:`labkit.figures.one_slice`.
+    """
+    figure = figures.one_slice(scan, plane, index, labels, window)
     depth = scan.image.shape[figures.PLANES[plane].axis]
     words = f"Rat {describe.scan_name(scan)}, {plane} slice {index + 1} of {depth}, {figure.axes[0].get_title()}"
-    return f'<img alt="{words}" style="max-width: 100%" src="data:image/png;base64,{_png(figure)}">'
+    return f'<img alt="{words}" style="max-width: {percent}%" src="data:image/png;base64,{_png(figure)}">'
 
 
 def _png(figure: Figure) -> str:

@@ -1,0 +1,83 @@
+"""Features of scans for measures of distributions: computed here, from real scans alone, without downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit import describe, volumes
+from labkit.cohort import Cohort
+
+Embedding = Callable[[Tensor], np.ndarray]
+"""(N, 1, S, S, S) in [0, 1] -> (N, F) float64."""
+
+COMPONENTS = 32
+SIDE = 32  # principal components of more voxels are the same components with more noise
+
+
+def brain_box(cohort: Cohort, size: int, margin_mm: float = 0.75) -> tuple[slice, slice, slice]:
+    """The box that holds every brain of a cohort (head, without labels), as slices of a cube of `size`.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Real scans: the box must not depend on what is judged.
+    size : int
+        Side of the cubes.
+    margin_mm : float
+        Added on each side, inside the field of view.
+    """
+    side = volumes.cube_side(cohort.shape)
+    inside = np.zeros(cohort.shape, bool)
+    for scan in cohort:
+        inside |= describe.region(scan).mask
+    slices = []
+    for axis, ((before, _), zoom) in enumerate(zip(volumes.padding(cohort.shape, side), cohort[0].zooms, strict=True)):
+        found = np.flatnonzero(inside.any(tuple(a for a in range(3) if a != axis)))
+        margin = round(margin_mm / zoom)
+        first = max(0, found[0] - margin) + before
+        last = min(inside.shape[axis], found[-1] + 1 + margin) + before
+        slices.append(slice(int(first * size / side), -int(-last * size // side)))
+    return tuple(slices)
+
+
+def pca(real: Tensor, box: tuple[slice, slice, slice], components: int = COMPONENTS) -> Embedding:
+    """Principal components of the voxels in the brain box.
+
+    Parameters
+    ----------
+    real : torch.Tensor
+        (N, 1, S, S, S) in [0, 1], the scans they are found from.
+    box : tuple of slice
+        From :func:`brain_box`, of cubes of that side.
+    components : int
+        How many, at most N - 1.
+    """
+    from sklearn.decomposition import PCA
+
+    factor = max(1, real.shape[-1] // SIDE)
+
+    def voxels(cubes: Tensor) -> np.ndarray:
+        part = cubes[(slice(None), slice(None), *box)].float()
+        smaller = torch.nn.functional.avg_pool3d(part, factor, ceil_mode=True) if factor > 1 else part
+        return smaller.flatten(1).numpy()
+
+    model = PCA(min(components, len(real) - 1), svd_solver="full")
+    model.fit(voxels(real))
+    return lambda cubes: model.transform(voxels(cubes)).astype(np.float64)
+
+
+def regions(box: tuple[slice, slice, slice], cells: int = 4) -> Embedding:
+    """Mean and standard deviation of the intensity in each of `cells`^3 equal parts of the box: (N, 2 cells^3)."""
+
+    def features(cubes: Tensor) -> np.ndarray:
+        part = cubes[(slice(None), slice(None), *box)].double()
+        mean = torch.nn.functional.adaptive_avg_pool3d(part, cells)
+        square = torch.nn.functional.adaptive_avg_pool3d(part.square(), cells)
+        spread = (square - mean.square()).clamp_min(0).sqrt()
+        return torch.cat([mean.flatten(1), spread.flatten(1)], 1).numpy()
+
+    return features

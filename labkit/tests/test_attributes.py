@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+
+from labkit.attributes import Gauge, measure
+from labkit.tests.rats import ellipsoids
+
+
+@pytest.fixture(scope="module")
+def rats(tmp_path_factory):
+    return ellipsoids(tmp_path_factory.mktemp("cohort") / "rats", n=24)
+
+
+def test_attributes_are_those_of_the_labelled_ellipsoid(rats):
+    table = measure(rats)
+    scan = rats[0]
+    voxels = (scan.labels > 0).sum()
+    assert table.loc[0, "brain volume, mm³"] == pytest.approx(voxels * 0.375 * 0.375 * 0.5, rel=1e-4)
+    assert abs(table.loc[0, "to the right, mm"]) < 0.4 and abs(table.loc[0, "pitch, °"]) < 1
+    assert 1.2 < table.loc[0, "dorsal / ventral"] < 1.5  # painted 600 ± 120 from top to base
+
+
+def test_a_shifted_and_tilted_brain_is_measured_as_such(rats):
+    scan = rats[0]
+    rolled = type(scan)(**{**vars(scan), "labels": np.roll(scan.labels, (4, 3), (0, 1)), "image": scan.image})
+    moved = measure([rolled]).iloc[0] - measure([scan]).iloc[0]
+    assert moved["to the right, mm"] == pytest.approx(1.5, abs=1e-6)
+    assert moved["dorsal, mm"] == pytest.approx(1.125, abs=1e-6)
+    z = np.arange(40)
+    labels = np.zeros((64, 64, 40), np.uint8)
+    for index in z:  # one voxel up for two forward: 0.375 mm in 1 mm
+        labels[20:40, 20 + index // 2 : 26 + index // 2, index] = 2
+    tilted = type(scan)(**{**vars(scan), "labels": labels})
+    assert measure([tilted]).loc[0, "pitch, °"] == pytest.approx(np.degrees(np.arctan(0.375)), abs=1)
+
+
+def test_a_gauge_reads_animals_it_never_saw(rats):
+    table, cubes = measure(rats), rats.volumes(16)
+    gauge = Gauge.fit(cubes[:18], table.iloc[:18])
+    assert gauge.r2(cubes[18:], table.iloc[18:])["brain volume, mm³"] > 0.9
+    assert gauge(cubes).shape == (24, len(gauge.names))
+
+
+def test_a_gauge_has_the_gradient_of_a_linear_reading(rats):
+    gauge = Gauge.fit(rats.volumes(16), measure(rats))
+    x = rats[:2].volumes(16).requires_grad_()
+    (gradient,) = torch.autograd.grad(gauge(x)[:, 0].sum(), x)
+    assert torch.allclose(gradient[0].flatten(), gauge.weights[0])
+
+
+def test_unlabelled_scans_are_measured_on_the_head(rats):
+    scan = rats[0]
+    table = measure([type(scan)(**{**vars(scan), "labels": None})])
+    assert "head volume, mm³" in table and "ventricles, mm³" not in table
+
+
+def test_what_does_not_differ_is_not_learned(rats):
+    with pytest.raises(ValueError, match="three scans or more"):
+        Gauge.fit(rats[:2].volumes(16), measure(rats[:2]))
+    table = measure(rats[:4]).assign(same=1.0)
+    assert "same" not in Gauge.fit(rats[:4].volumes(16), table).names

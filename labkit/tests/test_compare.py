@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+import labkit
+from labkit import generation
+from labkit.metrics.comparison import COLUMNS, compare
+from labkit.tests.rats import ellipsoids
+from labkit.tests.test_training import FAST
+from labkit.training import train
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return ellipsoids(tmp_path_factory.mktemp("real") / "rats", n=24)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    return ellipsoids(tmp_path_factory.mktemp("others") / "rats", n=24, seed=5)
+
+
+@pytest.fixture(scope="module")
+def honest(real, others):
+    return compare(real, others, size=32)
+
+
+def of(table, metric, flavour=None):
+    rows = table[(table["metric"] == metric) & (True if flavour is None else table["flavour"] == flavour)]
+    return rows.iloc[0]
+
+
+def test_every_row_has_its_floor_and_says_how(honest):
+    assert list(honest.columns) == COLUMNS
+    assert honest["floor"].notna().all() and (honest["n"] == 12).all() and honest["how"].str.len().min() > 30
+    assert set(honest["direction"]) <= {"lower", "higher", "floor"}
+    intervals = honest[["ci_low", "value", "ci_high"]].dropna()
+    assert (intervals["ci_low"] <= intervals["value"] + 1e-9).all()
+    assert (intervals["value"] <= intervals["ci_high"] + 1e-9).all()
+    assert {"MMD", "PSNR", "RMSE", "MAE", "NCC", "RBF-MMD", "Fréchet distance", "recall", "trace ratio",
+            "classifier AUC", "Cohen's d"} <= set(honest["metric"])  # fmt: skip
+
+
+def test_scans_of_the_same_kind_lie_about_at_their_floors(honest):
+    assert of(honest, "RBF-MMD p", "PCA")["value"] > 0.02
+    assert 0.5 < of(honest, "trace ratio", "PCA")["value"] < 2
+
+
+def test_the_table_is_the_same_for_the_same_seed(real, others, honest):
+    again = compare(real, others, size=32)
+    assert again.drop(columns="how").equals(honest.drop(columns="how"))
+
+
+def test_a_collapsed_cohort_passes_the_papers_errors_and_fails_the_others(real, tmp_path, honest):
+    images = np.stack([scan.image for scan in real])
+    mean = images.mean(0)
+    import nibabel as nib
+
+    rng = np.random.default_rng(0)
+    for index in range(12):  # the mean rat over and over, with hardly any noise
+        image = nib.Nifti1Image((mean + rng.normal(0, 1, mean.shape)).astype(np.float32), real[0].affine)
+        (tmp_path / "same").mkdir(exist_ok=True)
+        nib.save(image, tmp_path / "same" / f"sub-{index:02d}_T2w.nii.gz")
+    table = compare(real, labkit.open_cohort(tmp_path / "same"), size=32)
+    assert of(table, "trace ratio", "PCA")["value"] < 0.2
+    assert of(table, "recall", "PCA")["value"] < of(honest, "recall", "PCA")["value"]
+    assert of(table, "classifier AUC", "regions")["value"] > 0.8
+    assert of(table, "RMSE", "paper")["value"] < of(honest, "RMSE", "paper")["value"]  # the trap: it improves
+
+
+def test_training_scans_among_the_real_ones_are_refused(real):
+    with pytest.raises(ValueError, match="were trained on"):
+        compare(real, real[:12], train=real[:6], size=32)
+    with pytest.raises(ValueError, match="too few scans"):
+        compare(real[:8], real[8:16], size=32)
+    with pytest.raises(ValueError, match="not of the real scans"):
+        compare(real, real[:12], reconstructions=real[:12], size=32)
+
+
+def test_copies_are_looked_for_and_planted_ones_found(real, others, tmp_path):
+    table = compare(real, others[:12], train=others, size=32)  # half of what it was trained on, by heart
+    rows = table[table["metric"] == "nearer to training"].set_index("flavour")
+    assert rows.loc["synthetic", "value"] > rows.loc["synthetic", "floor_high"]
+    assert len(rows) == 2
+
+
+def test_a_run_is_compared_with_its_held_out_rats(real, tmp_path):
+    run = train("sigmarat2", real, "smoke", tmp_path / "run", n_train=10, **FAST)
+    held_out = run.held_out(real)
+    back = labkit.reconstruct(run, held_out)
+    table = compare(held_out, generation.generate(run, 8), run.train_part(real), back, size=32)
+    assert len(table[table["flavour"] == "reconstruction"]) == 4
+    assert of(table, "classifier AUC", "PCA")["value"] > 0.6  # twenty tiny iterations fool nobody

@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import torch
+
+from labkit.metrics import distributions, embeddings, memorisation, paired, similarity
+from labkit.tests.rats import ellipsoids
+
+
+def normal(n, f=4, seed=0, mean=0.0, sd=1.0):
+    return np.random.default_rng(seed).normal(mean, sd, (n, f))
+
+
+def test_paired_measures_have_their_textbook_values():
+    x = torch.zeros(2, 1, 4, 4, 4)
+    y = torch.full_like(x, 0.1)
+    assert torch.allclose(paired.rmse(x, y), torch.tensor([0.1, 0.1])) and torch.allclose(
+        paired.mae(x, y), torch.tensor([0.1, 0.1])
+    )
+    assert torch.allclose(paired.psnr(x, y), torch.tensor([20.0, 20.0]))
+    z = torch.rand(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(paired.ncc(z, 0.3 * z + 0.2), torch.ones(2), atol=1e-5)
+    assert torch.allclose(paired.ncc(z, -z), -torch.ones(2), atol=1e-5)
+
+
+def test_unpaired_errors_prefer_a_collapsed_generator():
+    # the reason why paired measures are for reconstructions only
+    real = torch.rand(40, 1, 6, 6, 6, generator=torch.Generator().manual_seed(0))
+    other = torch.rand(40, 1, 6, 6, 6, generator=torch.Generator().manual_seed(1))
+    collapsed = real.mean(0, keepdim=True).expand_as(real)
+    assert paired.rmse(real, collapsed).mean() < paired.rmse(real, other).mean()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.rand(6, 1, 8, 8, 6, generator=g)
+    return torch.nn.functional.interpolate(coarse, size=(40, 32, 30), mode="trilinear")
+
+
+def test_ms_ssim_is_1_for_equal_scans_and_falls_with_noise(pictures):
+    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
+    values = [similarity.ms_ssim(pictures, (pictures + sd * noise).clamp(0, 1)).mean() for sd in (0, 0.05, 0.2)]
+    assert values[0] == pytest.approx(1, abs=1e-4) and values[0] > values[1] > values[2]
+
+
+def test_ms_ssim_does_not_depend_on_what_was_asked_before(pictures):
+    alone = similarity.ms_ssim(pictures[:2], pictures[2:4])
+    together = similarity.ms_ssim(torch.cat([pictures] * 4), torch.cat([pictures.roll(1, 0)] * 4))
+    assert len(together) == 24 and torch.allclose(similarity.ms_ssim(pictures[:2], pictures[2:4]), alone)
+
+
+def test_ms_ssim_is_the_product_it_is_defined_as(pictures):
+    from monai.metrics.regression import compute_ssim_and_cs
+
+    x, y = pictures[:3], 0.7 * pictures[:3] + 0.3 * pictures[3:]
+    a, b = x, y
+    weights = np.array(similarity.WEIGHTS) / sum(similarity.WEIGHTS)
+    expected = torch.ones(3)
+    for level, weight in enumerate(weights):
+        ssim, cs = compute_ssim_and_cs(a, b, 3, (7, 7, 7), (1.5, 1.5, 1.5), 1.0)
+        term = ssim if level == 2 else cs
+        expected = expected * term.flatten(1).mean(1).clamp_min(0) ** float(weight)
+        a, b = (torch.nn.functional.avg_pool3d(v, 2) for v in (a, b))
+    assert torch.allclose(similarity.ms_ssim(x, y), expected, atol=1e-4)
+    released = similarity.released_ms_ssim(x, y)
+    assert (released < expected).all()  # the last scale's similarity, below 1, is multiplied in twice
+    ratio = released / expected
+    last = ssim.flatten(1).mean(1).clamp_min(0) ** float(weights[-1])
+    assert torch.allclose(ratio, last, atol=1e-3)
+
+
+def test_pairs_are_of_different_scans_and_none_comes_twice():
+    rng = np.random.default_rng(0)
+    pairs = similarity.pairs_within(6, 100, rng)
+    assert len(pairs) == 15 and len({tuple(pair) for pair in pairs}) == 15 and (pairs[:, 0] < pairs[:, 1]).all()
+    across = similarity.pairs_between(3, 5, 9, rng)
+    assert len({tuple(pair) for pair in across}) == 9 and across[:, 0].max() < 3 and across[:, 1].max() < 5
+
+
+def test_linear_mmd_is_blind_to_collapse_and_the_gaussian_one_is_not():
+    real, fresh = normal(200), normal(200, seed=1)
+    collapsed = np.repeat(real.mean(0, keepdims=True), 200, 0)
+    assert distributions.linear_mmd(real, collapsed) < 1e-20 < distributions.linear_mmd(real, fresh)
+    bandwidth = distributions.median_distance(real)
+    assert distributions.rbf_mmd(real, collapsed, bandwidth) > 10 * abs(distributions.rbf_mmd(real, fresh, bandwidth))
+
+
+def test_the_linear_mmd_is_the_papers_formula():
+    x, y = normal(5), normal(5, seed=1, mean=0.5)
+    formula = ((x @ x.T).sum() + (y @ y.T).sum() - 2 * (x @ y.T).sum()) / 25
+    assert distributions.linear_mmd(x, y) == pytest.approx(formula)
+
+
+def test_the_gaussian_mmd_is_unbiased_and_its_p_value_uniform():
+    values, small = [], 0
+    for seed in range(40):
+        x, y = normal(20, seed=2 * seed), normal(20, seed=2 * seed + 1)
+        values.append(distributions.rbf_mmd(x, y, 2.0))
+        small += distributions.rbf_mmd_p(x, y, 2.0, np.random.default_rng(seed), 60) < 0.1
+    assert abs(np.mean(values)) < 3 * np.std(values) / 40**0.5 and small <= 10
+    assert distributions.rbf_mmd_p(x, normal(20, seed=5, mean=1.5), 2.0, np.random.default_rng(0), 200) < 0.01
+
+
+def test_the_frechet_distance_is_that_of_gaussians():
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)), rng.normal(1, 1, (50, 5))
+    a, b = np.cov(x.T), np.cov(y.T)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert distributions.frechet(x, y) == pytest.approx(expected, rel=1e-6)
+    assert distributions.frechet(x, x) == pytest.approx(0, abs=1e-8)
+    wide = rng.normal(size=(8, 300))  # fewer points than features
+    assert distributions.frechet(wide, wide + 2) == pytest.approx(4 * 300)
+
+
+def test_each_collapse_is_seen_by_recall_and_the_trace_ratio_but_not_by_coverage_alone():
+    real = normal(100)
+    same = real[np.random.default_rng(0).integers(3, size=100)] + 1e-3 * normal(100, seed=3)
+    found = distributions.neighbourhoods(real, same)
+    fresh = distributions.neighbourhoods(real, normal(100, seed=1))
+    assert found["precision"] == 1 and found["recall"] < 0.1 < 0.5 < fresh["recall"]
+    assert distributions.trace_ratio(real, same) < 0.8 * distributions.trace_ratio(real, normal(100, seed=1))
+    assert 0.7 < fresh["density"] < 1.3 and fresh["coverage"] > 0.8
+    far = distributions.neighbourhoods(real, normal(100, seed=1, mean=50))
+    assert far["precision"] == far["coverage"] == 0
+    with pytest.raises(ValueError, match="more than 5 scans"):
+        distributions.neighbourhoods(real[:5], same)
+
+
+def test_the_classifier_tells_what_a_linear_one_cannot():
+    auc, low, high = distributions.classifier_auc(normal(150), normal(150, seed=1, sd=2.5))
+    assert auc > 0.8 and low < auc < high  # same mean, other spread
+    auc, low, high = distributions.classifier_auc(normal(150), normal(150, seed=2))
+    assert low < 0.55 and high > 0.45
+
+
+def test_planted_copies_are_caught_and_honest_scans_are_not():
+    rng = np.random.default_rng(0)
+    train, held_out, fresh = (normal(n, 30, seed=s) * 0.1 + 0.5 for n, s in ((120, 1), (40, 2), (60, 3)))
+    honest = memorisation.audit(fresh, train, held_out, np.random.default_rng(1), 300)
+    assert honest.p > 0.05 and honest.null_low <= honest.share <= honest.null_high
+    # copies are of all training scans, of which a third takes part in the audit
+    planted = memorisation.plant_copies(fresh, train, rng, share=0.3)
+    caught = memorisation.audit(planted, train[:40], held_out, np.random.default_rng(1), 300)
+    everyone = memorisation.plant_copies(fresh, train[:40], rng, share=0.3)
+    assert (planted != fresh).any(1).sum() == 18 and caught.share > honest.share
+    assert memorisation.audit(everyone, train[:40], held_out, np.random.default_rng(1), 300).p < 0.05
+
+
+def test_features_come_from_real_scans_and_keep_what_differs(tmp_path):
+    rats = ellipsoids(tmp_path / "rats", n=9)
+    cubes = (rats.volumes(32) + 1) / 2
+    box = embeddings.brain_box(rats, 32)
+    inside = np.zeros((32, 32, 32), bool)
+    inside[box] = True
+    labels = rats.label_maps(32)[:, 0].numpy() > 0
+    assert labels[:, ~inside].sum() == 0 and inside.mean() < 0.6
+    features = embeddings.pca(cubes, box)(cubes)
+    assert features.shape == (9, 8) and np.allclose(features.mean(0), 0, atol=1e-4)
+    assert embeddings.regions(box)(cubes).shape == (9, 128)
+    size = labels.sum((1, 2, 3))
+    assert abs(np.corrcoef(features[:, 0], size)[0, 1]) > 0.95

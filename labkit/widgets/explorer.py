@@ -1,0 +1,188 @@
+"""Move through the latent space: sliders over `labkit.figures.latent.view`, in a live kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import html
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from labkit import describe
+from labkit.figures import frames
+from labkit.figures.latent import REACH, View, view
+from labkit.generation import save_volume, slerp
+from labkit.latent import LatentSpace
+from labkit.progress import in_live_kernel
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+NOT_LIVE = """\
+The explorer appears in a live kernel.
+Open this notebook in Jupyter or VS Code and run its cells."""
+
+STARTS = {"a random rat": "random", "between two random rats": "random", "a scan, encoded": "encoded"}
+"""Where a walk begins, and the kind of code that is."""
+
+DEBOUNCE_S = 0.03
+"""Controls that move within this time are drawn once, as they stand at its end."""
+
+
+class Explorer:
+    """Controls, the rat they stand for, and its picture.
+
+    Parameters
+    ----------
+    space : LatentSpace
+        To move through.
+    folder : path, optional
+        Where saved rats go; default ``explored`` in the run.
+    """
+
+    def __init__(self, space: LatentSpace, folder: Path | None = None) -> None:
+        import ipywidgets
+
+        self.space, self.folder = space, folder or space.run.path / "explored"
+        self.redraws = 0
+        style, wide = {"description_width": "9rem"}, {"width": "auto", "max_width": "40rem"}
+
+        def slider(low: float, high: float, value: float, step: float, name: str) -> ipywidgets.FloatSlider:
+            return ipywidgets.FloatSlider(
+                value, min=low, max=high, step=step, description=name, style=style, layout=wide, readout_format=".2f"
+            )
+
+        def whole(name: str, value: int) -> ipywidgets.BoundedIntText:
+            return ipywidgets.BoundedIntText(value, min=0, max=9_999, description=name, style=style, layout=wide)
+
+        self.start = ipywidgets.Dropdown(options=list(STARTS), description="begin with", style=style, layout=wide)
+        self.seed, self.second = whole("random rat", 0), whole("other random rat", 1)
+        self.truncation = slider(0, 1.5, 1, 0.05, "truncation")
+        self.mix = slider(0, 1, 0.5, 0.02, "way to the other")
+        rats = [(f"{describe.scan_name(scan)} ({self._side()})", place) for place, scan in enumerate(space.held_out)]
+        self.rat = ipywidgets.Dropdown(options=rats, description="scan", style=style, layout=wide)
+        names = space.directions["random"].names
+        self.moves = {name: slider(-REACH, REACH, 0, 0.1, name.split(",")[0] + ", SD") for name in names}
+        sides = {"left to right": 0.5, "base to top": 0.55, "caudal to rostral": 0.5}
+        self.at = [slider(0, 0.999, value, 0.01, name) for name, value in sides.items()]
+        self.cross = ipywidgets.Checkbox(True, description="crosshair", indent=False)
+        self.reset = ipywidgets.Button(description="all directions to 0", layout={"width": "12rem"})
+        self.save = ipywidgets.Button(description="save as NIfTI", layout={"width": "12rem"})
+        self.picture, self.words, self.saved = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+        for control in (self.start, self.seed, self.second, self.truncation, self.mix, self.rat, self.cross,
+                        *self.moves.values(), *self.at):  # fmt: skip
+            control.observe(lambda _: self._soon(), "value")
+        self.reset.on_click(lambda _: self._to_zero())
+        self.save.on_click(lambda _: self._save())
+        self._timer: asyncio.TimerHandle | None = None
+        self.draw()
+        self.box = ipywidgets.VBox(
+            [
+                self.start, self.seed, self.second, self.mix, self.rat, self.truncation,
+                *self.moves.values(), ipywidgets.HBox([self.reset, self.save]), self.saved,
+                self.picture, self.words, *self.at, self.cross,
+            ]
+        )  # fmt: skip
+
+    def _side(self) -> str:
+        return "held out" if self.space.has_held_out else "trained on"
+
+    @property
+    def kind(self) -> str:
+        """Kind of code that is shown."""
+        return STARTS[self.start.value]
+
+    def code(self) -> Tensor:
+        """The code that the controls stand for, (Z,)."""
+        space = self.space
+        if self.kind == "encoded":
+            base = space.held_out_codes[self.rat.value]
+        else:
+            base = space.random(self.seed.value, self.truncation.value)
+            if self.start.value == "between two random rats":
+                other = space.random(self.second.value, self.truncation.value)
+                base = slerp(base, other, base.new_tensor([self.mix.value]))[0] if self.truncation.value else base
+        return space.directions[self.kind].move(base, {name: one.value for name, one in self.moves.items()})
+
+    def draw(self) -> None:
+        """Show the rat that the controls stand for."""
+        shown = view(self.space, self.code(), self.kind, [one.value for one in self.at], self.cross.value)
+        self.picture.value, self.words.value = picture_html(shown), html.escape(shown.words)
+        self.redraws += 1
+        for control, when in ((self.seed, "random"), (self.truncation, "random"), (self.rat, "encoded")):
+            control.disabled = self.kind != when
+        self.second.disabled = self.mix.disabled = self.start.value != "between two random rats"
+
+    def _soon(self) -> None:
+        """Draw in a moment, once, however many controls moved: nothing stale waits in a queue."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no front end that sends bursts
+            self.draw()
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_later(DEBOUNCE_S, self.draw)
+
+    def _to_zero(self) -> None:
+        for one in self.moves.values():
+            one.value = 0
+
+    def _save(self) -> None:
+        volume = self.space.volume(self.code(), self.kind)
+        suffix, number = self.space.run.likeness.suffix or "T2w", 0
+        while (path := self.folder / f"sub-explored{number:03d}_desc-synthetic_{suffix}.nii.gz").exists():
+            number += 1
+        save_volume(self.space.run, volume, path)
+        self.saved.value = f"saved as {html.escape(path.name)} in {html.escape(str(path.parent))}"
+
+
+def picture_html(shown: View) -> str:
+    """A view's picture as an HTML image that says in words what it shows."""
+    data = base64.b64encode(frames.png(shown.picture)).decode("ascii")
+    words = html.escape("; ".join(frames.PLANE_TITLES) + "; " + shown.words, quote=True)
+    return f'<img alt="{words}" style="width: 100%; max-width: 48rem" src="data:image/png;base64,{data}">'
+
+
+def latent_explorer(space: LatentSpace, live: bool | None = None) -> ipywidgets.VBox | None:
+    """Sliders for directions, random rats, the way between two, and encode - edit - decode of a scan.
+
+    Parameters
+    ----------
+    space : LatentSpace
+        To move through.
+    live : bool, optional
+        Make the controls, or only say how to get them; default: as :func:`labkit.progress.in_live_kernel` finds.
+
+    Returns
+    -------
+    ipywidgets.VBox or None
+        None where no kernel is live, after a printed hint.
+    """
+    if not (in_live_kernel() if live is None else live):
+        print(NOT_LIVE)
+        return None
+    return Explorer(space).box
+
+
+def redraw_seconds(space: LatentSpace, times: int = 15) -> float:
+    """Median time from a moved slider to a new picture with its nearest scan and readings, in seconds."""
+    code = space.random(0)
+    name = space.directions["random"].names[0]
+
+    def one(step: int) -> None:
+        picture_html(view(space, space.directions["random"].move(code, {name: step / times}), "random", cross=True))
+
+    one(0)  # the first decodes with cold caches, and computes what is kept
+    return statistics.median(_timed(lambda step=step: one(step)) for step in range(times))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
