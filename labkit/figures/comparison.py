@@ -236,9 +236,10 @@ def viewer(real: Scan, synthetic: Scan, planes: Sequence[str] = tuple(PLANES)) -
         for index in range(len(positions)):
             pair = [frames.grey(style.section(s.image, cut, index)[::-1], low, high) for s in (real, synthetic)]
             pictures.append(np.hstack([pair[0], np.full((len(pair[0]), 1), 255, np.uint8), pair[1]]))
+        drawn = f"real, synthetic, each {right - left:.0f} mm wide from {cut.left} to {cut.right}, {cut.top} on top"
+        window = f"window {style.number(low)} to {style.number(high)}"
         words = [
-            f"{name} slice {index + 1} of {len(positions)}, {style.where_mm(cut.axis, mm)}: real, synthetic; "
-            f"{cut.left} to {cut.right}, window {style.number(low)} to {style.number(high)}"
+            f"{name} slice {index + 1} of {len(positions)}, {style.where_mm(cut.axis, mm)}: {drawn}, {window}"
             for index, mm in enumerate(positions)
         ]
         size = (top - bottom, 2 * (right - left) * pictures[0].shape[1] / (pictures[0].shape[1] - 1))

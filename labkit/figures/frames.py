@@ -22,6 +22,7 @@ PIXELS_PER_MM = 7
 GAP = 4  # pixels between planes
 CROSS = 110  # added to the grey of voxels under the crosshair
 BAR_MM = 5
+NARROWEST = 480  # pixels of a card, where the page has them
 
 
 def crop(
@@ -184,7 +185,7 @@ class Card:
         label, first = html.escape(self.label), html.escape(self.words[self.start], quote=True)
         place = 100 * self.start / max(1, len(self.words) - 1)
         return (
-            f'<div id="{name}" class="card-frames" style="max-width:{max(320, self.pictures[0].shape[1])}px">'
+            f'<div id="{name}" class="card-frames" style="max-width:{max(NARROWEST, self.pictures[0].shape[1])}px">'
             f'<div role="img" aria-label="{first}" style="width:100%;aspect-ratio:{width:.4g}/{height:.4g};'
             f'background:#000 url(data:image/png;base64,{data}) 0 {place:.4f}%/100% {100 * len(self.words)}%"></div>'
             f'<label style="display:block">{label} <input type="range" min="0" max="{len(self.words) - 1}" '

@@ -52,11 +52,15 @@ def view(
     readings = []
     if space.gauges is not None:
         gauge = space.gauges[1]
-        readings = [f"{n.split(',')[0]} {style.number(v)}{_unit(n)}" for n, v in zip(
+        readings = [f"{n.split(',')[0]} {_three_digits(v)}{_unit(n)}" for n, v in zip(
             gauge.names, gauge(volume[None])[0].tolist(), strict=True)]  # fmt: skip
     nearest = f"nearest training scan: rat {near.subject} at {near.distance:.3f}"
     usual = f"held-out rats: {space.usual_distance:.3f}" if space.has_held_out else "no rats held out to compare with"
     return View(volume, picture, "; ".join([f"{nearest} ({usual})", *readings]))
+
+
+def _three_digits(value: float) -> str:
+    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 
 
 def _unit(name: str) -> str:
@@ -88,8 +92,10 @@ def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13
     for name in directions.names:
         places = np.linspace(-reach, reach, steps)
         views = [view(space, directions.move(code, {name: float(place)}), kind) for place in places]
-        words = [f"{place:+.1f} SD; {seen.words}".replace("-", "−") for place, seen in zip(places, views, strict=True)]
-        cards.append(Card([seen.picture for seen in views], words, f"{name}, {kind} code"))
+        moved = [f"{place:+.1f} SD".replace("-", "−") for place in places]
+        words = [f"{how_far}; {seen.words}" for how_far, seen in zip(moved, views, strict=True)]
+        label = f"{name}, {kind} code (coronal, sagittal, horizontal; bar {frames.BAR_MM} mm)"
+        cards.append(Card([seen.picture for seen in views], words, label))
     return Cards(cards)
 
 

@@ -319,7 +319,7 @@ def _copies(made: _Side, train: Tensor, held: _Side, box: tuple[slice, ...], rng
     for flavour, scans in (("synthetic", z), ("30 % copies planted", planted)):
         found = memorisation.audit(scans, x, y, rng)
         n = min(len(x), len(y))
-        how = f"nearer to training than to held-out scans, {n} of each; null by relabelling, p = {found.p:.3f}"
+        how = f"nearer to training than to held-out scans, {n} of each; p = {found.p:.3f} by relabelling"
         yield Row("nearer to training", flavour, found.share, nothing, 0.5, (found.null_low, found.null_high),
                   len(scans), "floor", how)  # fmt: skip
 

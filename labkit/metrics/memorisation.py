@@ -16,8 +16,11 @@ class Audit:
     share : float
         Share of synthetic scans nearer to a training scan than to any held-out one, of equally many of each; 0.5 where
         the generator learned the distribution and no animal.
+    nearer : float
+        Mean logarithm of the distance to the nearest held-out over that to the nearest training scan; 0 where neither
+        is nearer. A copy counts by how near it is, and so a few copies among many scans are seen.
     p : float
-        How often a random choice of which animals count as training gives a share as large.
+        How often a random choice of which animals count as training gives `nearer` as large.
     null_low, null_high : float
         Where 95 % of those shares lie.
     nearest : numpy.ndarray
@@ -27,6 +30,7 @@ class Audit:
     """
 
     share: float
+    nearer: float
     p: float
     null_low: float
     null_high: float
@@ -59,18 +63,22 @@ def audit(
     chosen = np.sort(rng.permutation(len(train))[:n]), np.sort(rng.permutation(len(held_out))[:n])
     distances = cdist(synthetic, np.concatenate([train[chosen[0]], held_out[chosen[1]]]))
 
-    def share(order: np.ndarray) -> float:
-        first, second = distances[:, order[:n]].min(1), distances[:, order[n:]].min(1)
-        return float((first < second).mean() + 0.5 * (first == second).mean())
+    least = np.finfo(np.float32).tiny  # a bit for bit copy has no distance at all
 
-    seen = share(np.arange(2 * n))
-    null = np.array([share(rng.permutation(2 * n)) for _ in range(times)])
-    low, high = np.quantile(null, (0.025, 0.975))
+    def statistics(order: np.ndarray) -> tuple[float, float]:
+        first, second = distances[:, order[:n]].min(1), distances[:, order[n:]].min(1)
+        share = (first < second).mean() + 0.5 * (first == second).mean()
+        return float(share), float(np.log((second + least) / (first + least)).mean())
+
+    share, nearer = statistics(np.arange(2 * n))
+    null = np.array([statistics(rng.permutation(2 * n)) for _ in range(times)])
+    low, high = np.quantile(null[:, 0], (0.025, 0.975))
     halves = distances[:, :n], distances[:, n:]
     nearest = np.stack([which[half.argmin(1)] for which, half in zip(chosen, halves, strict=True)], 1)
     return Audit(
-        seen,
-        float((1 + (null >= seen).sum()) / (1 + times)),
+        share,
+        nearer,
+        float((1 + (null[:, 1] >= nearer).sum()) / (1 + times)),
         float(low),
         float(high),
         nearest,

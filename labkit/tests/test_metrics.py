@@ -161,3 +161,52 @@ def test_features_come_from_real_scans_and_keep_what_differs(tmp_path):
     assert embeddings.regions(box)(cubes).shape == (9, 128)
     size = labels.sum((1, 2, 3))
     assert abs(np.corrcoef(features[:, 0], size)[0, 1]) > 0.95
+
+
+def test_measures_that_monai_has_are_monais(pictures):
+    from monai.metrics import MAEMetric, PSNRMetric, RMSEMetric
+
+    x, y = pictures[:3], pictures[3:]
+    for ours, theirs in ((paired.rmse, RMSEMetric()), (paired.mae, MAEMetric()), (paired.psnr, PSNRMetric(max_val=1))):
+        assert torch.allclose(ours(x, y), theirs(y_pred=x, y=y).flatten(), atol=1e-5)
+
+
+def test_the_frechet_distance_is_monais_where_that_works():
+    from monai.metrics.fid import get_fid_score
+
+    x, y = normal(80, 6), normal(70, 6, seed=1, mean=0.4, sd=1.3)
+    theirs = get_fid_score(torch.from_numpy(x), torch.from_numpy(y)).item()
+    assert distributions.frechet(x, y) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_a_generator_that_collapses_is_preferred_by_the_released_measure_alone():
+    rng = np.random.default_rng(0)
+    real, full, n = normal(120, 8), normal(120, 8, seed=1), 120
+    centre = real.mean(0)
+    half = centre + (full - full.mean(0)) / 2**0.5
+    collapsed = centre + 1e-3 * normal(n, 8, seed=2)
+    generators = {"full": full, "half": half, "collapsed": collapsed}
+    bandwidth = distributions.median_distance(real)
+    linear = {name: distributions.linear_mmd(real, made) for name, made in generators.items()}
+    assert linear["collapsed"] < linear["full"] and linear["half"] < linear["full"]
+    gaussian = {name: distributions.rbf_mmd(real, made, bandwidth) for name, made in generators.items()}
+    assert gaussian["full"] < gaussian["half"] < gaussian["collapsed"]
+    recall = {name: distributions.neighbourhoods(real, made)["recall"] for name, made in generators.items()}
+    assert recall["full"] > recall["half"] > recall["collapsed"] == 0
+    ratio = {name: distributions.trace_ratio(real, made) for name, made in generators.items()}
+    assert ratio["full"] > ratio["half"] > ratio["collapsed"]
+    auc = {name: distributions.classifier_auc(real, made)[0] for name, made in generators.items()}
+    assert auc["full"] < auc["half"] < auc["collapsed"] and auc["collapsed"] > 0.99
+    assert distributions.rbf_mmd_p(real, half, bandwidth, rng, 200) < 0.05
+
+
+def test_the_audit_keeps_its_size_and_has_power():
+    # 40 training and 40 held-out animals, 60 synthetic scans of 12 features, seeds 0 to 59
+    false_alarms, caught = 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        train, held_out, fresh = (0.5 + 0.1 * rng.standard_normal((n, 12)) for n in (40, 40, 60))
+        false_alarms += memorisation.audit(fresh, train, held_out, rng, 199).p <= 0.05
+        planted = memorisation.plant_copies(fresh, train, rng)
+        caught += memorisation.audit(planted, train, held_out, rng, 199).p <= 0.05
+    assert false_alarms / 60 <= 0.1 and caught / 60 >= 0.9, (false_alarms, caught)
