@@ -18,7 +18,7 @@ import reference_step
 from bench_training import timed
 
 from labkit import bids, networks
-from labkit.generation import BATCH, in_batches
+from labkit.codes import BATCH, in_batches
 from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 from labkit.likeness import Likeness
 from labkit.nifti import Origin, encode_header, image_on_grid

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from labkit import attributes
 from labkit.attributes import Gauge
+from labkit.codes import BATCH, draw_codes, encode, in_batches
 from labkit.cohort import Cohort
-from labkit.generation import BATCH, draw_codes, encode, in_batches
 from labkit.progress import progress_bar
 from labkit.runs import Run
 

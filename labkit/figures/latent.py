@@ -163,7 +163,7 @@ def film_strip(space: LatentSpace, codes: Tensor, kind: str, columns: int = 2) -
     space : LatentSpace
         Where.
     codes : torch.Tensor
-        (n, Z), such as :func:`labkit.generation.interpolate` gives.
+        (n, Z), such as :func:`labkit.codes.interpolate` gives.
     kind : {"random", "encoded"}
         Kind of code.
     columns : int

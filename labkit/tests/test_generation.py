@@ -8,7 +8,8 @@ import torch
 
 import labkit
 from labkit import generation
-from labkit.generation import draw_codes, generate, interpolate, reconstruct, slerp
+from labkit.codes import decode, draw_codes, encode, interpolate, slerp
+from labkit.generation import generate, reconstruct
 from labkit.likeness import Likeness, without_identity
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
@@ -151,7 +152,7 @@ def test_a_run_without_weights_says_so(run, tmp_path):
     with pytest.raises(ValueError, match="n=0"):
         generate(run, 0)
     with pytest.raises(ValueError, match="have the shape"):
-        generation.decode(run, torch.zeros(2, 3))
+        decode(run, torch.zeros(2, 3))
 
 
 def test_reconstructions_keep_their_animals_names_and_grids(rats, run, tmp_path):
@@ -161,7 +162,7 @@ def test_reconstructions_keep_their_animals_names_and_grids(rats, run, tmp_path)
     image = nib.load(sorted((tmp_path / "back").rglob("*.nii.gz"))[0])
     assert image.shape == nib.load(held_out[0].origin.path).shape and b"reconstructed" in bytes(image.header["descrip"])
     expected = run.generator(codes="encoded")(run.encoder()(held_out.volumes(16)))
-    assert torch.allclose(generation.decode(run, generation.encode(run, held_out), "encoded"), expected, atol=1e-5)
+    assert torch.allclose(decode(run, encode(run, held_out), "encoded"), expected, atol=1e-5)
 
 
 def test_a_run_opens_its_cohort_again_and_notices_a_change(rats, run, tmp_path):
@@ -196,7 +197,7 @@ def test_an_arc_keeps_the_length_that_a_straight_line_loses():
 def test_an_interpolation_begins_and_ends_with_its_rats(run):
     a, b = draw_codes(run, 2)
     way, codes = interpolate(run, a, b, 4)
-    ends = generation.decode(run, torch.stack([a, b]))
+    ends = decode(run, torch.stack([a, b]))
     assert way.shape == (4, 1, 16, 16, 16) and codes.shape == (4, run.variant.latent_dim)
     assert torch.allclose(way[0], ends[0], atol=1e-5) and torch.allclose(way[3], ends[1], atol=1e-5)
 

@@ -27,11 +27,11 @@ ROWS = [
         "augment",
     },
     {"convolutions", "spectral", "blocks", "networks", "losses"},  # maths
-    {"checkpoints", "runs", "samples", "updates", "capture", "training", "generation"},  # learning
+    {"checkpoints", "runs", "samples", "updates", "capture", "training", "codes", "generation"},  # learning
     {"describe", "architecture", "attributes", "latent", "metrics", "segmentation", "judging"},  # evidence
     {"figures", "widgets"},  # eyes
 ]
-LEARNING_ORDER = ["runs", "training", "generation"]
+LEARNING_ORDER = ["runs", "training", "codes", "generation"]
 ROW_OF = {name: number for number, row in enumerate(ROWS) for name in row}
 HEAVY = ["nilearn", "ipywidgets", "matplotlib", "plotly", "monai", "pandas", "scipy", "pooch", "papermill"]
 TRAINING_PATH = ["variants", "grids", "volumes", "augment", "cohort", "networks", "losses", "runs", "training"]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from labkit import describe
+from labkit.codes import slerp
 from labkit.figures import frames
 from labkit.figures.latent import REACH, View, view
-from labkit.generation import save_volume, slerp
+from labkit.generation import save_volume
 from labkit.latent import LatentSpace
 from labkit.progress import in_live_kernel
 
