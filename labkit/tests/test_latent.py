@@ -179,6 +179,21 @@ def test_controls_that_move_at_once_are_drawn_once(space, tmp_path):
     assert asyncio.run(drag()) == 1
 
 
+def test_a_long_drag_is_followed_while_it_lasts(space, tmp_path):
+    import asyncio
+
+    sliders = explorer.Explorer(space, tmp_path)
+
+    async def drag():
+        before = sliders.redraws
+        for step in range(30):
+            next(iter(sliders.moves.values())).value = step / 10
+            await asyncio.sleep(0.02)
+        return sliders.redraws - before
+
+    assert 3 <= asyncio.run(drag()) <= 25  # neither none until the hand rests, nor one for every message
+
+
 def test_a_rat_is_saved_as_the_original_files_are(space, tmp_path):
     import nibabel as nib
 

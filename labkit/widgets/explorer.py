@@ -32,7 +32,7 @@ STARTS = {"a random rat": "random", "between two random rats": "random", "a scan
 """Where a walk begins, and the kind of code that is."""
 
 DEBOUNCE_S = 0.03
-"""Controls that move within this time are drawn once, as they stand at its end."""
+"""Controls that move within this time, seconds, are drawn once, as they stand at its end."""
 
 
 class Explorer:
@@ -112,6 +112,7 @@ class Explorer:
 
     def draw(self) -> None:
         """Show the rat that the controls stand for."""
+        self._timer = None
         shown = view(self.space, self.code(), self.kind, [one.value for one in self.at], self.cross.value)
         self.picture.value, self.words.value = picture_html(shown), html.escape(shown.words)
         self.redraws += 1
@@ -126,9 +127,8 @@ class Explorer:
         except RuntimeError:  # no front end that sends bursts
             self.draw()
             return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_later(DEBOUNCE_S, self.draw)
+        if self._timer is None:  # one that waits already will draw what is newest then, also in the midst of a drag
+            self._timer = loop.call_later(DEBOUNCE_S, self.draw)
 
     def _to_zero(self) -> None:
         for one in self.moves.values():
