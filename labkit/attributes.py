@@ -7,7 +7,7 @@ voxels (ridge regression), and says how well it does on animals it never saw; on
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,7 @@ PENALTIES = tuple(float(p) for p in np.logspace(0, 6, 13))
 
 
 def measure(scans: Iterable[Scan]) -> pd.DataFrame:
-    """Attributes of scans, from the brain's labels or, without labels, from the head (:func:`labkit.describe.region`).
+    """Attributes of scans, from the brains' labels or, if any scan has none, from the heads.
 
     Parameters
     ----------
@@ -48,14 +48,17 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
+    rows, scans = [], list(scans)
+    if any(scan.labels is None or not (scan.labels > 0).any() for scan in scans):
+        scans = [replace(scan, labels=None) for scan in scans]  # brains and heads would differ by having labels
     for scan in scans:
         mask, name = describe.region(scan)
         points = np.argwhere(mask) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # (n, 3) mm: right, anterior, superior
         voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
         row = {f"{name} volume, mm³": len(points) * voxel_mm3}
-        if scan.labels is not None and (scan.labels == 1).any() and (scan.labels > 1).any():
-            row["ventricles, mm³"] = float((_deep(mask, scan.zooms) & (scan.labels == 1)).sum()) * voxel_mm3
+        if scan.labels is not None and set(np.unique(scan.labels)) >= {1, 2}:
+            ventricles = float((_deep(mask, scan.zooms) & (scan.labels == 1)).sum()) * voxel_mm3
+            row["ventricles, mm³"] = ventricles if scan.labels.max() <= 3 else np.nan  # another atlas has another 1
         row["dorsal / ventral"] = describe.dorsal_ventral_ratio(scan)
         row["to the right, mm"], row["dorsal, mm"] = points[:, 0].mean(), points[:, 2].mean()
         row["pitch, °"] = _pitch(points)
@@ -141,9 +144,10 @@ class Gauge:
         """
         import pandas as pd
 
-        truth = table[list(self.names)].to_numpy()
-        error = ((self(cubes).numpy() - truth) ** 2).sum(0)
-        return pd.Series(1 - error / ((truth - truth.mean(0)) ** 2).sum(0), index=list(self.names))
+        truth = table.reindex(columns=list(self.names)).to_numpy(np.float64)
+        error, spread = ((self(cubes).numpy() - truth) ** 2).sum(0), ((truth - truth.mean(0)) ** 2).sum(0)
+        share = 1 - error / np.where(spread > 0, spread, np.nan)  # NaN where nothing differs, or nothing was measured
+        return pd.Series(share, index=list(self.names))
 
     @staticmethod
     def _voxels(cubes: Tensor) -> Tensor:

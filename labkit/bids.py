@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -203,7 +202,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         fresh = Path(writing) / "fresh"
         fresh.mkdir()
         yield fresh
-        shutil.move(str(fresh), str(folder))
+        if folder.exists():  # another process was quicker; moved onto it, this one would end up inside
+            raise FileExistsError(f"{folder} appeared while it was being written: another process made it")
+        os.rename(fresh, folder)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -42,8 +42,8 @@ def draw_codes(run: Run, n: int, seed: int = 0, first: int = 0, truncation: floa
     torch.Tensor
         float32 (n, Z).
     """
-    if n < 0 or truncation < 0:
-        raise ValueError(f"n={n} and truncation={truncation}: both must be 0 or more")
+    if n < 0 or not 0 <= truncation < np.inf:
+        raise ValueError(f"n={n} and truncation={truncation}: both must be 0 or more, and finite")
     length = run.variant.latent_dim
     rows = [np.random.default_rng([seed, i]).standard_normal(length, np.float32) for i in range(first, first + n)]
     return torch.from_numpy(np.array(rows, np.float32).reshape(n, length)) * truncation
@@ -112,8 +112,14 @@ def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
     run : Run
         Trained.
     cohort : Cohort
-        Any scans on the study's grid, also ones the run was not trained on.
+        Any scans on the grid of those the run was trained on.
+
+    Raises
+    ------
+    ValueError
+        Scans on another grid.
     """
+    run.likeness.check_grid(cohort)
     network = run.encoder(choose_device(device))
     return _gathered(in_batches(network, cohort.volumes(run.scale.size)), (run.variant.latent_dim,))
 

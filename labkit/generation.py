@@ -15,7 +15,7 @@ from labkit.codes import decode, draw_codes, encode, in_batches
 from labkit.cohort import Cohort, Scan
 from labkit.likeness import SYNTHETIC, Likeness, without_identity
 from labkit.progress import progress_bar
-from labkit.runs import Run, load_run
+from labkit.runs import Run, RunError, load_run
 from labkit.sources import open_cohort
 from labkit.store import scan_digest
 from labkit.training import choose_device
@@ -68,14 +68,22 @@ def generate(
     run = run if isinstance(run, Run) else load_run(run)
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n={n!r}: how many scans to generate, a whole number of at least 1")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r}: a whole number of at least 0")
+    if isinstance(truncation, str) or not 0 <= float(truncation) < np.inf:
+        raise ValueError(f"truncation={truncation!r}: a standard deviation of codes, 0 or more; 1 is the model's own")
+    if not (like is None or isinstance(like, Scan) or isinstance(like, Cohort) and len(like)):
+        raise ValueError(f"like={like!r}: a scan, a cohort with scans (labkit.open_cohort opens a folder), or None")
     likeness = run.likeness if like is None else Likeness.of([like] if isinstance(like, Scan) else like)
+    run.likeness.check_grid([like] if isinstance(like, Scan) else list(like or ()))
     made = _made(run, int(n), seed, truncation, like)
     folder = Path(out_dir).expanduser() if out_dir else default_folder(run, int(n), seed, truncation, like)
     if folder.exists():
         _check_made(folder, made)
-        return open_cohort(folder, grid=likeness.grid)
+        return open_cohort(folder, **likeness.opening)
     codes = draw_codes(run, int(n), seed, truncation=truncation)
     network = run.generator(choose_device(device))
+    _check_unchanged(run, made)
     with bids.new_folder(folder) as fresh:
         index = 0
         for batch in in_batches(network, codes, f"generating {n} scans"):
@@ -83,7 +91,7 @@ def generate(
                 _write_scan(fresh, likeness, volume, index, codes[index], made)
                 index += 1
         _write_description(fresh, run, made)
-    return open_cohort(folder, grid=likeness.grid)
+    return open_cohort(folder, **likeness.opening)
 
 
 def default_folder(run: Run, n: int, seed: int, truncation: float = 1.0, like: Cohort | Scan | None = None) -> Path:
@@ -112,26 +120,33 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
     Cohort
         In the order of subjects and sessions, as `cohort` has it.
     """
+    if not len(cohort):
+        raise ValueError("no scans to reconstruct: the cohort is empty (a run may hold nothing out)")
+    if len(kinds := sorted({scan.suffix for scan in cohort})) > 1:
+        raise ValueError(f"scans of several kinds ({', '.join(kinds)}): open one kind with suffix={kinds[0]!r}")
+    run.likeness.check_grid(cohort)
     made = {"run": run.path.name, "run_fingerprint": run.fingerprint, "reconstructed": cohort.fingerprint}
     folder = (
         Path(out_dir).expanduser()
         if out_dir
         else run.path / "reconstructed" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:8]}"
     )
-    grid = Likeness.of([cohort[0]]).grid
+    opening = Likeness.of([cohort[0]]).opening
     if folder.exists():
         _check_made(folder, made)
-        return open_cohort(folder, grid=grid)
+        return open_cohort(folder, **opening)
     volumes = decode(run, encode(run, cohort, device), "encoded", device)
+    _check_unchanged(run, made)
     names = cohort.bids_labels()
     with bids.new_folder(folder) as fresh:
         for scan, volume in zip(progress_bar(cohort, "writing reconstructions"), volumes, strict=True):
             image = scan.restore(volume)
+            _check_not_constant(image, f"the scan of {scan.subject}")
             image.header["descrip"] = b"synthetic: reconstructed by an encoder and a generator"
             path = bids.scan_path(names[scan.subject], scan.session, scan.suffix, "reconstruction")
             bids.save_scan(fresh, path, image, None)
         bids.write_description(fresh, f"Reconstructions by {made['run']}", "derivative", **_generated_by(run), **made)
-    return open_cohort(folder, grid=grid)
+    return open_cohort(folder, **opening)
 
 
 def save_volume(run: Run, volume: Tensor, path: str | os.PathLike, text: str = SYNTHETIC) -> Path:
@@ -176,14 +191,30 @@ def _digest(like: Cohort | Scan) -> str:
     return like.fingerprint if isinstance(like, Cohort) else scan_digest(like.image, like.labels, like.affine)
 
 
+def _check_not_constant(image: nifti.nib.Nifti1Image, what: str) -> None:
+    """Nothing could open such a file as a scan."""
+    data = np.asarray(image.dataobj)
+    if data.min() == data.max():
+        raise ValueError(
+            f"the generator makes {data.flat[0]:g} everywhere of {what}: it has not learned yet, or has broken down; look "
+            "at the run's samples, train it longer, or take an earlier run. Nothing was written."
+        )
+
+
+def _check_unchanged(run: Run, made: dict[str, Any]) -> None:
+    """A run that is still training may have written other weights since they were named."""
+    if run.fingerprint != made["run_fingerprint"]:
+        raise RunError(f"{run.path.name} got new weights just now, it is still being trained: start again")
+
+
 def _check_made(folder: Path, made: dict[str, Any]) -> None:
-    """Refuse a folder that holds anything but what is asked for."""
+    """Refuse a folder that holds anything but what is asked for; what the run's folder is called does not count."""
     try:
         there = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError):
         there = {}
     differing = [f"{key}: {there.get(key)!r} there, {value!r} asked" for key, value in made.items()
-                 if there.get(key) != value]  # fmt: skip
+                 if key != "run" and there.get(key) != value]  # fmt: skip
     if differing:
         raise FileExistsError(
             f"{folder} is there already and holds something else:\n  " + "\n  ".join(differing)
@@ -195,6 +226,7 @@ def _write_scan(folder: Path, likeness: Likeness, volume: Tensor, index: int, co
     subject = f"synthetic{index:05d}"
     # scanned rats differ in gain, and so do these; drawn apart from the code, which decides nothing about it
     image = likeness.image(volume, np.random.default_rng([made["seed"], index, 1]))
+    _check_not_constant(image, f"code {index} of seed {made['seed']}")
     path = bids.scan_path(subject, suffix=likeness.suffix, description="synthetic")
     bids.save_scan(folder, path, image, None)
     sidecar = {

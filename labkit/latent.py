@@ -107,6 +107,8 @@ class LatentSpace:
     def __init__(self, run: Run, cohort: Cohort, seed: int = 0, n_codes: int | None = None) -> None:
         self.run, self.seed = run, seed
         self.train, held_out = run.train_part(cohort), run.held_out(cohort)
+        if len(self.train) < 2:
+            raise ValueError(f"{run.path.name} was trained on one scan: directions between rats need two or more")
         self.has_held_out = len(held_out) > 0
         self.held_out = held_out if self.has_held_out else self.train
         size = run.scale.size
@@ -118,6 +120,11 @@ class LatentSpace:
         self.held_out_scans = self.held_out.volumes(size)
         self.train_codes = encode(run, self.train, "cpu")
         self.held_out_codes = encode(run, self.held_out, "cpu")
+
+    @property
+    def judges(self) -> str:
+        """Which rats judge: ``"held out"``, or ``"trained on"`` where the run held none out, which flatters."""
+        return "held out" if self.has_held_out else "trained on"
 
     def random(self, seed: int, truncation: float = 1.0) -> Tensor:
         """Random code (Z,) number `seed`: scan `seed` of ``labkit.generate(run, n, seed=0)``."""
@@ -156,19 +163,27 @@ class LatentSpace:
 
         None where there are too few scans, or too equal ones, to learn to read anything off them.
         """
-        halves = [range(start, len(self.train), 2) for start in (0, 1)]
-        if len(halves[1]) < 3:
+        animals = sorted(set(self.train.subjects))
+        sides = [set(animals[start::2]) for start in (0, 1)]  # by animal: the judge must not know the fitter's rats
+        halves = [[i for i, subject in enumerate(self.train.subjects) if subject in side] for side in sides]
+        if min(len(half) for half in halves) < 3:
             return None
-        table = attributes.measure(self.train)
-        differ = [name for name in table if all(table[name].iloc[list(half)].nunique() > 1 for half in halves)]
+        table, _ = self._measured
+        differ = [name for name in table if all(table[name].iloc[half].nunique() > 1 for half in halves)]
         if not differ:
             return None
-        return tuple(Gauge.fit(self.scans[list(half)], table[differ].iloc[list(half)]) for half in halves)
+        return tuple(Gauge.fit(self.scans[half], table[differ].iloc[half]) for half in halves)
+
+    @cached_property
+    def _measured(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Attributes of training and of judging scans, measured together: all on brains, or all on heads."""
+        table = attributes.measure([*self.train, *self.held_out])
+        return table.iloc[: len(self.train)], table.iloc[len(self.train) :]
 
     @cached_property
     def gauge_quality(self) -> pd.Series:
-        """R2 of the judging gauge on the held-out scans; an attribute far below 1 is hardly read off the voxels."""
-        return self.gauges[1].r2(self.held_out_scans, attributes.measure(self.held_out))
+        """R2 of the judging gauge on the scans that judge (:attr:`judges`): 1 is read without error, 0 not at all."""
+        return self.gauges[1].r2(self.held_out_scans, self._measured[1])
 
     @cached_property
     def directions(self) -> dict[str, Directions]:

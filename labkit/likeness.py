@@ -66,6 +66,36 @@ class Likeness:
         """The `grid` that opens what is written on the same voxels again: ``"study"`` or ``"native"``."""
         return "study" if grids.is_study_grid(self.shape, np.asarray(self.origin.grid_affine)) else "native"
 
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What :func:`labkit.sources.open_cohort` has to be told to read what is written as the original was read.
+
+        Its grid; where the original's header is wrong, what the caller knew of it; and that twins are welcome, because
+        a generator that makes one rat over and over has to be seen and not refused.
+        """
+        told: dict[str, Any] = {"grid": self.grid, "twins": True}
+        believed, header = np.asarray(self.origin.affine), nifti.decode_header(self.origin.header).get_best_affine()
+        if not np.allclose(believed, header, atol=1e-3):
+            told |= {"axes": self.origin.axes, "voxel_mm": [float(mm) for mm in nib.affines.voxel_sizes(believed)]}
+        return told
+
+    def check_grid(self, scans: Iterable[Scan]) -> None:
+        """Refuse scans on another grid than the one this likeness has: a network knows voxels, not mm.
+
+        Raises
+        ------
+        ValueError
+            Names both grids.
+        """
+        mine = self.shape, tuple(nib.affines.voxel_sizes(np.asarray(self.origin.grid_affine)))
+        for scan in scans:
+            if tuple(scan.image.shape) != mine[0] or not np.allclose(scan.zooms, mine[1], rtol=0.01):
+                mm = tuple(round(float(zoom), 4) for zoom in mine[1])
+                raise ValueError(
+                    f"the scan of {scan.subject} has {tuple(scan.image.shape)} voxels of {scan.zooms} mm, those of the "
+                    f"run's training {mine[0]} of {mm} mm: open the scans with grid={self.grid!r}"
+                )
+
     def image(self, volume: torch.Tensor, rng: np.random.Generator) -> nib.Nifti1Image:
         """Post-process a generated volume: crop, bring to the file's grid and unit.
 

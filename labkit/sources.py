@@ -52,6 +52,7 @@ def open_cohort(
     suffix: str | None = None,
     axes: str | None = None,
     voxel_mm: Sequence[float] | None = None,
+    twins: bool = False,
 ) -> Cohort:
     """Open a cohort: the embedded simulated one, the one on SIGMA's anatomy, or a folder of scans.
 
@@ -79,6 +80,9 @@ def open_cohort(
         say nothing (a warning tells).
     voxel_mm : sequence of float, optional
         The real voxel size along the stored axes, mm, where headers are wrong (some tools enlarge rodents tenfold).
+    twins : bool
+        Take scans with the same voxels under two names, which are otherwise a fault: one rat would count twice. For a
+        generator's output, where sameness is a finding.
 
     Returns
     -------
@@ -105,8 +109,8 @@ def open_cohort(
         name = bids.label(folder.resolve().name)
         asked = str(folder)
     options = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
-    recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, **options}
-    return Cohort(name, folder, _open_folder(folder, n, skip_bad, **options), recipe)
+    recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **options}
+    return Cohort(name, folder, _open_folder(folder, n, skip_bad, twins=twins, **options), recipe)
 
 
 def _whole(argument: str, value: int, least: int, what: str, otherwise: str) -> int:
@@ -155,7 +159,7 @@ def _existing_folder(source: str | os.PathLike) -> Path:
     )
 
 
-def _open_folder(folder: Path, n: int | None, skip_bad: bool, suffix: str | None, **options) -> Store:
+def _open_folder(folder: Path, n: int | None, skip_bad: bool, suffix: str | None, twins: bool, **options) -> Store:
     found, faults = bids.find_scans(folder, suffix)
     if not found and not faults:
         wanted = f" with suffix {suffix!r}" if suffix else ""
@@ -167,12 +171,16 @@ def _open_folder(folder: Path, n: int | None, skip_bad: bool, suffix: str | None
         raise CohortError(f"n={n} scans asked for, but {folder} holds {len(found)}: choose n <= {len(found)}")
     found = found[:n]
     key = {"folder": str(folder), "skip_bad": skip_bad, "suffix": suffix, **options}
+    if twins:
+        key["twins"] = True
     if faults:  # found without reading, so that what is on disk cannot show that they are new
         key["faults"] = sorted(f"{path.name}: {fault}" for path, fault in faults.items())
     listing = [[_stamp(folder, scan.image), scan.labels and _stamp(folder, scan.labels)] for scan in found]
 
     def build() -> Store:
-        return _read_all(folder, found, {str(path): fault for path, fault in faults.items()}, skip_bad, **options)
+        return _read_all(
+            folder, found, {str(path): fault for path, fault in faults.items()}, skip_bad, twins, **options
+        )
 
     if faults and not skip_bad:
         build()  # a fault in the listing itself is told together with those inside the files
@@ -199,7 +207,7 @@ def _stamp(folder: Path, path: Path) -> list:
 
 
 def _read_all(
-    folder: Path, found: list[bids.Found], faults: dict[str, str], skip_bad: bool, grid: str, **options
+    folder: Path, found: list[bids.Found], faults: dict[str, str], skip_bad: bool, twins: bool, grid: str, **options
 ) -> Store:
     """Read every scan; raise one error for all that cannot be used, or leave them out."""
     faults = dict(faults)
@@ -214,7 +222,7 @@ def _read_all(
             faults[str(scan.image)] = str(fault)
             continue
         twin = voxels_of.setdefault(hashlib.sha256(image.tobytes()).digest(), scan.image)
-        if twin is not scan.image:
+        if twin is not scan.image and not twins:
             faults[str(scan.image)] = f"duplicate: the same voxels as {twin.name}, so one rat would count twice"
             continue
         images.append(image)

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from labkit import describe
+from labkit import bids, describe
 from labkit.cohort import Scan
 from labkit.figures import frames, style
 from labkit.figures.frames import Card, Cards
@@ -142,7 +142,7 @@ def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str
         Columns scans; rows scan, reconstruction, difference with a colour bar; each column entitled with the root mean
         square difference of all voxels.
     """
-    if [scan.subject for scan in real] != [scan.subject for scan in back]:
+    if [bids.label(scan.subject) for scan in real] != [bids.label(scan.subject) for scan in back]:
         raise ValueError("scans and reconstructions are not of the same animals in the same order")
     cut = style.plane_called(plane)
     count = min(4, len(real))

@@ -210,7 +210,8 @@ def effects(table: pd.DataFrame) -> Figure:
     image = ax.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         dark = abs(value) > 0.6 * reach
-        ax.text(column, row, f"{value:+.2f}".replace("-", "−"), ha="center", va="center", fontsize=8,
+        shown = f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
+        ax.text(column, row, shown, ha="center", va="center", fontsize=8,
                 color="white" if dark else "black")  # fmt: skip
     ax.set_xticks(range(len(columns)), [name.split(",")[0] for name in columns], rotation=35, ha="right")
     ax.set_yticks(range(len(table)), [name.split(",")[0] for name in table.index])

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -207,3 +208,73 @@ def test_a_likeness_survives_json(rats):
     assert Likeness.from_json(json.loads(json.dumps(likeness.to_json()))) == likeness
     assert likeness.grid == "study" and likeness.origin.path == ""
     assert without_identity(nib.Nifti2Header())["descrip"].item().startswith(b"synthetic")
+
+
+def test_a_generator_that_makes_one_rat_is_seen_and_not_refused(rats, run, tmp_path, monkeypatch):
+    one = draw_codes(run, 1)
+    monkeypatch.setattr(generation, "draw_codes", lambda run, n, *_, **__: one.expand(n, -1))
+    same = generate(run, 4, tmp_path / "same", like=rats[0])
+    assert len(same) == 4 and len(set(same.digests)) == 1
+    with pytest.raises(labkit.CohortError, match="duplicate"):
+        labkit.open_cohort(tmp_path / "same")  # elsewhere twins are a fault
+
+
+def test_a_generator_that_makes_nothing_says_so_and_leaves_nothing(run, tmp_path):
+    with pytest.raises(ValueError, match="everywhere of code 0"):
+        generate(run, 2, tmp_path / "made", truncation=0)  # hardly trained, it makes nothing of a code of zeros
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"truncation": float("nan")}, "truncation=nan"),
+        ({"truncation": "1"}, "truncation='1'"),
+        ({"like": "folder"}, "like='folder'"),
+        ({"n": 2.5}, "n=2.5"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_before_any_work(run, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        generate(run, **{"n": 2, "out_dir": tmp_path / "made"} | wrong)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("affine", "told"),
+    [
+        (np.diag([3.75, 3.75, 5, 1]), {"axes": "RSA", "voxel_mm": (0.375, 0.375, 0.5)}),
+        (np.diag([0.375, 0.375, 0.5, 1]), {"axes": "RSA"}),
+    ],
+)
+def test_headers_known_to_be_wrong_stay_so_and_are_read_rightly(rats, tmp_path, affine, told):
+    folder = tmp_path / "wrong"
+    folder.mkdir()
+    for index, scan in enumerate(rats):
+        nib.save(nib.Nifti1Image(scan.image.astype(np.int16), affine), folder / f"rat{index}.nii.gz")
+    cohort = labkit.open_cohort(folder, **told)
+    run = train("sigmarat2", cohort, "smoke", tmp_path / "run", **FAST)
+    made = generate(run, 3)
+    assert made.shape == cohort.shape and not made[0].origin.resampled
+    assert np.allclose(made[0].affine, cohort[0].affine)
+    assert np.allclose(nib.load(made[0].origin.path).affine, nib.load(cohort[0].origin.path).affine)
+    assert reconstruct(run, cohort[:2])[0].zooms == cohort[0].zooms
+
+
+def test_a_run_may_be_renamed(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "one", ignore=shutil.ignore_patterns("synthetic", "reconstructed"))
+    first = generate(tmp_path / "one", 2)
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert generate(tmp_path / "two", 2).fingerprint == first.fingerprint
+
+
+def test_scans_on_another_grid_are_refused(run, tmp_path):
+    (tmp_path / "other").mkdir()
+    data = np.random.default_rng(0).uniform(50, 90, (80, 60, 80)).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, np.diag([0.3, 0.3, 0.3, 1])), tmp_path / "other" / "a_T2w.nii")
+    native = labkit.open_cohort(tmp_path / "other", grid="native")
+    for work in (lambda: encode(run, native), lambda: generate(run, 1, tmp_path / "x", like=native)):
+        with pytest.raises(ValueError, match="grid='study'"):
+            work()

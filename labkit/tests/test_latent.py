@@ -1,10 +1,13 @@
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+import labkit
 from labkit import codes, figures, widgets
+from labkit.attributes import Gauge
 from labkit.figures import frames
 from labkit.figures.latent import view
 from labkit.latent import Directions, LatentSpace
@@ -219,3 +222,22 @@ def test_figures_of_the_space_are_drawn(space):
     assert len(figures.traversals(space, start, "encoded").axes) == 6 * len(space.directions["encoded"].names) + 1
     assert len(figures.film_strip(space, codes.draw_codes(space.run, 4), "random").axes) >= 4
     assert figures.effects(space.effects("encoded")).axes[0].get_xticklabels()
+
+
+def test_the_gauges_halves_share_no_animal(rats, tmp_path):
+    folder = tmp_path / "sessions"
+    folder.mkdir()
+    for index, scan in enumerate(rats):  # two sessions an animal
+        for suffix in ("T2w", "dseg"):
+            source = scan.origin.path.replace("T2w", suffix)
+            shutil.copy(source, folder / f"sub-{index // 2:02d}_ses-{index % 2}_{suffix}.nii.gz")
+    cohort = labkit.open_cohort(folder)
+    run = train("sigmarat2", cohort, "smoke", tmp_path / "run", n_train=6, **FAST)
+    space = LatentSpace(run, cohort)
+    assert space.judges == "trained on"
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gauge, "fit", classmethod(lambda cls, cubes, table: seen.append(table.index)))
+        assert space.gauges is not None
+    animals = [{space.train.subjects[i] for i in half} for half in seen]
+    assert len(animals) == 2 and not animals[0] & animals[1]

@@ -65,7 +65,7 @@ class Explorer:
         self.seed, self.second = whole("random rat", 0), whole("other random rat", 1)
         self.truncation = slider(0, 1.5, 1, 0.05, "truncation")
         self.mix = slider(0, 1, 0.5, 0.02, "way to the other")
-        rats = [(f"{describe.scan_name(scan)} ({self._side()})", place) for place, scan in enumerate(space.held_out)]
+        rats = [(f"{describe.scan_name(scan)} ({space.judges})", place) for place, scan in enumerate(space.held_out)]
         self.rat = ipywidgets.Dropdown(options=rats, description="scan", style=style, layout=wide)
         names = space.directions["random"].names
         self.moves = {name: slider(-REACH, REACH, 0, 0.1, name.split(",")[0] + ", SD") for name in names}
@@ -89,9 +89,6 @@ class Explorer:
                 self.picture, self.words, *self.at, self.cross,
             ]
         )  # fmt: skip
-
-    def _side(self) -> str:
-        return "held out" if self.space.has_held_out else "trained on"
 
     @property
     def kind(self) -> str:
@@ -139,7 +136,12 @@ class Explorer:
         suffix, number = self.space.run.likeness.suffix or "T2w", 0
         while (path := self.folder / f"sub-explored{number:03d}_desc-synthetic_{suffix}.nii.gz").exists():
             number += 1
-        save_volume(self.space.run, volume, path)
+        self.saved.value = ""
+        try:
+            save_volume(self.space.run, volume, path)
+        except OSError as error:
+            self.saved.value = f"not saved: {html.escape(str(error))}"
+            return
         self.saved.value = f"saved as {html.escape(path.name)} in {html.escape(str(path.parent))}"
 
 
