@@ -196,7 +196,7 @@ def _check_not_constant(image: nifti.nib.Nifti1Image, what: str) -> None:
     data = np.asarray(image.dataobj)
     if data.min() == data.max():
         raise ValueError(
-            f"the generator makes {data.flat[0]:g} everywhere of {what}: it has not learned yet, or has broken down; look "
+            f"the generator makes {data.flat[0]:g} everywhere of {what}: it has not learned yet, or broke down; look "
             "at the run's samples, train it longer, or take an earlier run. Nothing was written."
         )
 
