@@ -264,10 +264,12 @@ def _distributions(
     n, width = len(z), distributions.median_distance(x)
     on = f"{name}, {x.shape[1]} features of the brain box"
 
-    def rows(metric: str, statistic: Callable, direction: str, how: str) -> Row:
+    def rows(metric: str, statistic: Callable, direction: str, how: str, most: float = np.inf) -> Row:
+        least = -np.inf if metric == "RBF-MMD" else 0.0  # an unbiased estimate may be below 0, nothing else here may
         value, floor = statistic(x, z), statistic(x, y)
-        return Row(metric, name, value, _halves(statistic, x, z, value, rng), floor,
-                   _halves(statistic, x, y, floor, rng), n, direction, f"{how}; {on}")  # fmt: skip
+        intervals = (_halves(statistic, x, other, seen, rng) for other, seen in ((z, value), (y, floor)))
+        value_in, floor_in = (tuple(float(np.clip(end, least, most)) for end in interval) for interval in intervals)
+        return Row(metric, name, value, value_in, floor, floor_in, n, direction, f"{how}; {on}")
 
     yield rows("RBF-MMD", lambda u, v: distributions.rbf_mmd(u, v, width), "lower",
                f"unbiased, bandwidth {width:.3g} (median distance of real scans)")  # fmt: skip
@@ -278,7 +280,7 @@ def _distributions(
     yield rows("trace ratio", distributions.trace_ratio, "floor", "total variance, synthetic over real; 0 is collapse")
     for metric in ("precision", "recall", "density", "coverage"):
         yield rows(metric, lambda u, v, m=metric: distributions.neighbourhoods(u, v, NEIGHBOURS)[m], "higher",
-                   f"{NEIGHBOURS} nearest neighbours")  # fmt: skip
+                   f"{NEIGHBOURS} nearest neighbours", np.inf if metric == "density" else 1.0)  # fmt: skip
     auc, low, high = distributions.classifier_auc(x, z, seed)
     floor, floor_low, floor_high = distributions.classifier_auc(x, y, seed)
     yield Row("classifier AUC", name, auc, (low, high), floor, (floor_low, floor_high), n, "lower",

@@ -36,6 +36,9 @@ def test_every_row_has_its_floor_and_says_how(honest):
     intervals = honest[["ci_low", "value", "ci_high"]].dropna()
     assert (intervals["ci_low"] <= intervals["value"] + 1e-9).all()
     assert (intervals["value"] <= intervals["ci_high"] + 1e-9).all()
+    shares = honest[honest["metric"].isin(["precision", "recall", "coverage"])]
+    ends = shares[["ci_low", "ci_high", "floor_low", "floor_high"]]
+    assert ends.min().min() >= 0 and ends.max().max() <= 1
     assert {"MMD", "PSNR", "RMSE", "MAE", "NCC", "RBF-MMD", "Fréchet distance", "recall", "trace ratio",
             "classifier AUC", "Cohen's d"} <= set(honest["metric"])  # fmt: skip
 
