@@ -26,6 +26,9 @@ GAUGE_SIDE = 32
 DEEP_MM = 1.0
 """Depth below the brain's surface from which CSF counts as ventricle."""
 
+WHITE = 0.995
+"""Quantile of a scan's voxels against which tissues' intensities are measured."""
+
 PENALTIES = tuple(float(p) for p in np.logspace(0, 6, 13))
 """Ridge penalties to choose from, by leaving one scan out at a time."""
 
@@ -64,6 +67,37 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
         row["pitch, °"] = _pitch(points)
         rows.append(row)
     return pd.DataFrame(rows).dropna(axis=1)
+
+
+def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
+    """Volume and mean intensity of each tissue of each scan.
+
+    Parameters
+    ----------
+    scans : iterable of Scan
+        With the study's labels (1 CSF, 2 grey matter, 3 white matter).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a scan: ``CSF volume, mm³``, ``CSF intensity, %`` and so on; 100 % is the scan's :data:`WHITE` quantile.
+        No columns if any scan lacks a tissue or has other labels.
+    """
+    import pandas as pd
+
+    rows = []
+    for scan in scans:
+        known = scan.labels is not None and set(np.unique(scan.labels)) == {0, *describe.TISSUES}
+        if not known:
+            return pd.DataFrame()
+        voxel_mm3, white = float(np.abs(np.linalg.det(scan.affine[:3, :3]))), np.quantile(scan.image, WHITE)
+        row = {}
+        for label, name in describe.TISSUES.items():
+            mask = scan.labels == label
+            row[f"{name} volume, mm³"] = int(mask.sum()) * voxel_mm3
+            row[f"{name} intensity, %"] = 100 * float(scan.image[mask].mean(dtype=np.float64) / white)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _deep(mask: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:

@@ -225,7 +225,8 @@ def _check_made(folder: Path, made: dict[str, Any]) -> None:
 def _write_scan(folder: Path, likeness: Likeness, volume: Tensor, index: int, code: Tensor, made: dict) -> None:
     subject = f"synthetic{index:05d}"
     # scanned rats differ in gain, and so do these; drawn apart from the code, which decides nothing about it
-    image = likeness.image(volume, np.random.default_rng([made["seed"], index, 1]))
+    gain = [made["seed"], index, 1]
+    image = likeness.image(volume, np.random.default_rng(gain))
     _check_not_constant(image, f"code {index} of seed {made['seed']}")
     path = bids.scan_path(subject, suffix=likeness.suffix, description="synthetic")
     bids.save_scan(folder, path, image, None)
@@ -237,6 +238,7 @@ def _write_scan(folder: Path, likeness: Likeness, volume: Tensor, index: int, co
         "Seed": made["seed"],
         "Index": index,
         "Truncation": made["truncation"],
+        "IntensityRange": likeness.draw_range(np.random.default_rng(gain)),  # what -1 and 1 became
         "Code": [float(f"{value:.9g}") for value in code.tolist()],  # nine digits give a float32 back exactly
     }
     bids.write_json(folder / path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)

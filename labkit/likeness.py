@@ -6,8 +6,10 @@ in any tool as the original does. A run keeps the likeness of its training scans
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -114,8 +116,12 @@ class Likeness:
         nibabel.Nifti1Image
             Shape, affine, header, orientation and data type of the file.
         """
-        low, high = self.ranges[int(rng.integers(len(self.ranges)))]
+        low, high = self.draw_range(rng)
         return restore(volume, self.shape, replace(self.origin, low=low, high=high))
+
+    def draw_range(self, rng: np.random.Generator) -> tuple[float, float]:
+        """The intensity range of one of the scans, the files' unit: what -1 and 1 become."""
+        return self.ranges[int(rng.integers(len(self.ranges)))]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; :meth:`from_json` is the inverse."""
@@ -127,6 +133,21 @@ class Likeness:
         origin = Origin.from_json(content["origin"])
         ranges = tuple((float(low), float(high)) for low, high in content["ranges"])
         return cls(tuple(content["shape"]), content["suffix"], origin, ranges)
+
+
+def written_range(scan: Scan) -> tuple[float, float]:
+    """The intensities that stand for -1 and 1, the file's unit.
+
+    Of a generated scan those it was written with (``IntensityRange`` in its JSON file), because a generator's smooth
+    scan need not reach either end; of any other scan its smallest and largest value, padding included.
+    """
+    path = Path(scan.origin.path)
+    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    try:
+        low, high = (float(end) for end in json.loads(sidecar.read_text(encoding="utf-8"))["IntensityRange"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return scan.origin.low, scan.origin.high
+    return (low, high) if low < high else (scan.origin.low, scan.origin.high)
 
 
 def without_identity(header: nib.Nifti1Header, text: str = SYNTHETIC) -> nib.Nifti1Header:

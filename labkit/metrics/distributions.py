@@ -115,7 +115,7 @@ def neighbourhoods(real: np.ndarray, synthetic: np.ndarray, k: int = 5) -> dict[
     }
 
 
-def classifier_auc(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+def classifier_auc(x: np.ndarray, y: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float, float]:
     """Classifier two-sample test: how well a non-linear classifier tells the two sets apart on points it never saw.
 
     A support vector machine with a Gaussian kernel, five folds, features scaled by the training folds.
@@ -124,7 +124,7 @@ def classifier_auc(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, 
     -------
     auc, low, high : float
         Area under the ROC curve, 0.5 for sets that cannot be told apart, 1 for ones that always can; and its 95 %
-        interval by resampling points of each set (1000 times).
+        interval by resampling points of each set (`resamples` times; NaN for 0).
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -136,9 +136,12 @@ def classifier_auc(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, 
     model = make_pipeline(StandardScaler(), SVC(kernel="rbf"))
     scores = cross_val_predict(model, points, truth, cv=folds, method="decision_function")
     wins = (scores[len(x) :, None] > scores[None, : len(x)]) + 0.5 * (scores[len(x) :, None] == scores[None, : len(x)])
+    if not resamples:
+        return float(wins.mean()), float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     resampled = [
-        wins[np.ix_(rng.integers(len(y), size=len(y)), rng.integers(len(x), size=len(x)))].mean() for _ in range(1000)
+        wins[np.ix_(rng.integers(len(y), size=len(y)), rng.integers(len(x), size=len(x)))].mean()
+        for _ in range(resamples)
     ]
     low, high = np.quantile(resampled, (0.025, 0.975))
     return float(wins.mean()), float(low), float(high)

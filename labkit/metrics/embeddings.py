@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +16,14 @@ from labkit.cohort import Cohort
 Embedding = Callable[[Tensor], np.ndarray]
 """(N, 1, S, S, S) in [0, 1] -> (N, F) float64."""
 
+Box = tuple[slice, slice, slice]
+"""Part of a cube."""
+
 COMPONENTS = 32
 SIDE = 32  # principal components of more voxels are the same components with more noise
 
 
-def brain_box(cohort: Cohort, size: int, margin_mm: float = 0.75) -> tuple[slice, slice, slice]:
+def brain_box(cohort: Cohort, size: int, margin_mm: float = 0.75) -> Box:
     """The box that holds every brain of a cohort (head, without labels), as slices of a cube of `size`.
 
     Parameters
@@ -44,7 +49,7 @@ def brain_box(cohort: Cohort, size: int, margin_mm: float = 0.75) -> tuple[slice
     return tuple(slices)
 
 
-def pca(real: Tensor, box: tuple[slice, slice, slice], components: int = COMPONENTS) -> Embedding:
+def pca(real: Tensor, box: Box, components: int = COMPONENTS) -> Embedding:
     """Principal components of the voxels in the brain box.
 
     Parameters
@@ -58,19 +63,20 @@ def pca(real: Tensor, box: tuple[slice, slice, slice], components: int = COMPONE
     """
     from sklearn.decomposition import PCA
 
-    factor = max(1, real.shape[-1] // SIDE)
-
-    def voxels(cubes: Tensor) -> np.ndarray:
-        part = cubes[(slice(None), slice(None), *box)].float()
-        smaller = torch.nn.functional.avg_pool3d(part, factor, ceil_mode=True) if factor > 1 else part
-        return smaller.flatten(1).numpy()
-
     model = PCA(min(components, len(real) - 1), svd_solver="full")
-    model.fit(voxels(real))
-    return lambda cubes: model.transform(voxels(cubes)).astype(np.float64)
+    model.fit(voxels(real, box))
+    return lambda cubes: model.transform(voxels(cubes, box)).astype(np.float64)
 
 
-def regions(box: tuple[slice, slice, slice], cells: int = 4) -> Embedding:
+def voxels(cubes: Tensor, box: Box) -> np.ndarray:
+    """The voxels of the box, averaged down to a grid of :data:`SIDE` a cube: (N, 1, S, S, S) -> (N, F), float32."""
+    factor = max(1, cubes.shape[-1] // SIDE)
+    part = cubes[(..., *box)].float()
+    smaller = torch.nn.functional.avg_pool3d(part, factor, ceil_mode=True) if factor > 1 else part
+    return smaller.flatten(1).numpy()
+
+
+def regions(box: Box, cells: int = 4) -> Embedding:
     """Mean and standard deviation of the intensity in each of `cells`^3 equal parts of the box: (N, 2 cells^3)."""
 
     def features(cubes: Tensor) -> np.ndarray:
@@ -79,5 +85,64 @@ def regions(box: tuple[slice, slice, slice], cells: int = 4) -> Embedding:
         square = torch.nn.functional.adaptive_avg_pool3d(part.square(), cells)
         spread = (square - mean.square()).clamp_min(0).sqrt()
         return torch.cat([mean.flatten(1), spread.flatten(1)], 1).numpy()
+
+    return features
+
+
+def medicalnet(weights: str | os.PathLike, box: Box, batch: int = 8) -> Embedding:
+    """Features of a ResNet that others trained on 23 sets of medical volumes (MedicalNet, Chen et al. 2019).
+
+    Nothing is downloaded: the file has to be on this machine. The network is MONAI's, its last features averaged over
+    the box; scans are standardised as MedicalNet's training scans were.
+
+    Parameters
+    ----------
+    weights : path
+        A published file, ``resnet_10.pth``, ``resnet_18.pth``, ``resnet_34.pth`` or ``resnet_50.pth``, with or without
+        ``_23dataset``; the depth is read from the name.
+    box : tuple of slice
+        From :func:`brain_box`.
+    batch : int
+        Scans at a time.
+
+    Raises
+    ------
+    ValueError
+        The file is missing, is of no known depth, or does not hold these networks' weights.
+    """
+    import re
+
+    from monai.networks import nets
+    from monai.networks.nets.resnet import get_medicalnet_pretrained_resnet_args
+
+    path = Path(weights).expanduser()
+    depth = re.search(r"resnet_?(\d+)", path.name)
+    builders = {str(d): getattr(nets, f"resnet{d}") for d in (10, 18, 34, 50)}
+    if not path.is_file() or depth is None or depth[1] not in builders:
+        raise ValueError(
+            f"medicalnet={str(weights)!r}: no file of that name, or not called resnet_10.pth, resnet_18.pth, "
+            "resnet_34.pth or resnet_50.pth (with or without _23dataset), as MedicalNet publishes them"
+        )
+    bias, shortcut = get_medicalnet_pretrained_resnet_args(int(depth[1]))
+    network = builders[depth[1]](
+        spatial_dims=3, n_input_channels=1, feed_forward=False, shortcut_type=shortcut, bias_downsample=bias
+    )
+    content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what a pickle may hold
+    state = {name.removeprefix("module."): value for name, value in content.get("state_dict", content).items()}
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    unexpected = [name for name in unexpected if not name.startswith(("fc", "conv_seg"))]  # heads of its own tasks
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} does not hold the weights of a MedicalNet ResNet-{depth[1]}: missing {list(missing)[:3]}, "
+            f"unexpected {unexpected[:3]}"
+        )
+    network.eval()
+
+    @torch.no_grad()
+    def features(cubes: Tensor) -> np.ndarray:
+        part = cubes[(..., *box)].float()
+        mean, sd = part.mean((1, 2, 3, 4), keepdim=True), part.std((1, 2, 3, 4), keepdim=True)
+        standard = (part - mean) / sd.clamp_min(1e-6)
+        return torch.cat([network(some) for some in standard.split(batch)]).double().numpy()
 
     return features

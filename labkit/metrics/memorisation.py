@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+DRAWS = 50
+"""Choices of training scans over which the share is averaged."""
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -13,27 +16,31 @@ class Audit:
 
     Attributes
     ----------
-    share : float
-        Share of synthetic scans nearer to a training scan than to any held-out one, of equally many of each; 0.5 where
-        the generator learned the distribution and no animal.
     nearer : float
-        Mean logarithm of the distance to the nearest held-out over that to the nearest training scan; 0 where neither
-        is nearer. A copy counts by how near it is, and so a few copies among many scans are seen.
+        Mean logarithm of the distance to the nearest held-out over that to the nearest training scan, of all there are.
+        A copy counts by how near it is, and so a few copies among many scans are seen.
     p : float
-        How often a random choice of which animals count as training gives `nearer` as large.
+        How often a random choice of which animals count as training gives `nearer` as large. Groups of unequal size
+        are compared fairly, because the random ones are as unequal.
+    share : float
+        Share of synthetic scans nearer to a training scan than to any held-out one, of `n` of each (mean over draws of
+        which); 0.5 where the generator learned the distribution and no animal.
     null_low, null_high : float
-        Where 95 % of those shares lie.
+        Where 95 % of the shares of random choices lie.
+    n : int
+        Training scans, and held-out ones, behind `share`.
     nearest : numpy.ndarray
-        (M, 2), each synthetic scan's nearest training and held-out scan.
+        (M, 2), each synthetic scan's nearest training and held-out scan, of all.
     distances : numpy.ndarray
         (M, 2), and how far they are.
     """
 
-    share: float
     nearer: float
     p: float
+    share: float
     null_low: float
     null_high: float
+    n: int
     nearest: np.ndarray
     distances: np.ndarray
 
@@ -43,8 +50,8 @@ def audit(
 ) -> Audit:
     """Test whether synthetic scans are nearer to the scans a generator was trained on than to others.
 
-    As many training as held-out scans are compared, because the nearest of many is nearer than the nearest of few.
-    The null relabels animals at random.
+    The null relabels animals at random. The nearest of many is nearer than the nearest of few: the share is therefore
+    of as many training as held-out scans; the test takes all, since a copy of an animal left out would not be seen.
 
     Parameters
     ----------
@@ -57,32 +64,38 @@ def audit(
     """
     from scipy.spatial.distance import cdist
 
-    n = min(len(train), len(held_out))
+    many, few = len(train), len(held_out)
+    n = min(many, few)
     if n < 2:
-        raise ValueError(f"an audit needs two training and two held-out scans, got {len(train)} and {len(held_out)}")
-    chosen = np.sort(rng.permutation(len(train))[:n]), np.sort(rng.permutation(len(held_out))[:n])
-    distances = cdist(synthetic, np.concatenate([train[chosen[0]], held_out[chosen[1]]]))
-
+        raise ValueError(f"an audit needs two training and two held-out scans, got {many} and {few}")
+    distances = cdist(synthetic, np.concatenate([train, held_out]))
     least = np.finfo(np.float32).tiny  # a bit for bit copy has no distance at all
 
-    def statistics(order: np.ndarray) -> tuple[float, float]:
-        first, second = distances[:, order[:n]].min(1), distances[:, order[n:]].min(1)
-        share = (first < second).mean() + 0.5 * (first == second).mean()
-        return float(share), float(np.log((second + least) / (first + least)).mean())
+    def nearest(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return distances[:, order[:many]].min(1) + least, distances[:, order[many:]].min(1) + least
 
-    share, nearer = statistics(np.arange(2 * n))
-    null = np.array([statistics(rng.permutation(2 * n)) for _ in range(times)])
-    low, high = np.quantile(null[:, 0], (0.025, 0.975))
-    halves = distances[:, :n], distances[:, n:]
-    nearest = np.stack([which[half.argmin(1)] for which, half in zip(chosen, halves, strict=True)], 1)
+    def share(order: np.ndarray) -> float:
+        chosen = rng.permutation(order[:many])[:n], rng.permutation(order[many:])[:n]
+        first, second = (distances[:, part].min(1) for part in chosen)
+        return float((first < second).mean() + 0.5 * (first == second).mean())
+
+    def nearer(order: np.ndarray) -> float:
+        first, second = nearest(order)
+        return float(np.log(second / first).mean())
+
+    own = np.arange(many + few)
+    null = [rng.permutation(many + few) for _ in range(times)]
+    seen = nearer(own)
+    low, high = np.quantile([share(order) for order in null], (0.025, 0.975))
     return Audit(
-        share,
-        nearer,
-        float((1 + (null[:, 1] >= nearer).sum()) / (1 + times)),
-        float(low),
-        float(high),
-        nearest,
-        np.stack([half.min(1) for half in halves], 1),
+        nearer=seen,
+        p=(1 + sum(nearer(order) >= seen for order in null)) / (1 + times),
+        share=float(np.mean([share(own) for _ in range(DRAWS)])),
+        null_low=float(low),
+        null_high=float(high),
+        n=n,
+        nearest=np.stack([distances[:, :many].argmin(1), distances[:, many:].argmin(1)], 1),
+        distances=np.stack(nearest(own), 1),
     )
 
 

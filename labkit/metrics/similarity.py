@@ -13,15 +13,13 @@ WEIGHTS = (0.0448, 0.2856, 0.3001)
 """Weights of Wang et al. 2003 (Asilomar) for the finest three of their five scales: 40 slices halve no further."""
 
 KERNEL = 7
-C1, C2 = 0.01**2, 0.03**2
 PASS = 16  # pairs at a time
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     """Multi-scale structural similarity of pairs.
 
-    Three scales, a Gaussian window of 7 voxels (standard deviation 1.5), weights renormalised to a sum of 1; MONAI's
-    implementation.
+    Three scales, a Gaussian window of 7 voxels (standard deviation 1.5), weights renormalised to a sum of 1.
 
     Parameters
     ----------
@@ -33,15 +31,8 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     torch.Tensor
         (B,), 1 for equal scans.
     """
-    from monai.metrics import MultiScaleSSIMMetric
-
-    weights = tuple(weight / sum(WEIGHTS) for weight in WEIGHTS)
-    metric = MultiScaleSSIMMetric(spatial_dims=3, data_range=1.0, kernel_size=KERNEL, weights=weights)
-    values = []
-    for a, b in zip(x.split(PASS), y.split(PASS), strict=True):
-        values.append(metric(y_pred=a, y=b).flatten())
-        metric.reset()  # it would otherwise keep every pair of every call
-    return torch.cat(values)
+    every = torch.arange(len(x))
+    return both_ms_ssim(x, y, every, every)[0]
 
 
 def released_ms_ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -55,25 +46,60 @@ def released_ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     x, y : torch.Tensor
         As for :func:`ms_ssim`.
     """
+    every = torch.arange(len(x))
+    return both_ms_ssim(x, y, every, every)[1]
+
+
+def both_ms_ssim(x: Tensor, y: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`ms_ssim` and :func:`released_ms_ssim` of chosen pairs, at the price of one of them.
+
+    Parameters
+    ----------
+    x, y : torch.Tensor
+        (N, 1, X, Y, Z), (M, 1, X, Y, Z) in [0, 1].
+    first, second : torch.Tensor
+        (P,), which scan of `x` goes with which of `y`.
+
+    Returns
+    -------
+    right, released : torch.Tensor
+        (P,).
+    """
+    weights = torch.tensor(WEIGHTS) / sum(WEIGHTS)
+    right, released = [], []
+    for i, j in zip(first.split(PASS), second.split(PASS), strict=True):
+        contrasts, last = _scales(x[i], y[j])
+        at_last = last ** weights[-1]
+        terms = contrasts[:, :-1] ** weights[:-1]  # (b, 2)
+        right.append(terms.prod(1) * at_last)
+        released.append((terms * at_last[:, None]).prod(1))
+    return torch.cat(right), torch.cat(released)
+
+
+def _scales(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Contrast terms at every scale, (B, 3), and the similarity at the coarsest, (B,): MONAI's, one pass for both."""
     from monai.metrics.regression import compute_ssim_and_cs
 
-    weights = [weight / sum(WEIGHTS) for weight in WEIGHTS]
-    values = []
-    for a, b in zip(x.split(PASS), y.split(PASS), strict=True):
-        contrasts, last = [], None
-        for level in range(len(weights)):
-            ssim, cs = compute_ssim_and_cs(
-                a, b, spatial_dims=3, kernel_size=(KERNEL,) * 3, kernel_sigma=(1.5,) * 3, data_range=1.0
-            )
-            last = ssim.flatten(1).mean(1).clamp_min(0)
-            contrasts.append(cs.flatten(1).mean(1).clamp_min(0))
-            if level < len(weights) - 1:
-                a, b = (torch.nn.functional.avg_pool3d(v, 2) for v in (a, b))
-        per_scale = [
-            contrast**weight * last ** weights[-1] for contrast, weight in zip(contrasts[:-1], weights, strict=False)
-        ]
-        values.append(torch.stack(per_scale).prod(0))
-    return torch.cat(values)
+    contrasts, last = [], None
+    for level in range(len(WEIGHTS)):
+        if level:
+            x, y = (torch.nn.functional.avg_pool3d(v, 2) for v in (x, y))
+        similarity, contrast = compute_ssim_and_cs(
+            x, y, spatial_dims=3, kernel_size=(KERNEL,) * 3, kernel_sigma=(1.5,) * 3, data_range=1.0
+        )
+        contrasts.append(contrast.flatten(1).mean(1).clamp_min(0))
+        last = similarity.flatten(1).mean(1).clamp_min(0)
+    return torch.stack(contrasts, 1), last
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of pairs at one scale, window as in :func:`ms_ssim`; (B, 1, X, Y, Z) -> (B,)."""
+    from monai.metrics.regression import compute_ssim_and_cs
+
+    similarity, _ = compute_ssim_and_cs(
+        x, y, spatial_dims=3, kernel_size=(KERNEL,) * 3, kernel_sigma=(1.5,) * 3, data_range=1.0
+    )
+    return similarity.flatten(1).mean(1)
 
 
 def pairs_within(n: int, count: int, rng: np.random.Generator) -> np.ndarray:

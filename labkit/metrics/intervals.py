@@ -1,0 +1,88 @@
+"""95 % intervals of statistics of one or two sets of scans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+ENDS = (0.025, 0.975)
+SMALLEST_HALF = 6  # neighbourhoods of five need one more
+
+
+def of_pairs(
+    values: np.ndarray, first: np.ndarray, second: np.ndarray, within: bool, rng: np.random.Generator, times: int = 500
+) -> tuple[float, float]:
+    """Interval of a mean over pairs of scans, by a bootstrap over scans.
+
+    A scan that is drawn twice counts twice in each of its pairs: pairs that share a scan are not independent, and a
+    bootstrap over pairs would take them for it.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (m,), the measure of each pair.
+    first, second : numpy.ndarray
+        (m,), which scans it is of.
+    within : bool
+        Both are of one set.
+    rng : numpy.random.Generator
+        Of the resampling.
+    times : int
+        Resamples; 0 gives NaN.
+    """
+    if times == 0:
+        return float("nan"), float("nan")
+    counts = [rng.multinomial(n, np.full(n, 1 / n), times) for n in (first.max() + 1, second.max() + 1)]
+    if within:
+        n = max(first.max(), second.max()) + 1
+        counts = [rng.multinomial(n, np.full(n, 1 / n), times)] * 2
+    weights = (counts[0][:, first] * counts[1][:, second]).astype(np.float64)
+    sums = weights.sum(1)
+    means = (weights @ values)[sums > 0] / sums[sums > 0]
+    return tuple(float(end) for end in np.quantile(means, ENDS))
+
+
+def of_mean(values: np.ndarray, rng: np.random.Generator, times: int = 500) -> tuple[float, float]:
+    """Interval of the mean of independent values, (m,), by bootstrap; `times` of 0 gives NaN."""
+    if times == 0:
+        return float("nan"), float("nan")
+    means = values[rng.integers(len(values), size=(times, len(values)))].mean(1)
+    return tuple(float(end) for end in np.quantile(means, ENDS))
+
+
+def of_halves(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    x: np.ndarray,
+    y: np.ndarray,
+    value: float,
+    rng: np.random.Generator,
+    times: int = 60,
+) -> tuple[float, float]:
+    """Interval of a statistic of two sets from random halves of both (delete-half jackknife, Shao and Wu 1989).
+
+    A half has the spread about the whole that the whole has about the truth. A bootstrap would draw scans twice, and
+    distances between a scan and itself are no distances.
+
+    Parameters
+    ----------
+    statistic : callable
+        Of two sets of features.
+    x, y : numpy.ndarray
+        (N, F), (M, F).
+    value : float
+        Of the whole sets; the interval is about it.
+    rng : numpy.random.Generator
+        Of the halving.
+    times : int
+        Halves; 0 gives NaN.
+    """
+    if times == 0:
+        return float("nan"), float("nan")
+    found = []
+    for _ in range(times):
+        first, second = (v[rng.permutation(len(v))[: max(SMALLEST_HALF, len(v) // 2)]] for v in (x, y))
+        found.append(statistic(first, second))
+    # a half is biased as small samples are, and so only its spread is used
+    low, high = np.quantile(np.array(found) - np.mean(found), ENDS)
+    return float(value + min(low, 0)), float(value + max(high, 0))

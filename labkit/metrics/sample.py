@@ -1,0 +1,88 @@
+"""Scans as the measures take them: cubes in [0, 1], on two scales, and features of them computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit import volumes
+from labkit.attributes import WHITE
+from labkit.cohort import Scan
+from labkit.likeness import written_range
+
+
+class Sample:
+    """Some scans of one source.
+
+    Parameters
+    ----------
+    cubes : torch.Tensor
+        float32 (N, 1, S, S, S) in [0, 1], as the networks see scans, from [-1, 1].
+    shape : tuple of int
+        Voxels of a scan, of which the cube is the padded form.
+    """
+
+    def __init__(self, cubes: Tensor, shape: tuple[int, int, int]) -> None:
+        self.cubes, self.shape = cubes, tuple(shape)
+        self._features: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def of(cls, scans: Iterable[Scan], size: int = 64, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:
+        """Scale scans to [0, 1] and pad them to cubes.
+
+        Parameters
+        ----------
+        scans : iterable of Scan
+            On one grid.
+        size : int
+            Side of the cubes, voxels.
+        ranges : sequence of (float, float), optional
+            Intensities that become 0 and 1; default :func:`labkit.likeness.written_range`: a scan's smallest and
+            largest value, and of a generated scan what the generator's ends became.
+        """
+        scans = list(scans)
+        shape = scans[0].image.shape
+        out = torch.empty(len(scans), 1, size, size, size)
+        for place, scan in enumerate(scans):
+            low, high = ranges[place] if ranges else written_range(scan)
+            cube = volumes.pad_to_cube(torch.from_numpy(np.array(scan.image))[None], volumes.cube_side(shape))
+            out[place] = volumes.resize(((cube - low) / (high - low)).clamp_(0, 1), size)[0]
+        return cls(out, shape)
+
+    def __len__(self) -> int:
+        return len(self.cubes)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Where in the cube the scan is, without its padding."""
+        side, size = volumes.cube_side(self.shape), self.cubes.shape[-1]
+        return tuple(
+            slice(before * size // side, max(1, (before + extent) * size // side))
+            for (before, _), extent in zip(volumes.padding(self.shape, side), self.shape, strict=True)
+        )
+
+    @property
+    def scanned(self) -> Tensor:
+        """The scans without padding, (N, 1, X, Y, Z): the paper's 40 slices."""
+        return self.cubes[(..., *self.slices)]
+
+    @cached_property
+    def even(self) -> Tensor:
+        """Cubes scaled by a white that one voxel cannot move: each scan's ``WHITE`` quantile is 1, clipped there.
+
+        The brightest of 160 000 voxels is chance and noise; scaled by it, two scans of one rat differ in brightness
+        all over. ``WHITE`` is :data:`labkit.attributes.WHITE`; the padding is left out.
+        """
+        scanned = self.scanned.flatten(1)
+        white = scanned.kthvalue(max(1, int(WHITE * scanned.shape[1])), 1).values.clamp_min(1e-6)
+        return (self.cubes / white[:, None, None, None, None]).clamp_(0, 1)
+
+    def features(self, name: str, embed: Callable[[Tensor], np.ndarray]) -> np.ndarray:
+        """(N, F), `embed` of :attr:`even`; kept under `name`."""
+        if name not in self._features:
+            self._features[name] = embed(self.even)
+        return self._features[name]
