@@ -2,12 +2,21 @@
 
 Figures are static: they look the same in a live notebook, in an executed copy and in the built book, and need no script
 from anywhere. The exceptions bring their own: :func:`loss_curves` carries a still picture of itself, and
-:func:`viewer` and :func:`direction_cards` are pictures under a slider of the page's own.
+:func:`viewer`, :func:`direction_cards` and :func:`fault_cards` are pictures under a slider of the page's own.
 """
 
 from labkit.figures.comparison import contact_sheet, mean_and_variance, reconstruction_errors, slice_pairs, viewer
 from labkit.figures.latent import direction_cards, effects, film_strip, traversals
 from labkit.figures.learning import code_statistics, loss_curves, reconstructions, samples_over_time
+from labkit.figures.quality import (
+    attribute_distributions,
+    copy_distances,
+    embedding_map,
+    fault_cards,
+    fault_map,
+    similarity_distributions,
+    triplets,
+)
 from labkit.figures.slices import mean_and_sd, one_slice, slice_series, three_planes
 from labkit.figures.statistics import dorsal_ventral_profile, intensity_histograms, split_diagram, tissue_volumes
 from labkit.figures.style import PLANES, intensity_window, plane_called
@@ -15,12 +24,17 @@ from labkit.figures.transforms import augmentations
 
 __all__ = [
     "PLANES",
+    "attribute_distributions",
     "augmentations",
     "code_statistics",
     "contact_sheet",
+    "copy_distances",
     "direction_cards",
     "dorsal_ventral_profile",
     "effects",
+    "embedding_map",
+    "fault_cards",
+    "fault_map",
     "film_strip",
     "intensity_histograms",
     "intensity_window",
@@ -32,11 +46,13 @@ __all__ = [
     "reconstruction_errors",
     "reconstructions",
     "samples_over_time",
+    "similarity_distributions",
     "slice_pairs",
     "slice_series",
     "split_diagram",
     "three_planes",
     "tissue_volumes",
-    "viewer",
     "traversals",
+    "triplets",
+    "viewer",
 ]

@@ -118,11 +118,14 @@ PLANE_TITLES = ("coronal: left on the left", "sagittal: rostral on the right", "
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A uint8 picture as a PNG file."""
+    """A uint8 picture, (rows, columns) or with colours (rows, columns, 3), as a PNG file; 96 colours at most."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="png", compress_level=6)
+    image = Image.fromarray(picture)
+    if picture.ndim == 3:  # drawings have few colours, and take a third of the space
+        image = image.quantize(96, dither=Image.Dither.NONE)
+    image.save(buffer, format="png", compress_level=6)
     return buffer.getvalue()
 
 
@@ -150,7 +153,7 @@ class Card:
     Parameters
     ----------
     pictures : sequence of numpy.ndarray
-        uint8 (rows, columns), all of one shape.
+        uint8 (rows, columns), or (rows, columns, 3) in colour; all of one shape.
     words : sequence of str
         What each shows.
     label : str
@@ -173,7 +176,7 @@ class Card:
             raise ValueError("a card needs pictures of one shape, and words for each")
         self.pictures, self.words, self.label = [np.asarray(p) for p in pictures], list(words), label
         self.start = len(words) // 2 if start is None else start
-        self.size = size_mm or self.pictures[0].shape
+        self.size = size_mm or self.pictures[0].shape[:2]
 
     def html(self) -> str:
         """The card."""

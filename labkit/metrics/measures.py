@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.attributes import WHITE, Gauge
+from labkit.attributes import Gauge
 from labkit.metrics import distributions, embeddings, intervals, paired, similarity
 from labkit.metrics.sample import Sample
 
@@ -65,7 +65,7 @@ QUICK = Effort(pairs=24, repeats=4, halves=0, resamples=0, relabellings=0)
 
 Family = Callable[[Sample, Sample, np.random.Generator, Effort], Iterator[Found]]
 
-EVEN = f"each scan scaled so that its {100 * WHITE:g} % quantile is 1"
+EVEN = "each scan scaled by its own white (labkit.attributes.white)"
 
 
 def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Found]:

@@ -100,7 +100,7 @@ def audit(
 
 
 def plant_copies(
-    synthetic: np.ndarray, train: np.ndarray, rng: np.random.Generator, share: float = 0.3, noise: float = 0.02
+    synthetic: np.ndarray, train: np.ndarray, rng: np.random.Generator, share: float = 0.3, noise: float = 0.05
 ) -> np.ndarray:
     """Replace a share of synthetic scans with noisy copies of training scans: what the audit has to catch.
 
@@ -118,5 +118,5 @@ def plant_copies(
     planted = synthetic.copy()
     places = rng.permutation(len(planted))[: max(1, round(share * len(planted)))]
     copies = train[rng.integers(len(train), size=len(places))]
-    planted[places] = np.clip(copies + noise * rng.standard_normal(copies.shape), 0, 1)
+    planted[places] = np.clip(copies + noise * rng.standard_normal(copies.shape, np.float32), 0, 1)
     return planted

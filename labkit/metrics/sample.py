@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from labkit import volumes
-from labkit.attributes import WHITE
+from labkit.attributes import white
 from labkit.cohort import Scan
 from labkit.likeness import written_range
 
@@ -72,14 +72,9 @@ class Sample:
 
     @cached_property
     def even(self) -> Tensor:
-        """Cubes scaled by a white that one voxel cannot move: each scan's ``WHITE`` quantile is 1, clipped there.
-
-        The brightest of 160 000 voxels is chance and noise; scaled by it, two scans of one rat differ in brightness
-        all over. ``WHITE`` is :data:`labkit.attributes.WHITE`; the padding is left out.
-        """
-        scanned = self.scanned.flatten(1)
-        white = scanned.kthvalue(max(1, int(WHITE * scanned.shape[1])), 1).values.clamp_min(1e-6)
-        return (self.cubes / white[:, None, None, None, None]).clamp_(0, 1)
+        """Cubes scaled so that 1 is each scan's :func:`labkit.attributes.white`, which one voxel cannot move."""
+        level = white(self.scanned)[:, None, None, None, None]
+        return (self.cubes / level).clamp_(0, 1)
 
     def features(self, name: str, embed: Callable[[Tensor], np.ndarray]) -> np.ndarray:
         """(N, F), `embed` of :attr:`even`; kept under `name`."""

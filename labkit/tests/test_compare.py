@@ -83,7 +83,7 @@ def test_copies_are_looked_for_and_planted_ones_found(real, others, tmp_path):
     table = compare(real, others[:12], train=others, size=32)  # half of what it was trained on, by heart
     rows = table[table["metric"] == "nearer to training"].set_index("flavour")
     assert rows.loc["synthetic", "value"] > rows.loc["synthetic", "floor_high"]
-    assert len(rows) == 2
+    assert len(rows) == 2 and (table["metric"] == "copies p").sum() == 2
 
 
 def test_a_run_is_compared_with_its_held_out_rats(real, tmp_path):
@@ -91,5 +91,5 @@ def test_a_run_is_compared_with_its_held_out_rats(real, tmp_path):
     held_out = run.held_out(real)
     back = labkit.reconstruct(run, held_out)
     table = compare(held_out, generation.generate(run, 8), run.train_part(real), back, size=32)
-    assert len(table[table["flavour"] == "reconstruction"]) == 4
+    assert len(table[table["flavour"] == "reconstruction"]) == 5
     assert of(table, "classifier AUC", "PCA")["value"] > 0.6  # twenty tiny iterations fool nobody

@@ -1,0 +1,282 @@
+"""Several runs beside one yardstick: the table of the quality chapter, and what is left of it in the runs' folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from labkit.bids import write_json, write_text
+from labkit.cohort import Cohort
+from labkit.generation import generate, reconstruct
+from labkit.metrics.comparison import COLUMNS, Comparison
+from labkit.metrics.faults import at_resolution
+from labkit.metrics.yardstick import Yardstick
+from labkit.progress import progress_bar
+from labkit.runs import Run, load_run
+from labkit.sources import SIMULATED, open_cohort
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+
+FRESH = "fresh"
+METRICS = "metrics.json"
+TABLE = "metrics.md"
+HOW = {
+    "lower": "lower is better",
+    "higher": "higher is better",
+    "floor": "nearest the floor is best",
+}
+
+
+class Study:
+    """Runs that were trained on the same scans, measured with one yardstick.
+
+    Parameters
+    ----------
+    runs : sequence of Run or path
+        Trained; the same training animals in all. Default ones of `labkit.load_run` if empty.
+    real : Cohort or str, optional
+        Real scans that no run was trained on. Default the animals that the runs held out. ``"fresh"``, for runs on a
+        simulated cohort: as many new rats from the same simulator as `n` asks for, which real data cannot offer.
+    n : int
+        Synthetic scans a run. As many real ones are used, twice, or half of those there are.
+    seed : int
+        Of codes, parting and chance.
+    size : int
+        Side of the cubes, voxels.
+    medicalnet : path, optional
+        See :func:`labkit.metrics.comparison.compare`.
+
+    Attributes
+    ----------
+    runs : dict of str to Run
+        By name: the model's where each has another, otherwise the folder's.
+    yardstick : Yardstick
+    comparisons : dict of str to Comparison
+
+    Raises
+    ------
+    ValueError
+        Runs of different training scans, or too few scans.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run | str | os.PathLike] = (),
+        real: Cohort | str | None = None,
+        n: int = 100,
+        seed: int = 0,
+        size: int = 64,
+        medicalnet: str | os.PathLike | None = None,
+    ) -> None:
+        opened = [run if isinstance(run, Run) else load_run(run) for run in runs] or [load_run()]
+        self.runs = _named(opened)
+        self.n, self.seed, self.size = n, seed, size
+        first, train = opened[0], None
+        _check_same_training(self.runs)
+        own = first.cohort()
+        train = first.train_part(own)
+        self.real = _real(first, own, real, n, seed)
+        self.yardstick = Yardstick(self.real, n, train, seed, size, medicalnet)
+        self.comparisons = {}
+        for name, run in self.runs.items():
+            made = generate(run, max(n, len(self.yardstick.reference)), seed=seed)
+            self.comparisons[name] = Comparison(self.yardstick, made, self.real, reconstruct(run, self.real))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """All rows of :func:`labkit.metrics.comparison.compare`, with a column ``model`` before them.
+
+        Besides the runs there is a model ``real at 32³`` (the smallest size of the runs, if that is below the cubes'):
+        the real scans B at the runs' resolution, which no generator of that size could pass.
+        """
+        import pandas as pd
+
+        tables = [
+            comparison.table().assign(model=name)
+            for name, comparison in progress_bar(self.comparisons.items(), "measuring runs", len(self.comparisons))
+        ]
+        if self.coarsest < self.size:
+            tables.append(self._ceiling().assign(model=f"real at {self.coarsest}³"))
+        return pd.concat(tables, ignore_index=True)[["model", *COLUMNS]]
+
+    @property
+    def coarsest(self) -> int:
+        """Side of the smallest cubes that a run makes, voxels."""
+        return min(run.scale.size for run in self.runs.values())
+
+    def _ceiling(self) -> pd.DataFrame:
+        import pandas as pd
+
+        sample = at_resolution(self.yardstick.other, self.coarsest)
+        rows = []
+        for family in self.yardstick.families:
+            pairs = zip(self.yardstick.found(family, sample), self.yardstick.floors(family), strict=True)
+            for value, floor in pairs:
+                rows.append((value.metric, value.flavour, float(value.value), *value.interval, float(floor.value),
+                             *floor.interval, len(sample), value.direction, value.how))  # fmt: skip
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    def best(self, metrics: Sequence[str] | None = None) -> pd.Series:
+        """Which run is best at each measure, where its interval lies apart from every other run's; else empty.
+
+        Returns
+        -------
+        pandas.Series
+            Index (metric, flavour), values names of runs or ``""``. With one run there is nothing to choose.
+        """
+        import pandas as pd
+
+        found = {}
+        own = self.table[self.table["model"].isin(list(self.runs))]
+        for key, rows in own.groupby(["metric", "flavour"], sort=False):
+            if metrics is None or key[0] in metrics:
+                found[key] = _separate_best(rows)
+        return pd.Series(found, name="best", dtype=object)
+
+    def leaderboard(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+        """The table for people: measures down, models across, each value with its interval, floors last.
+
+        Parameters
+        ----------
+        metrics : sequence of str, optional
+            Which; default all.
+        """
+        import pandas as pd
+
+        table = self.table if metrics is None else self.table[self.table["metric"].isin(metrics)]
+        rows, index = [], []
+        for key, part in table.groupby(["metric", "flavour"], sort=False):
+            by_model = part.set_index("model")
+            row = {
+                name: _shown(by_model.loc[name]) if name in by_model.index else ""
+                for name in self.table["model"].unique()
+            }
+            first = by_model.iloc[0]
+            row["floor: real"] = _shown(first, "floor", "floor_low", "floor_high")
+            row["best is"] = {"floor": "near floor"}.get(first["direction"], first["direction"])
+            rows.append(row)
+            index.append(key)
+        names = pd.MultiIndex.from_tuples(index, names=["metric", "flavour"])
+        return pd.DataFrame(rows, index=names)
+
+    def shown(self, metrics: Sequence[str] | None = None) -> Styler:
+        """:meth:`leaderboard` for a notebook, the best run bold where intervals separate."""
+        board, best = self.leaderboard(metrics), self.best(metrics)
+
+        def bold(row):
+            return ["font-weight: bold" if column == best.get(row.name, "") else "" for column in row.index]
+
+        return board.style.apply(bold, axis=1)
+
+    def markdown(self, metrics: Sequence[str] | None = None) -> str:
+        """:meth:`leaderboard` as a Markdown table, the best run bold where intervals separate."""
+        board, best = self.leaderboard(metrics), self.best(metrics)
+        lines = ["| metric | flavour | " + " | ".join(board.columns) + " |", "|---" * (2 + len(board.columns)) + "|"]
+        for key, row in board.iterrows():
+            cells = [f"**{value}**" if column == best.get(key, "") else value for column, value in row.items()]
+            lines.append("| " + " | ".join([*key, *cells]) + " |")
+        return "\n".join(lines) + "\n"
+
+    def save(self) -> list[Path]:
+        """Write every run's rows to its folder as ``metrics.json``, and the table of all as ``metrics.md``.
+
+        Returns
+        -------
+        list of pathlib.Path
+            What was written; earlier files of these names are replaced.
+        """
+        setting = {
+            "real": {"name": self.real.name, "fingerprint": self.real.fingerprint, "animals": len(self.real)},
+            "n": len(self.yardstick.reference),
+            "seed": self.seed,
+            "size": self.size,
+        }
+        written = []
+        for name, run in self.runs.items():
+            rows = self.table[self.table["model"] == name].drop(columns="model")
+            content = {
+                "run": run.path.name,
+                "run_fingerprint": run.fingerprint,
+                "synthetic": self.comparisons[name].synthetic.fingerprint,
+                **setting,
+                "rows": json.loads(rows.to_json(orient="records", force_ascii=False)),
+            }
+            write_json(run.path / METRICS, content)
+            write_text(run.path / TABLE, self.markdown())
+            written += [run.path / METRICS, run.path / TABLE]
+        return written
+
+
+def _named(runs: list[Run]) -> dict[str, Run]:
+    models = [run.variant.name for run in runs]
+    names = models if len(set(models)) == len(models) else [run.path.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the same run twice: {', '.join(names)}; name each once")
+    return dict(zip(names, runs, strict=True))
+
+
+def _check_same_training(runs: dict[str, Run]) -> None:
+    parts = {name: run.config["train"]["fingerprint"] for name, run in runs.items()}
+    if len(set(parts.values())) > 1:
+        listed = ", ".join(f"{name}: {part[:12]}" for name, part in parts.items())
+        raise ValueError(
+            f"these runs were trained on different scans ({listed}), and one table would compare cohorts and not "
+            "models: train them on one cohort with one seed of the split, or measure them one by one"
+        )
+
+
+def _real(run: Run, own: Cohort, real: Cohort | str | None, n: int, seed: int) -> Cohort:
+    if isinstance(real, Cohort):
+        return real
+    if real is None:
+        held_out = run.held_out(own)
+        if not len(held_out):
+            raise ValueError(
+                f"{run.path.name} held no animals out, so there is nothing to measure with: train with fewer "
+                "(n_train), or pass scans it has not seen as cohort"
+            )
+        return held_out
+    if real == FRESH:
+        recipe = run.config["cohort"].get("recipe") or {}
+        if recipe.get("source") not in SIMULATED:
+            raise ValueError(
+                f"cohort={FRESH!r} means new rats of the simulator, but {run.path.name} was trained on a folder"
+            )
+        return open_cohort(recipe["source"], n=2 * n, seed=recipe["seed"] + 1 + seed)
+    return open_cohort(real)
+
+
+def _shown(row: pd.Series, value: str = "value", low: str = "ci_low", high: str = "ci_high") -> str:
+    if np.isnan(row[low]):
+        return _number(row[value])
+    return f"{_number(row[value])} ({_number(row[low])} to {_number(row[high])})"
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 or value == 0 else 3
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.removeprefix("-")
+
+
+def _separate_best(rows: pd.DataFrame) -> str:
+    if len(rows) < 2 or rows["ci_low"].isna().any():
+        return ""
+    direction, floor = rows["direction"].iloc[0], rows["floor"].iloc[0]
+    low, high = rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy()
+    if direction == "higher":
+        low, high = -high, -low
+    elif direction == "floor":
+        ends = np.abs(np.stack([low - floor, high - floor]))
+        low, high = np.where((low <= floor) & (floor <= high), 0.0, ends.min(0)), ends.max(0)
+    best = int(np.argmin(high))
+    others = np.delete(low, best)
+    return str(rows["model"].iloc[best]) if high[best] < others.min() else ""
