@@ -13,7 +13,7 @@ from labkit.figures.frames import Card, Cards
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
 from labkit.metrics import faults
 from labkit.metrics.comparison import AUDITED, Comparison, anatomy, real_pairs
-from labkit.metrics.study import Study
+from labkit.metrics.study import Study, short
 from labkit.metrics.yardstick import Yardstick
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def fault_cards(yardstick: Yardstick, control: pd.DataFrame, scan: int = 0) -> C
 
 def _verdict(row: pd.Series) -> str:
     moved = "unmoved" if abs(row["worse"]) < NOTICED else "worse" if row["worse"] > 0 else "better"
-    return f"{row['value']:.3g} (floor {row['floor']:.3g}: {moved})".replace("-", "−")
+    return f"{short(row['value'])} (floor {short(row['floor'])}: {moved})"
 
 
 @style.drawn
@@ -152,7 +152,7 @@ def _fault_frame(view: np.ndarray, watched: list[tuple[str, str]], rows: list[pd
     ax.axvspan(-NOTICED, NOTICED, color="0.93", linewidth=0)
     ax.barh(places, moved, color=colours, height=0.7)
     for place, row, m in zip(places, rows, moved, strict=True):
-        ax.text(m + (0.3 if m >= 0 else -0.3), place, f"{row['value']:.3g}".replace("-", "−"), va="center",
+        ax.text(m + (0.3 if m >= 0 else -0.3), place, short(row["value"]), va="center",
                 ha="left" if m >= 0 else "right", fontsize=8)  # fmt: skip
     ax.set_yticks(places, [_called(*key) for key in watched])
     ax.set_xlim(-REACH - 3, REACH + 3)

@@ -14,7 +14,7 @@ from torch import Tensor
 from labkit.cohort import Cohort
 from labkit.likeness import written_range
 from labkit.metrics import embeddings, measures, memorisation
-from labkit.metrics.measures import NEIGHBOURS, NONE
+from labkit.metrics.measures import FULL, NEIGHBOURS, NONE
 from labkit.metrics.sample import Sample
 from labkit.metrics.yardstick import Yardstick, check_grid
 from labkit.progress import progress_bar
@@ -208,7 +208,7 @@ class Comparison:
         for found, floor in measures.reconstruction(real, back, self.yardstick.rng(4)):
             yield _row(found, *floor, len(real))
 
-    def similar_pairs(self, count: int = 120) -> dict[str, np.ndarray]:
+    def similar_pairs(self, count: int = FULL.pairs) -> dict[str, np.ndarray]:
         """MS-SSIM of single pairs, (count,) each: ``synthetic`` among themselves, and ``real and synthetic``."""
         return _similar(self.yardstick, self.made, count, ("synthetic", "real and synthetic"))
 
@@ -224,7 +224,7 @@ def anatomy(yardstick: Yardstick, sample: Sample) -> pd.DataFrame:
     return pd.DataFrame(measures.read(yardstick.gauge, sample), columns=list(yardstick.gauge.names))
 
 
-def real_pairs(yardstick: Yardstick, count: int = 120) -> np.ndarray:
+def real_pairs(yardstick: Yardstick, count: int = FULL.pairs) -> np.ndarray:
     """MS-SSIM of single pairs of real scans, (count,); empty where the cubes are too small for three scales."""
     return _similar(yardstick, yardstick.other, count, ("real", ""))["real"]
 
@@ -232,7 +232,8 @@ def real_pairs(yardstick: Yardstick, count: int = 120) -> np.ndarray:
 def _similar(yardstick: Yardstick, sample: Sample, count: int, names: tuple[str, str]) -> dict[str, np.ndarray]:
     if "MS-SSIM" not in yardstick.families:
         return dict.fromkeys(names, np.zeros(0))
-    pairs = measures.similar_pairs(yardstick.reference, sample, yardstick.box, yardstick.rng(5), count)
+    rng = yardstick.rng_of("MS-SSIM")  # that of the table, so that figure and table are of the same pairs
+    pairs = measures.similar_pairs(yardstick.reference, sample, yardstick.box, rng, count)
     return {name: part.right for name, part in zip(names, pairs, strict=True)}
 
 

@@ -24,8 +24,10 @@ from labkit.progress import progress_bar
 if TYPE_CHECKING:
     import pandas as pd
 
-EFFORT = Effort(pairs=24, repeats=4, relabellings=0)
-QUICK = Effort(pairs=24, repeats=4, halves=0, resamples=0, relabellings=0)
+EFFORT = Effort(pairs=16, repeats=4, relabellings=0)
+QUICK = Effort(pairs=16, repeats=4, halves=0, resamples=0, relabellings=0)
+
+"""Of the floors of a control, with intervals, and of its many values, without."""
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 BLUR_MM = 0.75

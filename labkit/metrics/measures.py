@@ -60,9 +60,6 @@ class Effort:
 
 
 FULL = Effort()
-QUICK = Effort(pairs=24, repeats=4, halves=0, resamples=0, relabellings=0)
-"""Values alone, for many comparisons in a row."""
-
 Family = Callable[[Sample, Sample, np.random.Generator, Effort], Iterator[Found]]
 
 EVEN = "each scan scaled by its own white (labkit.attributes.white)"
@@ -148,7 +145,13 @@ class Pairs(NamedTuple):
 def similar_pairs(
     real: Sample, other: Sample, box: embeddings.Box, rng: np.random.Generator, count: int
 ) -> tuple[Pairs, Pairs]:
-    """MS-SSIM over random pairs within `other`, and between `real` and `other`; `count` of each, no pair twice."""
+    """MS-SSIM over random pairs within `other`, and between `real` and `other`; `count` of each, no pair twice.
+
+    Computed once for a sample, reference and count; `rng` then goes unused.
+    """
+    key = ("MS-SSIM", id(real), count)
+    if key in other.kept:
+        return other.kept[key]
     found = []
     chosen = (
         similarity.pairs_within(len(other), count, rng),
@@ -159,7 +162,8 @@ def similar_pairs(
         first, second = pairs.T
         right, released = similarity.both_ms_ssim(x, y, torch.from_numpy(first), torch.from_numpy(second))
         found.append(Pairs(first, second, right.numpy(), released.numpy()))
-    return found[0], found[1]
+    other.kept[key] = found[0], found[1]
+    return other.kept[key]
 
 
 def distribution(name: str, embed: embeddings.Embedding, seed: int = 0) -> Family:

@@ -29,6 +29,7 @@ class Sample:
     def __init__(self, cubes: Tensor, shape: tuple[int, int, int]) -> None:
         self.cubes, self.shape = cubes, tuple(shape)
         self._features: dict[str, np.ndarray] = {}
+        self.kept: dict[tuple, object] = {}  # what else is dear and asked for twice
 
     @classmethod
     def of(cls, scans: Iterable[Scan], size: int = 64, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:

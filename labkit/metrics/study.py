@@ -14,11 +14,12 @@ import numpy as np
 from labkit.bids import write_json, write_text
 from labkit.cohort import Cohort
 from labkit.generation import generate, reconstruct
-from labkit.metrics.comparison import COLUMNS, Comparison
+from labkit.metrics.comparison import AUDITED, COLUMNS, Comparison
 from labkit.metrics.faults import at_resolution
+from labkit.metrics.measures import NEIGHBOURS
 from labkit.metrics.yardstick import Yardstick
 from labkit.progress import progress_bar
-from labkit.runs import Run, load_run
+from labkit.runs import MODELS, Run, load_run
 from labkit.sources import SIMULATED, open_cohort
 
 if TYPE_CHECKING:
@@ -26,13 +27,19 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 FRESH = "fresh"
+RECONSTRUCTION = "reconstruction"
 METRICS = "metrics.json"
 TABLE = "metrics.md"
-HOW = {
-    "lower": "lower is better",
-    "higher": "higher is better",
-    "floor": "nearest the floor is best",
-}
+GROUPS = {
+    "the paper's six": ("PSNR", "RMSE", "MAE", "NCC", "MMD", "MS-SSIM"),
+    "distributions": (
+        "RBF-MMD", "RBF-MMD p", "Fréchet distance", "trace ratio", "precision", "recall", "density", "coverage",
+        "classifier AUC",
+    ),
+    "anatomy": ("Cohen's d", "Wasserstein"),
+    "copies": ("nearer to training", "copies p"),
+}  # fmt: skip
+"""Metrics by what they are about. Those of reconstructions have the paper's names, and their own flavour."""
 
 
 class Study:
@@ -40,8 +47,9 @@ class Study:
 
     Parameters
     ----------
-    runs : sequence of Run or path
-        Trained; the same training animals in all. Default ones of `labkit.load_run` if empty.
+    runs : sequence of Run or path, or str, optional
+        Trained, on the same animals; folders may be given as one text with commas. Default: of the runs in ``runs/``
+        with the training scans and the scale of the newest, the newest of each model.
     real : Cohort or str, optional
         Real scans that no run was trained on. Default the animals that the runs held out. ``"fresh"``, for runs on a
         simulated cohort: as many new rats from the same simulator as `n` asks for, which real data cannot offer.
@@ -69,14 +77,16 @@ class Study:
 
     def __init__(
         self,
-        runs: Sequence[Run | str | os.PathLike] = (),
+        runs: Sequence[Run | str | os.PathLike] | str | None = None,
         real: Cohort | str | None = None,
         n: int = 100,
         seed: int = 0,
         size: int = 64,
         medicalnet: str | os.PathLike | None = None,
     ) -> None:
-        opened = [run if isinstance(run, Run) else load_run(run) for run in runs] or [load_run()]
+        if isinstance(n, bool) or not isinstance(n, int) or n <= NEIGHBOURS:
+            raise ValueError(f"n={n!r}: how many synthetic scans a run, a whole number of at least {NEIGHBOURS + 1}")
+        opened = find_runs(runs)
         self.runs = _named(opened)
         self.n, self.seed, self.size = n, seed, size
         first, train = opened[0], None
@@ -124,7 +134,7 @@ class Study:
                              *floor.interval, len(sample), value.direction, value.how))  # fmt: skip
         return pd.DataFrame(rows, columns=COLUMNS)
 
-    def best(self, metrics: Sequence[str] | None = None) -> pd.Series:
+    def best(self, metrics: str | Sequence[str] | None = None) -> pd.Series:
         """Which run is best at each measure, where its interval lies apart from every other run's; else empty.
 
         Returns
@@ -135,29 +145,57 @@ class Study:
         import pandas as pd
 
         found = {}
-        own = self.table[self.table["model"].isin(list(self.runs))]
-        for key, rows in own.groupby(["metric", "flavour"], sort=False):
-            if metrics is None or key[0] in metrics:
-                found[key] = _separate_best(rows)
+        own = self._part(metrics)
+        for key, rows in own[own["model"].isin(list(self.runs))].groupby(["metric", "flavour"], sort=False):
+            found[key] = _separate_best(rows)
         return pd.Series(found, name="best", dtype=object)
 
-    def leaderboard(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    def verdicts(self) -> pd.DataFrame:
+        """How many measures of each group say *as good as real*: their interval reaches the floor's, or beyond.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Models down, :data:`GROUPS` across, cells such as ``"3 of 6"``. The audit's positive control is left out.
+        """
+        import pandas as pd
+
+        rows = {}
+        table = self.table[~self.table["flavour"].isin([RECONSTRUCTION, AUDITED[1]])]
+        for model, own in table.groupby("model", sort=False):
+            row = {}
+            for group, metrics in GROUPS.items():
+                part = own[own["metric"].isin(metrics)]
+                row[group] = f"{sum(_passes(one) for _, one in part.iterrows())} of {len(part)}" if len(part) else ""
+            rows[model] = row
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def _part(self, metrics: str | Sequence[str] | None) -> pd.DataFrame:
+        """Rows of a group, of metrics, of the flavour ``reconstruction``, or all."""
+        back = self.table["flavour"] == RECONSTRUCTION
+        if metrics is None:
+            return self.table
+        if metrics == RECONSTRUCTION:
+            return self.table[back]
+        names = GROUPS.get(metrics, (metrics,)) if isinstance(metrics, str) else metrics
+        return self.table[self.table["metric"].isin(names) & ~back]
+
+    def leaderboard(self, metrics: str | Sequence[str] | None = None) -> pd.DataFrame:
         """The table for people: measures down, models across, each value with its interval, floors last.
 
         Parameters
         ----------
-        metrics : sequence of str, optional
-            Which; default all.
+        metrics : str or sequence of str, optional
+            One of :data:`GROUPS`, ``"reconstruction"``, a metric or several; default all.
         """
         import pandas as pd
 
-        table = self.table if metrics is None else self.table[self.table["metric"].isin(metrics)]
+        table = self._part(metrics)
         rows, index = [], []
         for key, part in table.groupby(["metric", "flavour"], sort=False):
             by_model = part.set_index("model")
             row = {
-                name: _shown(by_model.loc[name]) if name in by_model.index else ""
-                for name in self.table["model"].unique()
+                name: _shown(by_model.loc[name]) if name in by_model.index else "" for name in table["model"].unique()
             }
             first = by_model.iloc[0]
             row["floor: real"] = _shown(first, "floor", "floor_low", "floor_high")
@@ -167,16 +205,18 @@ class Study:
         names = pd.MultiIndex.from_tuples(index, names=["metric", "flavour"])
         return pd.DataFrame(rows, index=names)
 
-    def shown(self, metrics: Sequence[str] | None = None) -> Styler:
+    def shown(self, metrics: str | Sequence[str] | None = None) -> Styler:
         """:meth:`leaderboard` for a notebook, the best run bold where intervals separate."""
         board, best = self.leaderboard(metrics), self.best(metrics)
 
         def bold(row):
             return ["font-weight: bold" if column == best.get(row.name, "") else "" for column in row.index]
 
-        return board.style.apply(bold, axis=1)
+        look = "text-align: left; white-space: pre-line; font-size: 0.85em; padding: 0.2em 0.6em 0.2em 0"
+        broken = board.map(lambda text: text.replace(" (", "\n("))  # the interval below its value
+        return broken.style.apply(bold, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
 
-    def markdown(self, metrics: Sequence[str] | None = None) -> str:
+    def markdown(self, metrics: str | Sequence[str] | None = None) -> str:
         """:meth:`leaderboard` as a Markdown table, the best run bold where intervals separate."""
         board, best = self.leaderboard(metrics), self.best(metrics)
         lines = ["| metric | flavour | " + " | ".join(board.columns) + " |", "|---" * (2 + len(board.columns)) + "|"]
@@ -213,6 +253,22 @@ class Study:
             write_text(run.path / TABLE, self.markdown())
             written += [run.path / METRICS, run.path / TABLE]
         return written
+
+
+def find_runs(runs: Sequence[Run | str | os.PathLike] | str | None = None) -> list[Run]:
+    """Open runs by folder; see :class:`Study` for what may be given."""
+    if isinstance(runs, str):
+        runs = [part.strip() for part in runs.split(",") if part.strip()]
+    if runs:
+        return [run if isinstance(run, Run) else load_run(run) for run in runs]
+    newest = load_run()
+    siblings = {newest.variant.name: newest}
+    alike = [Run(path.parent) for path in newest.path.parent.glob(f"*/{MODELS}")]
+    for run in sorted(alike, key=lambda run: -(run.path / "config.json").stat().st_mtime):
+        mine, theirs = newest.config, run.config
+        if theirs["train"]["fingerprint"] == mine["train"]["fingerprint"] and theirs["scale"] == mine["scale"]:
+            siblings.setdefault(run.variant.name, run)
+    return [siblings[name] for name in sorted(siblings)]
 
 
 def _named(runs: list[Run]) -> dict[str, Run]:
@@ -254,13 +310,22 @@ def _real(run: Run, own: Cohort, real: Cohort | str | None, n: int, seed: int) -
     return open_cohort(real)
 
 
+def _passes(row: pd.Series) -> bool:
+    if row["metric"].endswith(" p"):
+        return bool(row["value"] > 0.05)
+    low, high = (row["value"],) * 2 if np.isnan(row["ci_low"]) else (row["ci_low"], row["ci_high"])
+    not_above, not_below = low <= row["floor_high"], high >= row["floor_low"]
+    return bool({"lower": not_above, "higher": not_below, "floor": not_above and not_below}[row["direction"]])
+
+
 def _shown(row: pd.Series, value: str = "value", low: str = "ci_low", high: str = "ci_high") -> str:
     if np.isnan(row[low]):
-        return _number(row[value])
-    return f"{_number(row[value])} ({_number(row[low])} to {_number(row[high])})"
+        return short(row[value])
+    return f"{short(row[value])} ({short(row[low])} to {short(row[high])})"
 
 
-def _number(value: float) -> str:
+def short(value: float) -> str:
+    """A number for people, two or three digits."""
     size = abs(value)
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 or value == 0 else 3
     text = f"{value:.{digits}f}"

@@ -76,7 +76,9 @@ class Yardstick:
         if n <= NEIGHBOURS:
             raise ValueError(
                 f"too few scans: {len(self.held_out)} real animals, parted in two halves of which {n} each would be "
-                f"used; needed are {2 * NEIGHBOURS + 2} real animals or more, and {NEIGHBOURS + 1} synthetic scans"
+                f"used; needed are {2 * NEIGHBOURS + 2} real animals or more, and {NEIGHBOURS + 1} synthetic scans. "
+                "Hold more animals out in training, or pass scans that were not trained on (for a simulated cohort: "
+                "'fresh')"
             )
         if train is not None and (shared := set(train.digests) & set(real.digests)):
             raise ValueError(f"{len(shared)} of the real scans were trained on: pass held-out ones as real")
@@ -131,10 +133,13 @@ class Yardstick:
         """Chance for one measure: the same for values and floors, so that they differ by the scans alone."""
         return np.random.default_rng([self.seed, *key])
 
+    def rng_of(self, family: str) -> np.random.Generator:
+        """That of one family."""
+        return self.rng(1, list(self.families).index(family))
+
     def found(self, family: str, sample: Sample, effort: Effort = FULL) -> list[Found]:
         """One family's measures of `sample` against A."""
-        place = list(self.families).index(family)
-        return list(self.families[family](self.reference, sample, self.rng(1, place), effort))
+        return list(self.families[family](self.reference, sample, self.rng_of(family), effort))
 
     def floors(self, family: str, effort: Effort = FULL) -> list[Found]:
         """The same of B against A; computed once."""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.attributes import Gauge, measure
+from labkit.attributes import Gauge, measure, tissues, white
 from labkit.tests.rats import ellipsoids
 
 
@@ -59,3 +59,33 @@ def test_what_does_not_differ_is_not_learned(rats):
         Gauge.fit(rats[:2].volumes(16), measure(rats[:2]))
     table = measure(rats[:4]).assign(same=1.0)
     assert "same" not in Gauge.fit(rats[:4].volumes(16), table).names
+
+
+def test_tissues_are_measured_where_labels_tell_them(rats):
+    assert tissues(rats).empty  # their brains are of one tissue
+    scan = rats[0]
+    labels = np.zeros(scan.image.shape, np.uint8)
+    image = np.full(scan.image.shape, 100.0, np.float32)
+    for label, part in ((1, slice(8, 16)), (2, slice(16, 32)), (3, slice(32, 36))):
+        labels[part, 20:40, 10:30] = label
+        image[part, 20:40, 10:30] = 200.0 * label
+    table = tissues([type(scan)(**{**vars(scan), "labels": labels, "image": image})])
+    voxel = 0.375 * 0.375 * 0.5
+    assert table.loc[0, "CSF volume, mm³"] == pytest.approx(8 * 400 * voxel)
+    assert table.loc[0, "white matter volume, mm³"] == pytest.approx(4 * 400 * voxel)
+    ratio = table.loc[0, "grey matter intensity, %"] / table.loc[0, "CSF intensity, %"]
+    assert ratio == pytest.approx(2)
+
+
+def test_white_is_not_moved_by_one_voxel_and_hardly_by_resolution():
+    rng = np.random.default_rng(0)
+    image = torch.zeros(1, 1, 64, 64, 40)
+    image[..., 16:48, 16:48, 8:32] = 400 + 60 * torch.from_numpy(rng.standard_normal((32, 32, 24)).astype(np.float32))
+    bright = image.clone()
+    bright[..., 30, 30, 20] = 5000
+    small = torch.nn.functional.avg_pool3d(image, 2)
+    coarse = torch.nn.functional.interpolate(small, scale_factor=2)
+    assert white(bright)[0] == pytest.approx(white(image)[0].item(), rel=0.03)
+    assert white(coarse)[0] == pytest.approx(white(image)[0].item(), rel=0.01)
+    assert coarse.max() < 0.9 * image.max()
+    assert white(3 * image)[0] == pytest.approx(3 * white(image)[0].item(), rel=1e-5)

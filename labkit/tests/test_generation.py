@@ -11,11 +11,13 @@ import labkit
 from labkit import generation
 from labkit.codes import decode, draw_codes, encode, interpolate, slerp
 from labkit.generation import generate, reconstruct
-from labkit.likeness import Likeness, without_identity
+from labkit.likeness import Likeness, without_identity, written_range
+from labkit.metrics.sample import Sample
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train
+from labkit.volumes import resize
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,18 @@ def test_synthetic_scans_open_like_the_scans_they_stand_for(rats, run, tmp_path)
         assert image.get_data_dtype() == original.get_data_dtype()
         assert b"synthetic" in bytes(image.header["descrip"]) and "desc-synthetic" in path.name
     assert made.shape == rats.shape and len(set(made.digests)) == 20
+
+
+def test_a_generated_scan_keeps_the_scale_that_its_generator_gave_it(run, tmp_path):
+    made = generate(run, 3, tmp_path / "made")
+    wanted = resize(decode(run, draw_codes(run, 3, 0), "random"), 64)
+    sample = Sample.of(made)
+    inside = (..., *sample.slices)
+    assert torch.allclose(sample.cubes[inside] * 2 - 1, wanted[inside], atol=3e-3)  # rounded to the file's integers
+    assert (made.volumes(64) - wanted)[inside].abs().max() > 0.05  # each scan's own range stretches it
+    for path in (tmp_path / "made").rglob("sub-*.json"):
+        path.unlink()
+    assert written_range(made[0]) == (made[0].origin.low, made[0].origin.high)
 
 
 def test_the_intensity_range_is_one_of_the_training_scans(rats, run):

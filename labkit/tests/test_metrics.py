@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.metrics import distributions, embeddings, memorisation, paired, similarity
+from labkit.metrics import distributions, embeddings, intervals, memorisation, paired, similarity
 from labkit.tests.rats import ellipsoids
 
 
@@ -210,3 +210,79 @@ def test_the_audit_keeps_its_size_and_has_power():
         planted = memorisation.plant_copies(fresh, train, rng)
         caught += memorisation.audit(planted, train, held_out, rng, 199).p <= 0.05
     assert false_alarms / 60 <= 0.1 and caught / 60 >= 0.9, (false_alarms, caught)
+
+
+def test_ms_ssim_and_ssim_are_monais(pictures):
+    from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
+
+    x, y = pictures[:3], (0.7 * pictures[:3] + 0.3 * pictures[3:])
+    weights = tuple(weight / sum(similarity.WEIGHTS) for weight in similarity.WEIGHTS)
+    many = MultiScaleSSIMMetric(spatial_dims=3, data_range=1.0, kernel_size=similarity.KERNEL, weights=weights)
+    one = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=similarity.KERNEL)
+    assert torch.allclose(similarity.ms_ssim(x, y), many(y_pred=x, y=y).flatten(), atol=1e-6)
+    assert torch.allclose(similarity.ssim(x, y), one(y_pred=x, y=y).flatten(), atol=1e-6)
+
+
+def test_chosen_pairs_are_the_pairs_that_were_chosen(pictures):
+    first, second = torch.tensor([0, 2, 2]), torch.tensor([1, 3, 0])
+    right, released = similarity.both_ms_ssim(pictures, pictures, first, second)
+    assert torch.allclose(right, similarity.ms_ssim(pictures[first], pictures[second]), atol=1e-6)
+    assert torch.allclose(released, similarity.released_ms_ssim(pictures[first], pictures[second]), atol=1e-6)
+
+
+def test_an_interval_of_pairs_knows_that_pairs_share_scans():
+    # the mean of x_i + y_j over pairs of 20 and 20 scans: its standard error is that of two means of 20
+    covered, widths = 0, []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        x, y = rng.standard_normal(20), rng.standard_normal(20)
+        first, second = np.tile(np.arange(20), 10), rng.integers(20, size=200)
+        low, high = intervals.of_pairs(x[first] + y[second], first, second, False, rng, 200)
+        covered += low <= 0 <= high
+        widths.append(high - low)
+    assert 85 <= covered <= 100 and np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(2 / 20), rel=0.15)
+
+
+def test_an_interval_from_halves_covers_the_truth():
+    covered = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        x, y = rng.standard_normal((40, 1)), rng.standard_normal((40, 1)) + 1
+
+        def difference(u, v):
+            return float(v.mean() - u.mean())
+
+        low, high = intervals.of_halves(difference, x, y, difference(x, y), rng, 100)
+        covered += low <= 1 <= high
+    assert covered >= 85
+
+
+def test_medicalnet_weights_are_read_from_a_file_and_wrong_files_are_refused(tmp_path):
+    from monai.networks.nets import resnet10
+
+    torch.manual_seed(0)
+    published = resnet10(spatial_dims=3, n_input_channels=1, feed_forward=False, shortcut_type="B",
+                         bias_downsample=False)  # fmt: skip
+    state = {f"module.{name}": value for name, value in published.state_dict().items()}
+    state["module.conv_seg.0.weight"] = torch.zeros(1)  # the head of their own task
+    torch.save({"state_dict": state}, tmp_path / "resnet_10_23dataset.pth")
+    box = (slice(4, 28),) * 3
+    cubes = torch.rand(3, 1, 32, 32, 32)
+    features = embeddings.medicalnet(tmp_path / "resnet_10_23dataset.pth", box)(cubes)
+    assert features.shape == (3, 512) and np.isfinite(features).all() and features.std(0).max() > 0
+    brighter = embeddings.medicalnet(tmp_path / "resnet_10_23dataset.pth", box)(0.5 * cubes + 0.1)
+    assert np.allclose(features, brighter, atol=1e-3)  # scans are standardised
+    with pytest.raises(ValueError, match="no file of that name"):
+        embeddings.medicalnet(tmp_path / "resnet_10.pth", box)
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "resnet_18.pth")
+    with pytest.raises(ValueError, match="does not hold the weights of a MedicalNet ResNet-18"):
+        embeddings.medicalnet(tmp_path / "resnet_18.pth", box)
+
+
+def test_a_copy_among_many_training_animals_is_found_whichever_it_is_of():
+    rng = np.random.default_rng(0)
+    train, held_out, fresh = (0.5 + 0.1 * rng.standard_normal((n, 12)) for n in (150, 30, 80))
+    planted = memorisation.plant_copies(fresh, train, rng, noise=0.01)
+    honest, caught = (memorisation.audit(scans, train, held_out, rng, 199) for scans in (fresh, planted))
+    assert honest.p > 0.05 and caught.p < 0.05 and caught.nearer > honest.nearer
+    assert caught.nearest[:, 0].max() < 150 and caught.nearest[:, 1].max() < 30 and caught.n == 30

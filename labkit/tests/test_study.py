@@ -1,0 +1,124 @@
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from labkit import figures
+from labkit.metrics import faults, study
+from labkit.metrics.study import Study, find_runs
+from labkit.tests.rats import ellipsoids
+from labkit.tests.test_training import FAST
+from labkit.training import train
+
+
+@pytest.fixture(scope="module")
+def rats(tmp_path_factory):
+    return ellipsoids(tmp_path_factory.mktemp("study") / "rats", n=28)
+
+
+@pytest.fixture(scope="module")
+def runs(rats, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [train(model, rats, "smoke", folder / model, n_train=14, **FAST) for model in ("sigmarat2", "adni")]
+
+
+@pytest.fixture(scope="module")
+def measured(runs):
+    return Study(runs, n=8, size=32)
+
+
+def test_runs_and_the_best_they_could_be_stand_beside_one_floor(measured):
+    table = measured.table
+    assert list(table["model"].unique()) == ["sigmarat2", "adni", "real at 16³"]
+    floors = table[table["metric"] != "SSIM"].pivot_table(index=["metric", "flavour"], columns="model", values="floor")
+    assert np.allclose(floors["sigmarat2"], floors["adni"])
+    ceiling = table[table["model"] == "real at 16³"].set_index(["metric", "flavour"])["value"]
+    assert 0.3 < ceiling["trace ratio", "PCA"] < 1.5
+    assert set(measured.verdicts().columns) == set(study.GROUPS)
+    assert measured.verdicts().loc["adni", "distributions"].endswith("of 18")
+
+
+def test_best_is_only_named_where_intervals_lie_apart():
+    rows = pd.DataFrame({"model": ["a", "b", "c"], "ci_low": [1.0, 3.0, 5.0], "ci_high": [2.0, 4.0, 6.0],
+                         "floor": 3.5, "direction": "lower"})  # fmt: skip
+    assert study._separate_best(rows) == "a"
+    assert study._separate_best(rows.assign(direction="higher")) == "c"
+    assert study._separate_best(rows.assign(direction="floor")) == "b"
+    assert study._separate_best(rows.assign(ci_high=[3.2, 4.0, 6.0])) == ""
+    assert study._separate_best(rows[:1]) == ""
+
+
+def test_results_are_left_in_every_run_as_json_and_markdown(measured, runs):
+    measured.save()
+    for name, run in zip(("sigmarat2", "adni"), runs, strict=True):
+        content = json.loads((run.path / "metrics.json").read_text())
+        assert content["run"] == run.path.name and content["n"] == 7 and len(content["rows"]) > 40
+        first = content["rows"][0]
+        expected = measured.table[measured.table["model"] == name].iloc[0]
+        assert first["metric"] == expected["metric"] and first["value"] == pytest.approx(expected["value"])
+        lines = (run.path / "metrics.md").read_text().splitlines()
+        assert len({line.count("|") for line in lines}) == 1 and "floor: real" in lines[0]
+
+
+def test_a_table_for_a_page_marks_the_best_run_and_no_reference(measured):
+    best = {key: name for key, name in measured.best().items() if name}
+    text = measured.markdown()
+    assert text.count("**") == 2 * len(best)
+    assert set(best.values()) <= {"sigmarat2", "adni"}
+    html = measured.shown("the paper's six").to_html()
+    assert "RMSE" in html and "reconstruction" not in html
+
+
+def test_runs_of_other_training_scans_are_refused(rats, runs, tmp_path):
+    other = train("sigmarat1", rats, "smoke", tmp_path / "other", n_train=13, **FAST)
+    with pytest.raises(ValueError, match="trained on different scans"):
+        Study([runs[0], other], n=8)
+    with pytest.raises(ValueError, match="the same run twice"):
+        Study([runs[0], runs[0]], n=8)
+    with pytest.raises(ValueError, match="n=3"):
+        Study(runs, n=3)
+    with pytest.raises(ValueError, match="was trained on a folder"):
+        Study(runs, "fresh", n=8)
+
+
+def test_a_run_that_held_too_few_out_says_what_to_do(rats, tmp_path):
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", n_train=26, **FAST)
+    with pytest.raises(ValueError, match="Hold more animals out"):
+        Study([run], n=8)
+
+
+def test_without_names_the_newest_run_of_each_model_is_taken(rats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model in ("sigmarat2", "adni"):
+        train(model, rats, "smoke", f"runs/{model}", n_train=14, **FAST)
+    train("sigmarat1", rats, "smoke", "runs/elsewhere", n_train=13, **(FAST | {"iterations": 2}))
+    train("sigmarat2", rats, "smoke", "runs/newer", n_train=14, **FAST)
+    assert [run.path.name for run in find_runs()] == ["adni", "newer"]
+    assert [run.path.name for run in find_runs("runs/adni, runs/sigmarat2")] == ["adni", "sigmarat2"]
+
+
+def test_figures_of_a_study_have_their_panels(measured):
+    control = faults.control(measured.yardstick, (1.0,))
+    drawn = {
+        "fault_map": figures.fault_map(control),
+        "attributes": figures.attribute_distributions(measured),
+        "map": figures.embedding_map(measured),
+        "copies": figures.copy_distances(measured),
+        "triplets": figures.triplets(measured.comparisons["adni"], n=2),
+    }
+    assert len(drawn["copies"].axes) == 4 and len(drawn["triplets"].axes) == 6 and len(drawn["map"].axes) == 2
+    labels = [text.get_text() for text in drawn["fault_map"].axes[0].get_yticklabels()]
+    assert "RMSE, paper" in labels and "RMSE, released" not in labels and "MMD, released" in labels
+    cards = figures.fault_cards(measured.yardstick, control)
+    assert len(cards.cards) == 6  # these rats have no ventricles to erase
+    assert cards.cards[0].pictures[0].shape == cards.cards[0].pictures[1].shape and cards.cards[0].pictures[0].ndim == 3
+    assert "worse" in cards.cards[0].words[1] and "unmoved" in cards.cards[0].words[0]
+    with pytest.raises(ValueError, match="does not fit cubes"):
+        figures.similarity_distributions(measured)
+    with pytest.raises(ValueError, match="strength=0.3 was not tried"):
+        figures.fault_map(control, 0.3)
+    with pytest.raises(ValueError, match="no embedding is called 'VGG'"):
+        figures.embedding_map(measured, "VGG")
+    plt.close("all")
