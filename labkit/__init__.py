@@ -24,6 +24,7 @@ _WHERE = {
     "reconstruct": "labkit.generation",
     "interpolate": "labkit.codes",
     "compare": "labkit.metrics.comparison",
+    "segment": "labkit.segmentation.native",
     "load_run": "labkit.runs",
     "Run": "labkit.runs",
     "RunError": "labkit.runs",

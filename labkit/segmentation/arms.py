@@ -1,0 +1,118 @@
+"""The arms of the experiment: which real and which synthetic scans a network is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from labkit.fields import known
+
+SOURCES = {
+    "none": "no synthetic scans",
+    "teacher": "labels by a network trained on the arm's own real scans",
+    "true": "new simulated rats with their true labels, in place of synthetic scans: a control",
+}
+"""Where an arm's added scans have their labels from."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training set.
+
+    Attributes
+    ----------
+    name : str
+        r, s and t for real, synthetic and true control, each with the percentage of the real training scans.
+    real : float
+        Part of the real training scans, [0, 1].
+    added : float
+        Added scans, in parts of all real training scans; 2 is 348 for the paper's 174.
+    source : str
+        Of the added scans' labels, a key of :data:`SOURCES`.
+    augmentation : {"full", "none"}
+        The paper's conventional augmentation, or none.
+    reference : str or None
+        The arm it is compared with.
+    """
+
+    name: str
+    real: float
+    added: float = 0.0
+    source: str = "none"
+    augmentation: str = "full"
+    reference: str | None = None
+
+    def counts(self, n_train: int) -> tuple[int, int]:
+        """Real and added scans, where there are `n_train` real ones to train on."""
+        return round(self.real * n_train), round(self.added * n_train)
+
+    def words(self, n_train: int) -> str:
+        """What it is, for people."""
+        real, added = self.counts(n_train)
+        parts = [f"{real} real"] if real else []
+        parts += [f"{added} {'true' if self.source == 'true' else 'synthetic'}"] if added else []
+        return " + ".join(parts) + ("" if self.augmentation == "full" else ", no augmentation")
+
+
+def _arms() -> list[Arm]:
+    found = []
+    for plain in ("", "-plain"):
+        how = "none" if plain else "full"
+        found.append(Arm(f"r100{plain}", 1.0, augmentation=how, reference=None if plain else "r100-plain"))
+        found += [
+            Arm(f"r100+s{dose}{plain}", 1.0, dose / 100, "teacher", how, f"r100{plain}") for dose in (50, 100, 200)
+        ]
+    found.append(Arm("s200", 0.0, 2.0, "teacher", reference="r100"))
+    for part in (5, 25, 50):
+        found.append(Arm(f"r{part}", part / 100, reference="r100"))
+        found.append(Arm(f"r{part}+s200", part / 100, 2.0, "teacher", reference=f"r{part}"))
+    for part in (5, 100):
+        found.append(Arm(f"r{part}+t200", part / 100, 2.0, "true", reference=f"r{part}"))
+    return found
+
+
+ARMS = {arm.name: arm for arm in _arms()}
+"""All arms by name."""
+
+SETS = {
+    "full": tuple(ARMS),
+    "reduced": (
+        "r100-plain", "r100", "r100+s50", "r100+s200", "s200", "r25", "r25+s200", "r5", "r5+s200",
+        "r5+t200", "r100+t200",
+    ),
+    "least": ("r100-plain", "r100", "r100+s200", "r100+t200"),
+}  # fmt: skip
+"""Arms by name of a set: all; those of the laptop scale; those of a smoke test."""
+
+
+def chosen(arms: str | Sequence[str], simulated: bool) -> list[Arm]:
+    """Arms by name of a set, or by their own, in the order of :data:`ARMS`, with the arms they are compared with.
+
+    An arm's reference is trained on the same real scans, and so it is also the teacher of its synthetic ones.
+
+    Parameters
+    ----------
+    arms : str or sequence of str
+        A key of :data:`SETS`, or names, which one text may hold with commas.
+    simulated : bool
+        Whether new rats can be simulated; without, the true controls are left out of a set.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or a control that cannot be made.
+    """
+    names = list(SETS.get(arms, ())) if isinstance(arms, str) else list(arms)
+    a_set = bool(names) and isinstance(arms, str)
+    if not names:
+        names = [part.strip() for part in str(arms).split(",") if part.strip()]
+    for name in names:
+        known("arm", name, [*ARMS, *SETS])
+    wanted = set()
+    for arm in (ARMS[name] for name in names):
+        if arm.source == "true" and not simulated:
+            if a_set:
+                continue
+            raise ValueError(f"arm {arm.name!r} adds new simulated rats, and the run's cohort is not a simulated one")
+        wanted |= {arm.name, arm.reference or arm.name}
+    return [arm for arm in ARMS.values() if arm.name in wanted]

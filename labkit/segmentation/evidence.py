@@ -1,0 +1,134 @@
+"""Statistics of the experiment: differences per animal, their intervals and tests, and what it could have seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESAMPLES = 2000
+ALPHA, POWER = 0.05, 0.8
+
+
+def difference_matrix(scores: pd.DataFrame, arm: str, reference: str, tissue: str, score: str = "dice") -> np.ndarray:
+    """Score of an arm minus that of its reference, (seeds, animals): each animal is its own control.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        Columns ``arm``, ``seed``, ``subject``, ``session``, ``tissue`` and the scores.
+    arm, reference : str
+        Names in it; the seeds that both have are compared.
+    tissue, score : str
+        What is compared.
+    """
+    part = scores[scores["tissue"] == tissue]
+    tables = [
+        part[part["arm"] == name].pivot_table(index="seed", columns=["subject", "session"], values=score)
+        for name in (arm, reference)
+    ]
+    seeds = tables[0].index.intersection(tables[1].index)
+    if not len(seeds):
+        raise ValueError(f"no seed has both {arm!r} and {reference!r}")
+    return (tables[0].loc[seeds] - tables[1].loc[seeds]).to_numpy()
+
+
+def two_way_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """95 % interval and standard error of a mean over seeds and animals, both resampled.
+
+    Animals alone would say how the networks at hand do on other animals; but another network might have done otherwise.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (seeds, animals).
+    rng : numpy.random.Generator
+        Of the resampling.
+
+    Returns
+    -------
+    low, high, standard_error : float
+    """
+    seeds, animals = values.shape
+    rows = rng.integers(seeds, size=(RESAMPLES, seeds))
+    columns = rng.integers(animals, size=(RESAMPLES, animals))
+    means = np.array([values[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)])
+    low, high = np.quantile(means, (ALPHA / 2, 1 - ALPHA / 2))
+    return float(low), float(high), float(means.std())
+
+
+def differences(scores: pd.DataFrame, references: dict[str, str], score: str = "dice", seed: int = 0) -> pd.DataFrame:
+    """Every arm against its reference, tissue by tissue.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As for :func:`difference_matrix`.
+    references : dict of str to str
+        Each arm's reference.
+    score : str
+        ``dice``, ``hd95_mm`` or ``volume_bias``.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an arm and tissue: ``arm``, ``reference``, ``tissue``, ``difference``, ``ci_low``, ``ci_high``, ``p``
+        (Wilcoxon signed-rank test of the animals' mean differences), ``p_holm`` (corrected over the arms of a tissue),
+        ``detectable`` (the smallest difference seen with a power of 80 % at 5 %, corrected over the arms), ``seeds``,
+        ``animals``.
+    """
+    import pandas as pd
+    from scipy.stats import norm, wilcoxon
+
+    rng = np.random.default_rng(seed)
+    rows = []
+    for tissue in scores["tissue"].unique():
+        own = []
+        for arm, reference in references.items():
+            values = difference_matrix(scores, arm, reference, tissue, score)
+            low, high, error = two_way_interval(values, rng)
+            means = values.mean(0)
+            p = float(wilcoxon(means).pvalue) if np.any(means != 0) else 1.0
+            reach = norm.ppf(1 - ALPHA / 2 / len(references)) + norm.ppf(POWER)
+            own.append([arm, reference, tissue, float(values.mean()), low, high, p, np.nan, reach * error,
+                        *values.shape])  # fmt: skip
+        for row, corrected in zip(own, holm([row[6] for row in own]), strict=True):
+            row[7] = corrected
+        rows += own
+    columns = ["arm", "reference", "tissue", "difference", "ci_low", "ci_high", "p", "p_holm", "detectable", "seeds",
+               "animals"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def holm(p: list[float]) -> np.ndarray:
+    """Holm's correction for several tests (Holm 1979): (k,) -> (k,)."""
+    values = np.asarray(p, float)
+    order = np.argsort(values)
+    stepped = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
+    out = np.empty(len(values))
+    out[order] = np.minimum(stepped, 1)
+    return out
+
+
+def means(scores: pd.DataFrame, score: str = "dice", seed: int = 0) -> pd.DataFrame:
+    """Mean score of every arm and tissue with its interval over seeds and animals.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``arm``, ``tissue``, ``mean``, ``ci_low``, ``ci_high``.
+    """
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    rows = []
+    for (arm, tissue), part in scores.groupby(["arm", "tissue"], sort=False):
+        values = part.pivot_table(index="seed", columns=["subject", "session"], values=score).to_numpy()
+        low, high, _ = two_way_interval(values, rng)
+        rows.append((arm, tissue, float(values.mean()), low, high))
+    return pd.DataFrame(rows, columns=["arm", "tissue", "mean", "ci_low", "ci_high"])
