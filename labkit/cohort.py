@@ -77,9 +77,7 @@ class Scan:
 
     def restore_labels(self, labels: torch.Tensor | np.ndarray) -> nib.Nifti1Image:
         """Bring a label map (1, S, S, S) or (S, S, S), uint8, back to the scan's file's grid, as :meth:`restore`."""
-        cube = _cube(labels).to(torch.uint8)
-        cube = volumes.resize_labels(cube, volumes.cube_side(self.image.shape))
-        return nifti.to_native(volumes.crop_from_cube(cube, self.image.shape)[0].numpy(), self.origin)
+        return restore_labels(labels, self.image.shape, self.origin)
 
 
 def restore(volume: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
@@ -97,6 +95,22 @@ def restore(volume: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Ori
     cube = volumes.resize(_cube(volume).float(), volumes.cube_side(tuple(shape)))
     values = volumes.from_unit_range(cube, origin.low, origin.high)
     return nifti.to_native(volumes.crop_from_cube(values, tuple(shape))[0].numpy(), origin)
+
+
+def restore_labels(labels: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
+    """Bring a label map (1, S, S, S) or (S, S, S), uint8, to a file's grid, as :meth:`Scan.restore_labels`.
+
+    Parameters
+    ----------
+    labels : torch.Tensor or numpy.ndarray
+        The map.
+    shape : sequence of int
+        Voxels of the cohort's grid.
+    origin : labkit.nifti.Origin
+        The file to be like.
+    """
+    cube = volumes.resize_labels(_cube(labels).to(torch.uint8), volumes.cube_side(tuple(shape)))
+    return nifti.to_native(volumes.crop_from_cube(cube, tuple(shape))[0].numpy(), origin)
 
 
 def _cube(volume: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -261,6 +275,17 @@ class Cohort(Sequence[Scan]):
         for index, cube in enumerate(self._cubes(self._store.labels)):
             out[index] = volumes.resize_labels(cube, size)[0]
         return out
+
+    def channels(self, size: int, count: int) -> torch.Tensor:
+        """What a model of `count` channels takes: :meth:`volumes`, with tissues as further channels where it is 4.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 (N, count, size, size, size) in [-1, 1]; see :func:`labkit.volumes.with_tissues`.
+        """
+        images = self.volumes(size)
+        return images if count == 1 else volumes.with_tissues(images, self.label_maps(size))
 
     def _cubes(self, arrays: np.ndarray) -> Iterator[torch.Tensor]:
         side = volumes.cube_side(self.shape)

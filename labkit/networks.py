@@ -64,6 +64,18 @@ class Generator(nn.Module):
         return torch.tanh(self.head(x).to(z.dtype))
 
 
+class ImageOnly(nn.Module):
+    """A generator whose further channels are left out: (B, Z) -> (B, 1, S, S, S)."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode codes to images."""
+        return self.generator(z)[:, :1]
+
+
 class Encoder(nn.Module):
     """E: scan to code.
 

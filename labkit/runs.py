@@ -319,7 +319,9 @@ class Run:
             dtype=object,  # so that whole numbers stay whole
         )
 
-    def generator(self, device: torch.device | str = "cpu", codes: str = "random") -> networks.Generator:
+    def generator(
+        self, device: torch.device | str = "cpu", codes: str = "random", tissues: bool = False
+    ) -> torch.nn.Module:
         """The generator in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1].
 
         Parameters
@@ -329,6 +331,8 @@ class Run:
         codes : {"random", "encoded"}
             What it is to decode: draws from N(0, I), for which it is the moving average (EMA) of G; or codes of
             :meth:`encoder`, for which it is G as it was trained beside that encoder.
+        tissues : bool
+            All channels of a model that makes tissues too, (B, 4, S, S, S); without, the image alone.
 
         Raises
         ------
@@ -338,10 +342,14 @@ class Run:
         names = {"random": "G", "encoded": "G_encoded"}
         if codes not in names:
             raise ValueError(f"codes={codes!r} is not known; allowed: {', '.join(names)}")
-        return self._network(networks.Generator, self._tensors(MODELS, device)[names[codes]], device)
+        network = self._network(networks.Generator, self._tensors(MODELS, device)[names[codes]], device)
+        return network if tissues or self.variant.image_channels == 1 else networks.ImageOnly(network)
 
     def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder:
-        """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it."""
+        """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it.
+
+        Of a model that makes tissues too it takes them: (B, 4, S, S, S), from :meth:`labkit.cohort.Cohort.channels`.
+        """
         return self._network(networks.Encoder, self._tensors(MODELS, device)["E"], device)
 
     def discriminator(self, device: torch.device | str = "cpu") -> networks.Discriminator:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from labkit import bids, checkpoints, runs, samples
+from labkit import bids, checkpoints, runs, samples, volumes
 from labkit.augment import AUGMENTATIONS, augment
 from labkit.capture import Captured
 from labkit.cohort import Cohort
@@ -28,7 +28,7 @@ from labkit.losses import draw_weights
 from labkit.progress import watched
 from labkit.runs import Run, RunError
 from labkit.sources import PAPER_N, open_cohort
-from labkit.updates import Draws, Learner
+from labkit.updates import CALIBRATION, Draws, Learner
 from labkit.variants import Scale, Variant, resolve
 
 PAPER_TRAIN = 174
@@ -105,6 +105,7 @@ def train(
     folder = Path(run_dir).expanduser() if run_dir else default_folder(variant, cohort, size, seed, given)
     train_part, held_out = _split(cohort, n_train)
     config = _config(variant, size, seed, cohort, train_part, held_out)
+    _check_channels(variant, cohort)
     with runs.locked(folder):
         runs.check_config(folder, config)
         if not resume and (folder / runs.CHECKPOINT).exists():
@@ -143,6 +144,20 @@ def default_folder(variant: Variant, cohort: Cohort, scale: Scale, seed: int, ov
     """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was overridden behind it."""
     changed = "".join(f"-{key}={value}" for key, value in sorted(overrides.items()))
     return Path("runs") / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
+
+
+def _check_channels(variant: Variant, cohort: Cohort) -> None:
+    if variant.image_channels not in (1, 1 + len(volumes.TISSUES)):
+        raise ValueError(
+            f"image_channels={variant.image_channels}: 1 trains on scans, 4 on scans with CSF, grey and white matter"
+        )
+    if variant.image_channels > 1:
+        strange = [scan.subject for scan in cohort if scan.labels is None or int(scan.labels.max()) > 3]
+        if strange:
+            raise ValueError(
+                f"image_channels=4 trains on scans with their labels, but {len(strange)} scans of {cohort.name} (e.g. "
+                f"of {strange[0]}) have none, or other ones than 1 CSF, 2 grey matter, 3 white matter"
+            )
 
 
 def _split(cohort: Cohort, n_train: int | None) -> tuple[Cohort, Cohort | None]:
@@ -188,11 +203,14 @@ class _Training:
         self.rng = torch.Generator(device).manual_seed(seed)
         # the whole cohort lies on the device, and augmentation happens there: no loader, no copies while training
         self.scans = cohort.volumes(scale.size).to(device)
+        self.labels = cohort.label_maps(scale.size).to(device) if variant.image_channels > 1 else None
         held = (held_out or cohort).subset(range(min(HELD_OUT, len(held_out or cohort))))
-        self.held_out = held.volumes(scale.size).to(device)
+        self.held_out = held.channels(scale.size, variant.image_channels).to(device)
+        self.known = cohort.subset(range(min(CALIBRATION, len(cohort)))).channels(scale.size, variant.image_channels)
+        self.known = self.known.to(device)
         self.is_held_out = held_out is not None
         # what an encoder that learned nothing about the individual would reach: the mean of the training scans
-        self.mean_scan_mse = (self.held_out - self.scans.mean(0)).square().mean().item()
+        self.mean_scan_mse = (self.held_out[:, :1] - self.scans.mean(0)).square().mean().item()
         self.augmentation = dataclasses.replace(AUGMENTATIONS[variant.augmentation], voxel_mm=cohort[0].zooms)
         codes = torch.randn(FIXED_CODES, variant.latent_dim, generator=torch.Generator().manual_seed(seed))
         self.codes = codes.to(device)
@@ -247,7 +265,10 @@ class _Training:
         def scans() -> torch.Tensor:
             order = torch.randperm(len(self.scans), generator=rng, device=self.device)
             chosen = order[:n] if len(order) >= n else order.repeat(-(-n // len(order)))[:n]
-            return augment(self.scans[chosen], generator=rng, augmentation=self.augmentation)
+            if self.labels is None:
+                return augment(self.scans[chosen], generator=rng, augmentation=self.augmentation)
+            moved = augment(self.scans[chosen], self.labels[chosen], generator=rng, augmentation=self.augmentation)
+            return volumes.with_tissues(*moved)
 
         def codes() -> torch.Tensor:
             return torch.randn(n, self.codes.shape[1], generator=rng, device=self.device)
@@ -283,7 +304,7 @@ class _Training:
     def _sample(self) -> dict[str, float]:
         """Fixed codes through the averaged generator, fixed scans through E and G; how well held-out ones come back."""
         parts = self.scale.batch_size
-        networks = self.learner.evaluators(self.scans)
+        networks = self.learner.evaluators(self.known)
         with self.learner.autocast():
             random = networks["G"](self.codes)
             codes = torch.cat([networks["E"](part) for part in self.held_out.split(parts)])
@@ -291,7 +312,7 @@ class _Training:
         samples.save_samples(
             self.folder / "samples", self.iteration, random, self.held_out[:FIXED_SCANS], back[:FIXED_SCANS]
         )
-        error = (back - self.held_out).square().mean().item()
+        error = (back - self.held_out)[:, :1].square().mean().item()  # of the image, whatever else there is
         # a training scan's reconstruction must not pass for a held-out one's
         measured = (error, self.mean_scan_mse, codes.std().item())
         return dict(zip(HELD_OUT_COLUMNS, measured, strict=True)) if self.is_held_out else {}
@@ -313,7 +334,7 @@ class _Training:
             **self.learner.state(),
         }
         checkpoints.save_state(self.folder / runs.CHECKPOINT, state)
-        in_use = {name: network.state_dict() for name, network in self.learner.evaluators(self.scans).items()}
+        in_use = {name: network.state_dict() for name, network in self.learner.evaluators(self.known).items()}
         checkpoints.save_state(self.folder / runs.MODELS, in_use)
         self._note_sitting(first)
 

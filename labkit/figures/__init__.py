@@ -17,6 +17,14 @@ from labkit.figures.quality import (
     similarity_distributions,
     triplets,
 )
+from labkit.figures.segmentation import (
+    dose_response,
+    experiment_design,
+    gains,
+    low_data,
+    predictions,
+    teacher_labels,
+)
 from labkit.figures.slices import mean_and_sd, one_slice, slice_series, three_planes
 from labkit.figures.statistics import dorsal_ventral_profile, intensity_histograms, split_diagram, tissue_volumes
 from labkit.figures.style import PLANES, intensity_window, plane_called
@@ -31,18 +39,23 @@ __all__ = [
     "copy_distances",
     "direction_cards",
     "dorsal_ventral_profile",
+    "dose_response",
     "effects",
     "embedding_map",
+    "experiment_design",
     "fault_cards",
     "fault_map",
+    "gains",
     "film_strip",
     "intensity_histograms",
     "intensity_window",
     "loss_curves",
+    "low_data",
     "mean_and_sd",
     "mean_and_variance",
     "one_slice",
     "plane_called",
+    "predictions",
     "reconstruction_errors",
     "reconstructions",
     "samples_over_time",
@@ -51,6 +64,7 @@ __all__ = [
     "slice_series",
     "split_diagram",
     "three_planes",
+    "teacher_labels",
     "tissue_volumes",
     "traversals",
     "triplets",

@@ -173,9 +173,10 @@ def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
         blue (too dark) with its own window of [-1, 1].
     """
     shown = cohort.subset(range(min(scans, len(cohort))))
-    real = shown.volumes(run.scale.size)
+    channels = shown.channels(run.scale.size, run.variant.image_channels)
     with torch.no_grad():
-        back = run.generator(codes="encoded")(run.encoder()(real))
+        back = run.generator(codes="encoded")(run.encoder()(channels))
+    real = channels[:, :1]
     rows = {"scan": real, "reconstruction": back, "difference": back - real}
     figure, axes = plt.subplots(
         3, len(shown), figsize=(WIDTH, WIDTH / len(shown) * 3), squeeze=False, layout="constrained"

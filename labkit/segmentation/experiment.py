@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,9 @@ from torch import nn
 
 from labkit import bids, runs, volumes
 from labkit.checkpoints import load_state, save_state
-from labkit.codes import decode, draw_codes
+from labkit.codes import decode, decode_with_tissues, draw_codes
 from labkit.cohort import Cohort
+from labkit.fields import known
 from labkit.metrics.sample import Sample
 from labkit.progress import progress_bar
 from labkit.runs import Run, load_run
@@ -41,11 +43,15 @@ from labkit.segmentation.network import (
     to_json,
     train_network,
 )  # fmt: skip
+from labkit.segmentation.scores import SCORES as SCORED
 from labkit.segmentation.scores import score
 from labkit.sources import SIMULATED, open_cohort
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LABEL_SOURCES = ("teacher", "joint")
+"""Labels by a network (:mod:`labkit.segmentation.labels`), or by the generator itself, trained on scans and tissues."""
 
 SCORES, MODEL, ABOUT = "scores.csv", "model.safetensors", "arm.json"
 
@@ -69,6 +75,10 @@ class Experiment:
         Repeats; default by scale.
     train, test : Cohort, optional
         Real scans to train and to test on; default the run's training and held-out animals.
+    cohort : Cohort, str or path, optional
+        The cohort that the run was trained on, where it cannot find it again itself.
+    label_source : str
+        Whose labels synthetic scans get, one of :data:`LABEL_SOURCES`.
     out_dir : path, optional
         Default inside the run, a folder for each plan and pair of cohorts.
 
@@ -89,8 +99,18 @@ class Experiment:
         train: Cohort | None = None,
         test: Cohort | None = None,
         out_dir: str | os.PathLike | None = None,
+        *,
+        cohort: Cohort | str | os.PathLike | None = None,
+        label_source: str = "teacher",
     ) -> None:
+        known("label_source", label_source, LABEL_SOURCES)
         self.run = run if isinstance(run, Run) else load_run(run)
+        self.label_source = label_source
+        if label_source == "joint" and self.run.variant.image_channels == 1:
+            raise ValueError(
+                f"label_source='joint', but {self.run.path.name} makes images without labels: train a generator of "
+                "both (papermill book/02_train.ipynb with overrides, or labkit.train(..., image_channels=4))"
+            )
         self.plan = plan_called(scale or self.run.scale.name)
         self.seeds = self.plan.seeds if seeds is None else seeds
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
@@ -100,7 +120,11 @@ class Experiment:
         usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
         self.arms = chosen(arms or usual, bool(self.simulated))
         if train is None or test is None:
-            own = self.run.cohort()
+            if cohort is None:
+                own = self.run.cohort()
+            else:
+                how = {key: value for key, value in recipe.items() if key != "source"}
+                own = cohort if isinstance(cohort, Cohort) else open_cohort(cohort, **how)
             train = self.run.train_part(own) if train is None else train
             test = self.run.held_out(own) if test is None else test
         self.train, self.test = train, test
@@ -109,6 +133,7 @@ class Experiment:
         for name, cohort in (("training", train), ("test", test)):
             _check_labels(name, cohort)
         parts = (to_json(self.plan), train.fingerprint, test.fingerprint, self.run.fingerprint)
+        parts += () if label_source == "teacher" else (label_source,)
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
         default = self.run.path / "segmentation" / f"{self.plan.name}-{key}"
         self.folder = Path(out_dir).expanduser() if out_dir else default
@@ -153,6 +178,8 @@ class Experiment:
         if arm.source == "true":
             return self._true.take(range(added)).join(real), {"labels": "true"}
         if arm.source == "teacher":
+            if self.label_source == "joint":
+                return self.joint(added, seed).join(real), {"labels": "joint"}
             labelled = self.labelled(arm, seed)
             kept = labelled.confidence[labelled.kept]
             certain = {"mean": float(labelled.confidence.mean()), "least_kept": float(kept.min())}
@@ -174,6 +201,13 @@ class Experiment:
         keep = arm.counts(len(self.train))[1]
         sample = synthetic(self.run, int(np.ceil(SPARE * keep)), seed, self.plan.size, self.train.shape)
         return teach(self.teachers(arm, seed), sample.even * 2 - 1, self._real.box, keep)
+
+    def joint(self, n: int, seed: int) -> Examples:
+        """Synthetic scans with the labels that the generator made together with them."""
+        size, shape = self.plan.size, self.train.shape
+        made, labels = decode_with_tissues(self.run, draw_codes(self.run, n, seed))
+        images = _as_scanned(volumes.resize(made, size), shape).even * 2 - 1
+        return replace(self._real, images=images, labels=volumes.resize_labels(labels, size))
 
     def teachers(self, arm: Arm, seed: int) -> list[nn.Module]:
         """The networks that label an arm's synthetic scans: they learned from the arm's own real scans alone.
@@ -251,6 +285,35 @@ class Experiment:
         """Mean score of every arm; see :func:`labkit.segmentation.evidence.means`."""
         return evidence.means(self.scores, score)
 
+    def table(self) -> pd.DataFrame:
+        """Mean scores of every arm: arms down, tissues and scores across; the first column says what the arm is."""
+        found = self.scores.pivot_table(index="arm", columns="tissue", values=list(SCORED), sort=False)
+        found = found.reindex([arm.name for arm in self.arms if arm.name in found.index])
+        found.insert(0, ("", "trained on"), [self.words(name) for name in found.index])
+        return found
+
+    def save(self) -> list[Path]:
+        """Write differences, means and conclusions beside the arms, for other chapters and tools.
+
+        Returns
+        -------
+        list of pathlib.Path
+            ``differences.csv`` (Dice, Hausdorff distance, volume bias), ``means.csv`` and ``conclusions.txt``.
+        """
+        import pandas as pd
+
+        every = pd.concat([self.differences(name).assign(score=name) for name in SCORED], ignore_index=True)
+        means = pd.concat([self.means(name).assign(score=name) for name in SCORED], ignore_index=True)
+        said = evidence.conclusions(every[every["score"] == "dice"])
+        contents = {
+            "differences.csv": every.to_csv(index=False),
+            "means.csv": means.to_csv(index=False),
+            "conclusions.txt": "\n".join(said) + "\n",
+        }
+        for name, text in contents.items():
+            bids.write_text(self.folder / name, text)
+        return [self.folder / name for name in contents]
+
     def words(self, name: str) -> str:
         """An arm for people, with numbers of scans."""
         return ARMS[name].words(len(self.train))
@@ -258,9 +321,13 @@ class Experiment:
 
 def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, int, int]) -> Sample:
     """Scans as a generator makes them, brought to cubes of `size`; the padding is black, as real scans' is."""
-    made = (volumes.resize(decode(run, draw_codes(run, n, seed)), size) + 1) / 2
+    return _as_scanned(volumes.resize(decode(run, draw_codes(run, n, seed)), size), shape)
+
+
+def _as_scanned(made: torch.Tensor, shape: tuple[int, int, int]) -> Sample:
     sample = Sample(torch.zeros_like(made), shape)
-    sample.scanned[:] = made[(..., *sample.slices)].clamp(0, 1)
+    sample.scanned[:] = (made[(..., *sample.slices)] + 1) / 2
+    sample.cubes.clamp_(0, 1)
     return sample
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 
-from labkit import bids, nifti
+from labkit import bids
 from labkit.bids import new_folder
 from labkit.cohort import Cohort, Scan
 from labkit.fields import known
@@ -76,5 +76,4 @@ def segment(
 
 def _as_it_was(scan: Scan) -> nib.Nifti1Image:
     """The scan's file again, every voxel of it."""
-    stored, header = nifti.read_array(scan.origin.path)
-    return nib.Nifti1Image(stored, header.get_best_affine(), header)
+    return nib.Nifti1Image.from_image(nib.load(scan.origin.path))

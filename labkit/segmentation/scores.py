@@ -42,7 +42,7 @@ def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
 
     rows = []
     for mine, scan in zip(predicted, truth, strict=True):
-        own, theirs = (_masks(torch.as_tensor(np.array(labels))) for labels in (mine, scan.labels))
+        own, theirs = _masks(mine), _masks(torch.from_numpy(np.array(scan.labels)))
         dice = compute_dice(own[None], theirs[None], include_background=True, ignore_empty=False)[0]
         far = _hausdorff(own, theirs, scan.zooms)
         volumes = own.sum((1, 2, 3)), theirs.sum((1, 2, 3))

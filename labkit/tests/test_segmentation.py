@@ -1,0 +1,261 @@
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+import labkit
+from labkit import figures
+from labkit.segmentation import arms, evidence
+from labkit.segmentation.experiment import Experiment, LeakError
+from labkit.segmentation.labels import confidence, teach
+from labkit.segmentation.network import PLANS, Examples, build, examples, full_labels, probabilities, train_network
+from labkit.segmentation.scores import score
+from labkit.tests.brains import onions
+from labkit.tests.test_training import FAST
+from labkit.training import train
+
+PLAN = replace(PLANS["smoke"], steps=60, size=32, channels=(8, 16), lr=2e-2, seeds=2)
+COARSE = replace(PLAN, size=16, steps=40)
+
+
+@pytest.fixture(scope="module")
+def rats(tmp_path_factory):
+    return onions(tmp_path_factory.mktemp("segmentation") / "rats", n=12)
+
+
+@pytest.fixture(scope="module")
+def run(rats, tmp_path_factory):
+    return train("sigmarat2", rats, "smoke", tmp_path_factory.mktemp("runs") / "run", n_train=8, **FAST)
+
+
+@pytest.fixture(scope="module")
+def done(run):
+    return Experiment(run, COARSE, "r100,r100+s200,r25+s200").go_on()
+
+
+def test_a_network_learns_to_label_animals_it_never_saw(rats):
+    data = examples(rats[:8], PLAN)
+    network = train_network(data, PLAN, seed=0)
+    held_out = rats[8:]
+    predicted = full_labels(probabilities([network], examples(held_out, PLAN).images, data.box), held_out.shape)
+    table = score(predicted, held_out).set_index("tissue")["dice"]
+    assert table["whole brain"].min() > 0.9 and table.min() > 0.6
+    again = train_network(data, PLAN, seed=0)
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+def test_the_network_of_every_scale_fits_forty_slices():
+    for plan in PLANS.values():
+        side = 2 ** (len(plan.channels) - 1)
+        sizes = [-(-extent * plan.size // 64 // side) * side for extent in (64, 64, 40)]
+        with torch.no_grad():
+            assert build(plan, 0).eval()(torch.zeros(1, 1, *sizes)).shape == (1, 4, *sizes)
+
+
+def test_scores_of_known_maps(rats):
+    truth = rats[:2]
+    labels = torch.stack([torch.from_numpy(np.array(scan.labels)) for scan in truth])
+    perfect = score(labels, truth)
+    assert (perfect["dice"] == 1).all() and (perfect["hd95_mm"] == 0).all() and (perfect["volume_bias"] == 0).all()
+    shifted = score(torch.roll(labels, 2, 1), truth)  # two voxels of 0.375 mm to the right
+    brain = shifted[shifted["tissue"] == "whole brain"]
+    assert np.allclose(brain["hd95_mm"], 0.75, atol=0.01) and (brain["volume_bias"] == 0).all()
+    one = (labels[0] > 0).numpy()
+    overlap = 2 * (one & np.roll(one, 2, 0)).sum() / (2 * one.sum())
+    assert brain["dice"].iloc[0] == pytest.approx(overlap, abs=1e-5)
+    nothing = score(torch.zeros_like(labels), truth)
+    assert (nothing["dice"] == 0).all() and (nothing["hd95_mm"] > 30).all() and (nothing["volume_bias"] == -1).all()
+
+
+def test_a_generator_that_was_trained_on_a_test_animal_is_refused(rats, run, tmp_path):
+    seen, unseen = run.train_part(rats), run.held_out(rats)
+    with pytest.raises(LeakError, match=r"the generator was trained on 1 of the test animals"):
+        Experiment(run, PLAN, train=seen[:4], test=seen[7:8])
+    stranger = onions(tmp_path / "strangers", n=2, seed=9, first=int(seen.subjects[0]))  # other scans, a known name
+    with pytest.raises(LeakError, match="by content or by name"):
+        Experiment(run, PLAN, train=seen, test=stranger)
+    with pytest.raises(LeakError, match="the networks would be trained on 4"):
+        Experiment(run, PLAN, train=unseen, test=unseen)
+    everything = train("sigmarat2", rats, "smoke", tmp_path / "all", n_train=12, **FAST)
+    with pytest.raises(ValueError, match="held no animals out"):
+        Experiment(everything, PLAN)
+
+
+def test_an_arm_has_the_scans_its_name_says(run, done):
+    names = [arm.name for arm in done.arms]
+    assert names == ["r100", "r100+s200", "r100-plain", "r25", "r25+s200"]  # with what they are compared with
+    quarter, all_of_them = (done.real(arms.ARMS[name], 0) for name in ("r25", "r100"))
+    assert len(quarter) == 2 and len(all_of_them) == 8
+    assert {len(done.real(arms.ARMS["r25"], seed)) for seed in range(5)} == {2}
+    firsts = {done.real(arms.ARMS["r25"], seed).images.sum().item() for seed in range(5)}
+    assert len(firsts) > 1  # other animals for other seeds
+    labelled = done.labelled(arms.ARMS["r25+s200"], 0)
+    assert len(labelled.examples) == 16 and len(labelled.confidence) == 19
+    assert labelled.confidence[labelled.kept].min() >= np.delete(labelled.confidence, labelled.kept).max()
+    data, about = done._data(arms.ARMS["r25+s200"], 0)
+    assert len(data) == 18 and about["labels"] == "teacher"
+
+
+def test_finished_arms_are_not_trained_again_and_an_interruption_loses_one_at_most(run, monkeypatch, tmp_path):
+    from labkit.segmentation import experiment
+
+    trained = []
+
+    def counted(data, plan, seed, augmentation="full"):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(seed)
+        return train_network(data, plan, seed, augmentation)
+
+    monkeypatch.setattr(experiment, "train_network", counted)
+    quick = replace(COARSE, steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        Experiment(run, quick, "r100,r25", out_dir=tmp_path / "arms").go_on()
+    left = Experiment(run, quick, "r100,r25", out_dir=tmp_path / "arms")
+    assert len(left.missing()) == 4
+    trained.clear()
+    monkeypatch.setattr(experiment, "train_network", train_network)
+    left.go_on()
+    assert not left.missing() and set(left.scores["arm"]) == {"r100-plain", "r100", "r25"}
+    monkeypatch.setattr(experiment, "train_network", counted)
+    Experiment(run, quick, "r100,r25", out_dir=tmp_path / "arms").go_on()
+    assert not trained
+
+
+def test_teachers_keep_what_they_are_sure_of():
+    class Sure(torch.nn.Module):
+        def forward(self, x):  # the brighter, the surer that all is grey matter
+            logits = torch.zeros(len(x), 4, *x.shape[2:])
+            logits[:, 2] = x[:, 0].mean((1, 2, 3), keepdim=True)
+            return logits
+
+    images = torch.stack([torch.full((1, 8, 8, 8), value) for value in (0.1, 3.0, 1.0)])
+    labelled = teach([Sure()], images, (slice(0, 8),) * 3, keep=2)
+    assert list(labelled.kept) == [1, 2] and (labelled.examples.labels == 2).all()
+    assert np.argsort(labelled.confidence).tolist() == [0, 2, 1]
+    with pytest.raises(ValueError, match="generate more"):
+        teach([Sure()], images, (slice(0, 8),) * 3, keep=4)
+    assert confidence(torch.ones(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2)).tolist() == [0]
+
+
+def simulated(gain, spread=0.01, animals=36, seeds=5, seed=0):
+    rng = np.random.default_rng(seed)
+    rats = rng.normal(0.8, 0.05, animals)
+    rows = []
+    for arm, shift in (("r100", 0.0), ("r100+s200", gain)):
+        for s in range(seeds):
+            scores = rats + shift + rng.normal(0, spread) / 3 + rng.normal(0, spread, animals)
+            rows += [(arm, s, str(i), "", "CSF", v) for i, v in enumerate(scores)]
+    return pd.DataFrame(rows, columns=["arm", "seed", "subject", "session", "tissue", "dice"])
+
+
+def test_a_gain_is_seen_and_no_gain_is_not():
+    false_alarms, seen = 0, 0
+    for seed in range(20):
+        nothing = evidence.differences(simulated(0.0, seed=seed), {"r100+s200": "r100"}).iloc[0]
+        real = evidence.differences(simulated(0.02, seed=seed), {"r100+s200": "r100"}).iloc[0]
+        false_alarms += bool(nothing["ci_low"] > 0 or nothing["ci_high"] < 0)
+        seen += bool(real["ci_low"] > 0)
+        assert real["p"] < 0.01 and 0.005 < real["difference"] < 0.035
+        assert 0 < real["detectable"] < 0.02
+    assert false_alarms <= 4 and seen >= 19
+
+
+def test_p_values_are_scipys_and_their_correction_is_holms():
+    table = simulated(0.005)
+    row = evidence.differences(table, {"r100+s200": "r100"}).iloc[0]
+    values = evidence.difference_matrix(table, "r100+s200", "r100", "CSF")
+    assert values.shape == (5, 36) and row["p"] == pytest.approx(stats.wilcoxon(values.mean(0)).pvalue)
+    assert row["p_holm"] == row["p"]  # one arm
+    assert np.allclose(evidence.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert np.allclose(evidence.holm([0.5, 0.9]), [1.0, 1.0])
+
+
+def test_conclusions_are_made_from_the_numbers():
+    row = {"arm": "r100+s50", "reference": "r100", "tissue": "CSF", "difference": 0.05, "ci_low": 0.03, "ci_high": 0.07,
+           "p": 0.001, "p_holm": 0.004, "detectable": 0.01, "seeds": 5, "animals": 36}  # fmt: skip
+    gain, loss, nothing = (
+        evidence.conclusions(pd.DataFrame([row | change]))[0]
+        for change in ({}, {"ci_low": -0.07, "ci_high": -0.03, "difference": -0.05}, {"ci_low": -0.01})
+    )
+    assert "a gain, as published" in gain and "+0.0764" in gain
+    assert "a loss" in loss and "not told apart" in nothing
+    control = evidence.conclusions(pd.DataFrame([row | {"arm": "r5+t200"}]))
+    assert control == ["Control r5+t200: new rats with true labels improve CSF +0.0500."]
+
+
+def test_arms_are_named_and_controls_need_a_simulator():
+    assert {arm.name for arm in arms.chosen("full", simulated=True)} == set(arms.ARMS)
+    assert not [arm for arm in arms.chosen("reduced", simulated=False) if arm.source == "true"]
+    with pytest.raises(ValueError, match="not a simulated one"):
+        arms.chosen("r5+t200", simulated=False)
+    with pytest.raises(ValueError, match="r100\\+s20"):
+        arms.chosen("r100+s20", simulated=True)
+    assert arms.ARMS["r100+s200"].words(174) == "174 real + 348 synthetic"
+    assert arms.ARMS["r100+s50-plain"].words(174) == "174 real + 87 synthetic, no augmentation"
+
+
+def test_ones_own_scans_are_segmented_in_their_own_space(rats, done, tmp_path):
+    source = rats[0]
+    image = nib.load(source.origin.path)
+    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine),
+                                                                 nib.orientations.axcodes2ornt("PIR")))  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    nib.save(turned, tmp_path / "mine" / "sub-mine_T2w.nii.gz")
+    mine = labkit.open_cohort(tmp_path / "mine")
+    labelled = labkit.segment(done, mine, tmp_path / "out")
+    written = nib.load(next((tmp_path / "out").rglob("*_dseg.nii.gz")))
+    assert written.shape == turned.shape and np.allclose(written.affine, turned.affine, atol=1e-4)
+    assert np.array_equal(nib.load(next((tmp_path / "out").rglob("*_T2w.nii.gz"))).get_fdata(), turned.get_fdata())
+    assert score(torch.from_numpy(np.array(labelled[0].labels))[None], rats[:1])["dice"].iloc[0] > 0.8
+    assert labelled.shape == rats.shape
+    again = labkit.segment(done, mine, tmp_path / "out")
+    assert again.fingerprint == labelled.fingerprint
+    with pytest.raises(ValueError, match="not trained yet"):
+        labkit.segment(done, mine, tmp_path / "other", arm="r50")
+
+
+def test_results_are_left_beside_the_arms(done):
+    done.save()
+    table = pd.read_csv(done.folder / "differences.csv")
+    assert set(table["score"]) == {"dice", "hd95_mm", "volume_bias"}
+    assert set(table["arm"]) == {"r100", "r100+s200", "r25", "r25+s200"}
+    assert (done.folder / "conclusions.txt").read_text().startswith("whole brain, r100+s200 against r100:")
+    assert done.table().shape == (5, 13)
+
+
+def test_figures_of_the_experiment_have_their_panels(done):
+    drawn = {
+        "design": figures.experiment_design(done),
+        "dose": figures.dose_response(done),
+        "low": figures.low_data(done),
+        "gains": figures.gains(done.differences()),
+        "predictions": figures.predictions(done),
+        "teacher": figures.teacher_labels(done, n=5),
+    }
+    assert len(drawn["dose"].axes) == 4 and len(drawn["predictions"].axes) == 18 and len(drawn["teacher"].axes) == 10
+    assert drawn["gains"].axes[0].get_yticklabels()[1].get_text() == "r100+s200 − r100"
+    plt.close("all")
+
+
+def test_wrong_settings_are_refused_before_any_work(run):
+    for settings, message in (
+        ({"scale": "huge"}, "huge"), ({"seeds": 0}, "seeds=0"), ({"label_source": "magic"}, "magic"),
+        ({"label_source": "joint"}, "makes images without labels"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            Experiment(run, **({"scale": "smoke"} | settings))
+
+
+def test_examples_join_and_are_taken(rats):
+    data = examples(rats[:3], PLAN)
+    both = data.take([0, 2]).join(data.take([1]))
+    assert isinstance(both, Examples) and len(both) == 3
+    assert torch.equal(both.images[1], data.images[2]) and torch.equal(both.labels[2], data.labels[1])
