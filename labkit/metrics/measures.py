@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.attributes import Gauge
 from labkit.metrics import distributions, embeddings, intervals, paired, similarity
 from labkit.metrics.sample import Sample
 
@@ -199,15 +198,29 @@ def distribution(name: str, embed: embeddings.Embedding, seed: int = 0) -> Famil
     return family
 
 
-def anatomy(gauge: Gauge, quality: dict[str, str]) -> Family:
+class Instrument(Protocol):
+    """Reads attributes off cubes in [-1, 1], (N, 1, S, S, S) -> (N, K): a linear gauge, or a segmentation network."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, cubes: Tensor) -> Tensor:
+        """Read."""
+        ...
+
+
+def anatomy(gauge: Instrument, spread: np.ndarray, quality: dict[str, str], key: str = "anatomy") -> Family:
     """Attributes read off the voxels: standardised difference of means, and distance of distributions.
 
     Parameters
     ----------
-    gauge : Gauge
-        Fitted to :attr:`Sample.even` cubes of real scans, brought to [-1, 1].
+    gauge : Instrument
+        For :attr:`Sample.even` cubes brought to [-1, 1].
+    spread : numpy.ndarray
+        (K,), standard deviations of real rats.
     quality : dict of str to str
-        How well it reads each attribute, in words.
+        How each attribute is read, and how well, in words.
+    key : str
+        Under which readings are kept with a sample.
     """
     from scipy.stats import wasserstein_distance
 
@@ -215,7 +228,7 @@ def anatomy(gauge: Gauge, quality: dict[str, str]) -> Family:
         return float((v.mean() - u.mean()) / max(np.sqrt((u.var(ddof=1) + v.var(ddof=1)) / 2), 1e-12))
 
     def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Found]:
-        x, z = (read(gauge, side) / gauge.spread.numpy() for side in (real, other))
+        x, z = (read(gauge, side, key) / spread for side in (real, other))
         for place, attribute in enumerate(gauge.names):
             u, v = x[:, place], z[:, place]
             for metric, statistic, direction in (
@@ -223,15 +236,15 @@ def anatomy(gauge: Gauge, quality: dict[str, str]) -> Family:
             ):  # fmt: skip
                 value = float(statistic(u, v))
                 interval = intervals.of_halves(statistic, u, v, value, rng, effort.halves)
-                how = "read off the voxels by ridge regression, in standard deviations of real rats"
-                yield Found(metric, attribute, value, interval, direction, f"{how}; {quality[attribute]}; {EVEN}")
+                how = f"read {quality[attribute]}, in standard deviations of real rats"
+                yield Found(metric, attribute, value, interval, direction, f"{how}; {EVEN}")
 
     return family
 
 
-def read(gauge: Gauge, sample: Sample) -> np.ndarray:
+def read(gauge: Instrument, sample: Sample, key: str = "anatomy") -> np.ndarray:
     """Attributes of a sample, (N, K), each in its unit."""
-    return sample.features("anatomy", lambda even: gauge(even * 2 - 1).double().numpy())
+    return sample.features(key, lambda even: gauge(even * 2 - 1).double().numpy())
 
 
 def reconstruction(

@@ -60,11 +60,7 @@ class Sample:
     @property
     def slices(self) -> tuple[slice, slice, slice]:
         """Where in the cube the scan is, without its padding."""
-        side, size = volumes.cube_side(self.shape), self.cubes.shape[-1]
-        return tuple(
-            slice(before * size // side, max(1, (before + extent) * size // side))
-            for (before, _), extent in zip(volumes.padding(self.shape, side), self.shape, strict=True)
-        )
+        return scanned_slices(self.shape, self.cubes.shape[-1])
 
     @property
     def scanned(self) -> Tensor:
@@ -82,3 +78,12 @@ class Sample:
         if name not in self._features:
             self._features[name] = embed(self.even)
         return self._features[name]
+
+
+def scanned_slices(shape: tuple[int, int, int], size: int) -> tuple[slice, slice, slice]:
+    """Where in a cube of `size` a scan of `shape` voxels is, without its padding."""
+    side = volumes.cube_side(shape)
+    return tuple(
+        slice(before * size // side, max(1, (before + extent) * size // side))
+        for (before, _), extent in zip(volumes.padding(shape, side), shape, strict=True)
+    )

@@ -20,6 +20,7 @@ from labkit.metrics.measures import NEIGHBOURS
 from labkit.metrics.yardstick import Yardstick
 from labkit.progress import progress_bar
 from labkit.runs import MODELS, Run, load_run
+from labkit.segmentation.reader import find_reader
 from labkit.sources import SIMULATED, open_cohort
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Study:
     medicalnet : path, optional
         See :func:`labkit.metrics.comparison.compare`.
 
+    Where the segmentation experiment (chapter 5) was done in one of the runs, its network measures, too: it learned
+    from the same training animals.
+
     Attributes
     ----------
     runs : dict of str to Run
@@ -94,7 +98,10 @@ class Study:
         own = first.cohort()
         train = first.train_part(own)
         self.real = _real(first, own, real, n, seed)
-        self.yardstick = Yardstick(self.real, n, train, seed, size, medicalnet)
+        scan = train[0]
+        readers = (find_reader(run.path, scan.image.shape, scan.zooms) for run in opened)
+        reader = next((found for found in readers if found is not None), None)
+        self.yardstick = Yardstick(self.real, n, train, seed, size, medicalnet, reader)
         self.comparisons = {}
         for name, run in self.runs.items():
             made = generate(run, max(n, len(self.yardstick.reference)), seed=seed)

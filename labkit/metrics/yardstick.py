@@ -17,6 +17,10 @@ from labkit.metrics.sample import Sample
 if TYPE_CHECKING:
     import pandas as pd
 
+    from labkit.segmentation.reader import Reader
+
+NETWORK = "network"
+RIDGE = "off the voxels by ridge regression"
 SMALLEST_BOX = 25
 """Voxels along a side that three scales of MS-SSIM need."""
 
@@ -39,6 +43,8 @@ class Yardstick:
         Side of the cubes, voxels.
     medicalnet : path, optional
         Weight file of a third embedding (:func:`labkit.metrics.embeddings.medicalnet`).
+    reader : labkit.segmentation.reader.Reader, optional
+        A segmentation network that saw none of `real`: its features are one more embedding, its tissues more anatomy.
 
     Attributes
     ----------
@@ -69,6 +75,7 @@ class Yardstick:
         seed: int = 0,
         size: int = 64,
         medicalnet: str | os.PathLike | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.held_out, self.train, self.seed, self.size = one_scan_an_animal(real), train, seed, size
         half = len(self.held_out) // 2
@@ -87,6 +94,7 @@ class Yardstick:
         self.parts = tuple(self.held_out.subset(np.sort(order[k * n : (k + 1) * n]).tolist()) for k in (0, 1))
         self.reference, self.other = (Sample.of(part, size) for part in self.parts)
         self.box = embeddings.brain_box(train or self.held_out, size)
+        self.reader = reader
         self.families = self._families(medicalnet)
         self._floors: dict[tuple[str, Effort], list[Found]] = {}
 
@@ -116,18 +124,25 @@ class Yardstick:
             "PCA": embeddings.pca(self.teaching.even, self.box),
             "regions": embeddings.regions(self.box),
         }
+        if self.reader is not None:
+            embedded[NETWORK] = self.reader.features
         self.embedded = embedded
         found |= {name: measures.distribution(name, embed, self.seed) for name, embed in embedded.items()}
-        return found | {"anatomy": measures.anatomy(self.gauge, self._gauge_quality())}
+        found["anatomy"] = measures.anatomy(self.gauge, self.gauge.spread.double().numpy(), self._gauge_quality())
+        if self.reader is not None:
+            spread = measures.read(self.reader, self.teaching, NETWORK).std(0, ddof=1)
+            how = dict.fromkeys(self.reader.names, "by the segmentation network of chapter 5")
+            found[NETWORK + " anatomy"] = measures.anatomy(self.reader, spread, how, NETWORK)
+        return found
 
     def _gauge_quality(self) -> dict[str, str]:
         gauge = self.gauge
         if self.train is None:
-            return dict.fromkeys(gauge.names, "the gauge learned from these real scans themselves")
+            return dict.fromkeys(gauge.names, f"{RIDGE} that learned from these real scans themselves")
         sides = self.reference, self.other
         tables = [_attributes(part) for part in self.parts]
         mean = sum(gauge.r2(side.even * 2 - 1, table) for side, table in zip(sides, tables, strict=True)) / 2
-        return {name: f"R² {mean[name]:.2f} on the real scans, which it did not learn from" for name in mean.index}
+        return {name: f"{RIDGE} with an R² of {mean[name]:.2f} on rats it never saw" for name in mean.index}
 
     def rng(self, *key: int) -> np.random.Generator:
         """Chance for one measure: the same for values and floors, so that they differ by the scans alone."""

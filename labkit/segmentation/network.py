@@ -14,7 +14,7 @@ from labkit.augment import AUGMENTATIONS, augment
 from labkit.cohort import Cohort
 from labkit.fields import known
 from labkit.grids import STUDY_ZOOMS
-from labkit.metrics.sample import Sample
+from labkit.metrics.sample import Sample, scanned_slices
 
 CLASSES = 4
 """Background, CSF, grey matter, white matter."""
@@ -109,7 +109,7 @@ class Examples:
 def inputs(scans: Cohort, plan: Plan) -> tuple[Tensor, tuple[slice, slice, slice]]:
     """Images of a cohort as :class:`Examples` has them, and the box."""
     sample = Sample.of(scans, plan.size)
-    return sample.even * 2 - 1, _divisible(sample.slices, 2 ** (len(plan.channels) - 1), plan.size)
+    return sample.even * 2 - 1, padded_box(sample.shape, plan)
 
 
 def examples(scans: Cohort, plan: Plan) -> Examples:
@@ -118,7 +118,10 @@ def examples(scans: Cohort, plan: Plan) -> Examples:
     return Examples(images, scans.label_maps(plan.size), box, scans[0].zooms)
 
 
-def _divisible(slices: tuple[slice, ...], by: int, size: int) -> tuple[slice, slice, slice]:
+def padded_box(shape: tuple[int, int, int], plan: Plan) -> tuple[slice, slice, slice]:
+    """Where in a cube scans of `shape` are, widened until the network can halve it."""
+    by, size = 2 ** (len(plan.channels) - 1), plan.size
+    slices = scanned_slices(shape, size)
     return tuple(slice(part.start // by * by, min(size, -(-part.stop // by) * by)) for part in slices)
 
 

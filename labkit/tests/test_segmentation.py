@@ -10,10 +10,14 @@ from scipy import stats
 
 import labkit
 from labkit import figures
+from labkit.attributes import tissues
+from labkit.metrics.sample import Sample
+from labkit.metrics.yardstick import Yardstick
 from labkit.segmentation import arms, evidence
 from labkit.segmentation.experiment import Experiment, LeakError
 from labkit.segmentation.labels import confidence, teach
 from labkit.segmentation.network import PLANS, Examples, build, examples, full_labels, probabilities, train_network
+from labkit.segmentation.reader import find_reader
 from labkit.segmentation.scores import score
 from labkit.tests.brains import onions
 from labkit.tests.test_training import FAST
@@ -220,6 +224,23 @@ def test_ones_own_scans_are_segmented_in_their_own_space(rats, done, tmp_path):
     assert again.fingerprint == labelled.fingerprint
     with pytest.raises(ValueError, match="not trained yet"):
         labkit.segment(done, mine, tmp_path / "other", arm="r50")
+
+
+def test_the_network_becomes_an_instrument_of_the_quality_chapter(rats, run, done):
+    reader = find_reader(run.path, rats.shape, rats[0].zooms)
+    sample = Sample.of(rats)
+    read = reader(sample.even * 2 - 1).numpy()
+    assert read.shape == (12, 6) and len(reader.names) == 6
+    own = tissues(rats)
+    grey = reader.names.index("grey matter volume by network, mm³")
+    assert np.corrcoef(read[:, grey], own["grey matter volume, mm³"])[0, 1] > 0.8
+    assert read[:, grey].mean() == pytest.approx(own["grey matter volume, mm³"].mean(), rel=0.2)
+    assert reader.features(sample.even).shape == (12, COARSE.channels[-1])
+    assert find_reader(run.path / "samples", rats.shape, rats[0].zooms) is None
+    yardstick = Yardstick(rats, size=32, reader=reader)
+    assert {"network", "network anatomy"} <= set(yardstick.families) and "network" in yardstick.embedded
+    found = {row.flavour for name in yardstick.families for row in yardstick.floors(name)}
+    assert set(reader.names) <= found and "network" in found
 
 
 def test_results_are_left_beside_the_arms(done):
