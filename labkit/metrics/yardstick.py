@@ -130,9 +130,10 @@ class Yardstick:
         found |= {name: measures.distribution(name, embed, self.seed) for name, embed in embedded.items()}
         found["anatomy"] = measures.anatomy(self.gauge, self.gauge.spread.double().numpy(), self._gauge_quality())
         if self.reader is not None:
-            spread = measures.read(self.reader, self.teaching, NETWORK).std(0, ddof=1)
+            key = f"{NETWORK} anatomy"
+            spread = measures.read(self.reader, self.teaching, key).std(0, ddof=1)
             how = dict.fromkeys(self.reader.names, "by the segmentation network of chapter 5")
-            found[NETWORK + " anatomy"] = measures.anatomy(self.reader, spread, how, NETWORK)
+            found[key] = measures.anatomy(self.reader, spread, how, key)
         return found
 
     def _gauge_quality(self) -> dict[str, str]:
