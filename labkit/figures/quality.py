@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -53,20 +55,23 @@ def fault_map(control: pd.DataFrame, strength: float = 1.0) -> Figure:
     -------
     matplotlib.figure.Figure
         Measures down, faults across: how far the value moved towards worse (orange) or better (blue), in standard
-        deviations of the floor; white within two of them.
+        deviations of the floor; white within two of them, a question mark where the scans are too few for a floor's
+        spread.
     """
     here = control[np.isclose(control["strength"], strength) & (control["metric"] != "Wasserstein")]
     if here.empty:
         raise ValueError(f"strength={strength} was not tried; tried were {sorted(control['strength'].unique())}")
-    table = here.pivot_table(index=["metric", "flavour"], columns="fault", values="worse", sort=False)
+    table = here.pivot(index=["metric", "flavour"], columns="fault", values="worse")
+    table = table.loc[list(dict.fromkeys(zip(here["metric"], here["flavour"], strict=True))), here["fault"].unique()]
     table = table[~_repeats(table)]
     values = table.to_numpy()
     figure, ax = plt.subplots(figsize=(WIDTH, 0.2 * len(table) + 1.7), layout="constrained")
-    shown = np.where(np.abs(values) < NOTICED, 0.0, np.clip(values, -REACH, REACH))
+    shown = np.where(np.abs(values) >= NOTICED, np.clip(values, -REACH, REACH), 0.0)  # NaN is no notice
     image = ax.imshow(shown, cmap="PuOr_r", vmin=-REACH * 1.3, vmax=REACH * 1.3, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         text = f"{value:+.0f}".replace("-", "−") if abs(value) < REACH else ("≫" if value > 0 else "≪")
-        ax.text(column, row, text if abs(value) >= NOTICED else "·", ha="center", va="center", fontsize=8,
+        text = "?" if np.isnan(value) else text if abs(value) >= NOTICED else "·"
+        ax.text(column, row, text, ha="center", va="center", fontsize=8,
                 color="white" if abs(value) >= 0.7 * REACH else "black")  # fmt: skip
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=35, ha="right")
     ax.set_yticks(range(len(table)), [_called(*key) for key in table.index], fontsize=8)
@@ -87,7 +92,7 @@ def _repeats(table: pd.DataFrame) -> np.ndarray:
     return np.array(
         [
             flavour == "released" and (metric, "paper") in keys
-            and np.allclose(table.loc[(metric, "paper")], table.loc[(metric, flavour)])
+            and np.allclose(table.loc[(metric, "paper")], table.loc[(metric, flavour)], equal_nan=True)
             for metric, flavour in keys
         ]
     )  # fmt: skip
@@ -133,6 +138,8 @@ def fault_cards(yardstick: Yardstick, control: pd.DataFrame, scan: int = 0) -> C
 
 
 def _verdict(row: pd.Series) -> str:
+    if np.isnan(row["worse"]):
+        return f"{short(row['value'])} (floor {short(row['floor'])}: too few scans to tell)"
     moved = "unmoved" if abs(row["worse"]) < NOTICED else "worse" if row["worse"] > 0 else "better"
     return f"{short(row['value'])} (floor {short(row['floor'])}: {moved})"
 
@@ -146,7 +153,7 @@ def _fault_frame(view: np.ndarray, watched: list[tuple[str, str]], rows: list[pd
     picture.imshow(view, cmap="gray", vmin=0, vmax=255, aspect="auto")
     picture.axis("off")
     ax = figure.add_axes((0.29, 0.42 / tall, 0.69, (0.27 * len(rows)) / tall))
-    moved = np.array([np.clip(row["worse"], -REACH, REACH) for row in rows])
+    moved = np.nan_to_num([np.clip(row["worse"], -REACH, REACH) for row in rows])
     colours = [GREY if abs(m) < NOTICED else VERMILION if m > 0 else BLUE for m in moved]
     places = np.arange(len(rows))[::-1]
     ax.axvspan(-NOTICED, NOTICED, color="0.93", linewidth=0)
@@ -183,7 +190,7 @@ def attribute_distributions(study: Study) -> Figure:
         each median.
     """
     sources = {"real": (anatomy(study.yardstick, study.yardstick.reference), GREY)}
-    for (name, comparison), colour in zip(study.comparisons.items(), COLOURS, strict=False):
+    for (name, comparison), colour in zip(study.comparisons.items(), _colours(), strict=False):
         sources[name] = comparison.anatomy(), colour
     names = [name for name in ATTRIBUTES if name in sources["real"][0]][:6]
     lines = -(-len(names) // 2)
@@ -220,7 +227,7 @@ def similarity_distributions(study: Study) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained", sharey=True, sharex=True)
     for ax in axes:
         ax.ecdf(real, color="black", linewidth=2, label="real, real")
-    for (name, comparison), colour in zip(study.comparisons.items(), COLOURS, strict=False):
+    for (name, comparison), colour in zip(study.comparisons.items(), _colours(), strict=False):
         pairs = comparison.similar_pairs()
         axes[0].ecdf(pairs["synthetic"], color=colour, label=name)
         axes[1].ecdf(pairs["real and synthetic"], color=colour, label=name)
@@ -252,7 +259,7 @@ def embedding_map(study: Study, name: str = "PCA") -> Figure:
     count = len(study.comparisons)
     figure, axes = plt.subplots(1, count, figsize=(WIDTH, WIDTH / max(count, 2) + 0.6), squeeze=False,
                                 layout="constrained", sharex=True, sharey=True)  # fmt: skip
-    for ax, (run, comparison), colour in zip(axes[0], study.comparisons.items(), COLOURS, strict=False):
+    for ax, (run, comparison), colour in zip(axes[0], study.comparisons.items(), _colours(), strict=False):
         made = comparison.made.features(name, embed)
         ax.plot(*real[:, :2].T, "o", color="black", markersize=4, fillstyle="none", label="real")
         ax.plot(*made[:, :2].T, "o", color=colour, markersize=4, alpha=0.8, markeredgewidth=0, label=run)
@@ -307,20 +314,27 @@ def copy_distances(study: Study) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Runs down; left the generator's scans, right the same with 30 % copies planted. Far below the line lie copies.
+        Runs down; left the generator's scans, then the same with 30 % copies and with one copy planted. Far below the
+        line lie copies; suspects are ringed.
     """
     count = len(study.comparisons)
-    figure, grid = plt.subplots(count, 2, figsize=(WIDTH, 2.3 * count + 0.3), squeeze=False, layout="constrained",
+    figure, grid = plt.subplots(count, 3, figsize=(WIDTH, 1.9 * count + 0.3), squeeze=False, layout="constrained",
                                 sharex=True, sharey=True)  # fmt: skip
-    for axes, (name, comparison), colour in zip(grid, study.comparisons.items(), COLOURS, strict=False):
+    for axes, (name, comparison), colour in zip(grid, study.comparisons.items(), _colours(), strict=False):
         for ax, source in zip(axes, AUDITED, strict=True):
             audit = comparison.audits[source]
-            _with_diagonal(ax, audit.distances[:, 1], audit.distances[:, 0], colour)
-            ax.set_title(f"{name if source == AUDITED[0] else source}: p = {audit.p:.3f}")
+            x, y = audit.distances[:, 1], audit.distances[:, 0]
+            _with_diagonal(ax, x, y, colour)
+            ax.plot(x[audit.suspects], y[audit.suspects], "o", color=VERMILION, markersize=6, fillstyle="none")
+            title = name if source == AUDITED[0] else source.removesuffix(" planted")
+            ax.set_title(f"{title}\np = {audit.p:.3f}, {len(audit.suspects)} suspects", fontsize=8)
         axes[0].set_ylabel("to training")
-    for ax in grid[-1]:
-        ax.set_xlabel("distance to nearest held-out")
+    figure.supxlabel("distance to nearest held-out rat", fontsize=9)
     return figure
+
+
+def _colours() -> Iterator[str]:
+    return itertools.cycle(COLOURS)
 
 
 def _with_diagonal(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:

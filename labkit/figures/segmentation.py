@@ -71,7 +71,7 @@ def experiment_design(experiment: Experiment) -> Figure:
     bottom.set_yticks(places, [arm.name for arm in arms])
     bottom.invert_yaxis()
     bottom.set_xlabel("training scans")
-    bottom.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -95,7 +95,8 @@ def dose_response(experiment: Experiment) -> Figure:
         ax.set_xlabel(f"scans added to {n} real ones")
     for ax in grid[:, 0]:
         ax.set_ylabel("Dice")
-    grid[0, 0].legend(fontsize=8)
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -120,7 +121,8 @@ def low_data(experiment: Experiment) -> Figure:
         ax.set_xlabel("real scans")
     for ax in grid[:, 0]:
         ax.set_ylabel("Dice")
-    grid[0, 0].legend(fontsize=7)
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, loc="outside upper center", ncols=2)
     return figure
 
 

@@ -35,7 +35,8 @@ COLUMNS = [
     "direction",
     "how",
 ]
-AUDITED = ("synthetic", "30 % copies planted")
+AUDITED = ("synthetic", "30 % copies planted", "one copy planted")
+"""What is searched for copies: the generator's scans, and positive controls."""
 
 
 def compare(
@@ -154,13 +155,16 @@ class Comparison:
 
     @cached_property
     def audited(self) -> dict[str, Tensor]:
-        """Cubes of all synthetic scans, and of the same with copies of training scans planted, which must be found.
+        """Cubes of all synthetic scans, and of the same with many copies or one planted, which must be found.
 
         (M, 1, S, S, S), as :attr:`labkit.metrics.sample.Sample.even`.
         """
         scans, train = Sample.of(self.synthetic, self.yardstick.size).even, self.yardstick.teaching.even
-        planted = memorisation.plant_copies(scans.numpy(), train.numpy(), self.yardstick.rng(2))
-        return dict(zip(AUDITED, (scans, torch.from_numpy(planted)), strict=True))
+        planted = [
+            memorisation.plant_copies(scans.numpy(), train.numpy(), self.yardstick.rng(2), share)
+            for share in (0.3, 1 / len(scans))
+        ]
+        return dict(zip(AUDITED, (scans, *map(torch.from_numpy, planted)), strict=True))
 
     @cached_property
     def audits(self) -> dict[str, memorisation.Audit]:
@@ -198,13 +202,22 @@ class Comparison:
             how = f"share nearer to training than to held-out scans, {audit.n} of each"
             found = measures.Found("nearer to training", flavour, audit.share, NONE, "floor", f"{how}; {measures.EVEN}")
             yield _row(found, 0.5, (audit.null_low, audit.null_high), len(self.synthetic))
-            how = "test that no training animal was copied: all training and held-out scans, relabelled 1000 times"
+            how = (
+                f"share of {len(self.synthetic)} scans that are nearer to a training scan, relative to the nearest of "
+                f"{len(self.yardstick.held_out)} held-out ones, than any held-out animal is; floor: chance"
+            )
+            found = measures.Found("suspects", flavour, len(audit.suspects) / len(self.synthetic), NONE, "lower",
+                                   f"{how}; {measures.EVEN}")  # fmt: skip
+            yield _row(found, 1 / (1 + len(self.yardstick.held_out)), NONE, len(self.synthetic))
+            how = "test that many animals were copied: all training and held-out scans, relabelled 1000 times"
             found = measures.Found("copies p", flavour, audit.p, NONE, "higher", f"{how}; {measures.EVEN}")
             yield _row(found, 0.5, NONE, len(self.synthetic))
 
     def _reconstructions(self) -> Iterator[tuple]:
-        real = Sample.of(self._real, self.yardstick.size)
-        back = Sample.of(self._back, self.yardstick.size, [written_range(scan) for scan in self._real])
+        first = [self._real.subjects.index(subject) for subject in dict.fromkeys(self._real.subjects)]
+        scans, made = self._real.subset(first), self._back.subset(first)  # one an animal: more are no witnesses more
+        real = Sample.of(scans, self.yardstick.size)
+        back = Sample.of(made, self.yardstick.size, [written_range(scan) for scan in scans])
         for found, floor in measures.reconstruction(real, back, self.yardstick.rng(4)):
             yield _row(found, *floor, len(real))
 
@@ -232,7 +245,7 @@ def real_pairs(yardstick: Yardstick, count: int = FULL.pairs) -> np.ndarray:
 def _similar(yardstick: Yardstick, sample: Sample, count: int, names: tuple[str, str]) -> dict[str, np.ndarray]:
     if "MS-SSIM" not in yardstick.families:
         return dict.fromkeys(names, np.zeros(0))
-    rng = yardstick.rng_of("MS-SSIM")  # that of the table, so that figure and table are of the same pairs
+    rng = yardstick.rng_of("MS-SSIM").spawn(2)[0]  # that of the table, so that figure and table are of the same pairs
     pairs = measures.similar_pairs(yardstick.reference, sample, yardstick.box, rng, count)
     return {name: part.right for name, part in zip(names, pairs, strict=True)}
 

@@ -219,7 +219,7 @@ def control(yardstick: Yardstick, strengths: Sequence[float] = STRENGTHS) -> pd.
 def _spread(floor: Found, n: int) -> float:
     low, high = floor.interval
     least = 1 / n if floor.metric in SHARES else 1e-9  # a share moves in steps of one scan
-    return max((high - low) / (2 * 1.96), least)
+    return float(np.maximum((high - low) / (2 * 1.96), least))  # NaN where a floor has no interval: nothing is noticed
 
 
 def _worse(value: Found, floor: float) -> float:

@@ -58,11 +58,12 @@ def of_halves(
     value: float,
     rng: np.random.Generator,
     times: int = 60,
+    least: float = -np.inf,
 ) -> tuple[float, float]:
-    """Interval of a statistic of two sets from random halves of both (delete-half jackknife, Shao and Wu 1989).
+    """Interval of a statistic of two sets from random halves of both (delete-d jackknife, Shao and Wu 1989).
 
-    A half has the spread about the whole that the whole has about the truth. A bootstrap would draw scans twice, and
-    distances between a scan and itself are no distances.
+    A half has the spread about the whole that the whole has about the truth; other parts are scaled to that. A
+    bootstrap would draw scans twice, and distances between a scan and itself are no distances.
 
     Parameters
     ----------
@@ -76,13 +77,29 @@ def of_halves(
         Of the halving.
     times : int
         Halves; 0 gives NaN.
+    least : float
+        Smallest value that the statistic can have; the interval ends there.
+
+    Returns
+    -------
+    low, high : float
+        NaN where a set is too small to leave out a fifth of it: nothing can then be said of its spread.
     """
-    if times == 0:
+    kept = [max(SMALLEST_HALF, len(v) // 2) for v in (x, y)]
+    if times == 0 or any(5 * k > 4 * len(v) for k, v in zip(kept, (x, y), strict=True)):
         return float("nan"), float("nan")
-    found = []
-    for _ in range(times):
-        first, second = (v[rng.permutation(len(v))[: max(SMALLEST_HALF, len(v) // 2)]] for v in (x, y))
-        found.append(statistic(first, second))
+    found = [
+        statistic(*(v[rng.permutation(len(v))[:k]] for v, k in zip((x, y), kept, strict=True))) for _ in range(times)
+    ]
     # a half is biased as small samples are, and so only its spread is used
-    low, high = np.quantile(np.array(found) - np.mean(found), ENDS)
-    return float(value + min(low, 0)), float(value + max(high, 0))
+    scale = np.mean([np.sqrt(k / (len(v) - k)) for v, k in zip((x, y), kept, strict=True)])
+    low, high = scale * np.quantile(np.array(found) - np.mean(found), ENDS)
+    return float(max(value + min(low, 0), min(least, value))), float(value + max(high, 0))
+
+
+def of_share(share: float, n: int) -> tuple[float, float]:
+    """Wilson's interval of a share of `n` scans, which has a width at 0 and 1, too."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 50
-"""Choices of training scans over which the share is averaged."""
+DRAWS, RELABELLED = 20, 200
+"""Choices of training scans over which a share is averaged, and random labels for the share's null."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,14 @@ class Audit:
     ----------
     nearer : float
         Mean logarithm of the distance to the nearest held-out over that to the nearest training scan, of all there are.
-        A copy counts by how near it is, and so a few copies among many scans are seen.
     p : float
         How often a random choice of which animals count as training gives `nearer` as large. Groups of unequal size
-        are compared fairly, because the random ones are as unequal.
+        are compared fairly, because the random ones are as unequal. It sees that *many* animals were copied: a single
+        copied animal counts as training in most random choices, too.
+    suspects : numpy.ndarray
+        (k,), synthetic scans nearer to a training scan, relative to the nearest held-out one, than any held-out animal
+        is, each compared with the others. A single copy is among them. Of K held-out animals and fair scans about one
+        in K + 1 is.
     share : float
         Share of synthetic scans nearer to a training scan than to any held-out one, of `n` of each (mean over draws of
         which); 0.5 where the generator learned the distribution and no animal.
@@ -37,6 +41,7 @@ class Audit:
 
     nearer: float
     p: float
+    suspects: np.ndarray
     share: float
     null_low: float
     null_high: float
@@ -51,7 +56,8 @@ def audit(
     """Test whether synthetic scans are nearer to the scans a generator was trained on than to others.
 
     The null relabels animals at random. The nearest of many is nearer than the nearest of few: the share is therefore
-    of as many training as held-out scans; the test takes all, since a copy of an animal left out would not be seen.
+    of as many training as held-out scans, and cannot see copies of the training scans that a draw leaves out; the test
+    and the search for single suspects take all.
 
     Parameters
     ----------
@@ -75,9 +81,12 @@ def audit(
         return distances[:, order[:many]].min(1) + least, distances[:, order[many:]].min(1) + least
 
     def share(order: np.ndarray) -> float:
-        chosen = rng.permutation(order[:many])[:n], rng.permutation(order[many:])[:n]
-        first, second = (distances[:, part].min(1) for part in chosen)
-        return float((first < second).mean() + 0.5 * (first == second).mean())
+        found = []
+        for _ in range(DRAWS):
+            chosen = rng.permutation(order[:many])[:n], rng.permutation(order[many:])[:n]
+            first, second = (distances[:, part].min(1) for part in chosen)
+            found.append((first < second).mean() + 0.5 * (first == second).mean())
+        return float(np.mean(found))
 
     def nearer(order: np.ndarray) -> float:
         first, second = nearest(order)
@@ -86,16 +95,22 @@ def audit(
     own = np.arange(many + few)
     null = [rng.permutation(many + few) for _ in range(times)]
     seen = nearer(own)
-    low, high = np.quantile([share(order) for order in null], (0.025, 0.975))
+    low, high = np.quantile([share(order) for order in null[:RELABELLED]], (0.025, 0.975))
+    # real rats that nobody copied: each held-out animal against the training scans and the other held-out ones
+    among = cdist(held_out, held_out)
+    np.fill_diagonal(among, np.inf)
+    fair = cdist(held_out, train).min(1) / (among.min(1) + least)
+    first, second = nearest(own)
     return Audit(
         nearer=seen,
         p=(1 + sum(nearer(order) >= seen for order in null)) / (1 + times),
-        share=float(np.mean([share(own) for _ in range(DRAWS)])),
+        suspects=np.flatnonzero(first / second < fair.min()),
+        share=share(own),
         null_low=float(low),
         null_high=float(high),
         n=n,
         nearest=np.stack([distances[:, :many].argmin(1), distances[:, many:].argmin(1)], 1),
-        distances=np.stack(nearest(own), 1),
+        distances=np.stack((first, second), 1),
     )
 
 

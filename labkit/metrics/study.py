@@ -21,7 +21,7 @@ from labkit.metrics.yardstick import Yardstick
 from labkit.progress import progress_bar
 from labkit.runs import MODELS, Run, load_run
 from labkit.segmentation.reader import find_reader
-from labkit.sources import SIMULATED, open_cohort
+from labkit.sources import SIMULATED, CohortError, open_cohort
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ GROUPS = {
         "classifier AUC",
     ),
     "anatomy": ("Cohen's d", "Wasserstein"),
-    "copies": ("nearer to training", "copies p"),
+    "copies": ("nearer to training", "suspects", "copies p"),
 }  # fmt: skip
 """Metrics by what they are about. Those of reconstructions have the paper's names, and their own flavour."""
 
@@ -88,12 +88,14 @@ class Study:
         size: int = 64,
         medicalnet: str | os.PathLike | None = None,
     ) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or n <= NEIGHBOURS:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed={seed!r}: a whole number of at least 0")
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= NEIGHBOURS:
             raise ValueError(f"n={n!r}: how many synthetic scans a run, a whole number of at least {NEIGHBOURS + 1}")
         opened = find_runs(runs)
         self.runs = _named(opened)
         self.n, self.seed, self.size = n, seed, size
-        first, train = opened[0], None
+        first = opened[0]
         _check_same_training(self.runs)
         own = first.cohort()
         train = first.train_part(own)
@@ -168,14 +170,23 @@ class Study:
         import pandas as pd
 
         rows = {}
-        table = self.table[~self.table["flavour"].isin([RECONSTRUCTION, AUDITED[1]])]
+        table = self.table[~self.table["flavour"].isin([RECONSTRUCTION, *AUDITED[1:]])]
+        table = table[~_repeats(table)]
         for model, own in table.groupby("model", sort=False):
             row = {}
             for group, metrics in GROUPS.items():
                 part = own[own["metric"].isin(metrics)]
                 row[group] = f"{sum(_passes(one) for _, one in part.iterrows())} of {len(part)}" if len(part) else ""
+            if row["copies"] and not self._audit_works(model):
+                row["copies"] = "not testable"
             rows[model] = row
         return pd.DataFrame.from_dict(rows, orient="index")
+
+    def _audit_works(self, model: str) -> bool:
+        """Whether both positive controls were found."""
+        own = self.table[self.table["model"] == model].set_index(["metric", "flavour"])["value"]
+        many, one = AUDITED[1:]
+        return bool(own["copies p", many] <= 0.05 and own["suspects", one] > own["suspects", AUDITED[0]])
 
     def _part(self, metrics: str | Sequence[str] | None) -> pd.DataFrame:
         """Rows of a group, of metrics, of the flavour ``reconstruction``, or all."""
@@ -266,13 +277,23 @@ def find_runs(runs: Sequence[Run | str | os.PathLike] | str | None = None) -> li
     """Open runs by folder; see :class:`Study` for what may be given."""
     if isinstance(runs, str):
         runs = [part.strip() for part in runs.split(",") if part.strip()]
+    elif isinstance(runs, Run | os.PathLike):
+        runs = [runs]
+    if runs is not None and not len(runs):
+        raise ValueError(
+            "no runs were named: give folders of trained runs, with commas between, or None for the newest"
+        )
     if runs:
         return [run if isinstance(run, Run) else load_run(run) for run in runs]
     newest = load_run()
     siblings = {newest.variant.name: newest}
     alike = [Run(path.parent) for path in newest.path.parent.glob(f"*/{MODELS}")]
+    alike = [run for run in alike if (run.path / "config.json").exists()]
     for run in sorted(alike, key=lambda run: -(run.path / "config.json").stat().st_mtime):
-        mine, theirs = newest.config, run.config
+        try:
+            mine, theirs = newest.config, run.config
+        except ValueError:  # half-copied
+            continue
         if theirs["train"]["fingerprint"] == mine["train"]["fingerprint"] and theirs["scale"] == mine["scale"]:
             siblings.setdefault(run.variant.name, run)
     return [siblings[name] for name in sorted(siblings)]
@@ -282,6 +303,8 @@ def _named(runs: list[Run]) -> dict[str, Run]:
     models = [run.variant.name for run in runs]
     names = models if len(set(models)) == len(models) else [run.path.name for run in runs]
     if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    if len({run.path.resolve() for run in runs}) < len(runs):
         raise ValueError(f"the same run twice: {', '.join(names)}; name each once")
     return dict(zip(names, runs, strict=True))
 
@@ -314,13 +337,26 @@ def _real(run: Run, own: Cohort, real: Cohort | str | None, n: int, seed: int) -
                 f"cohort={FRESH!r} means new rats of the simulator, but {run.path.name} was trained on a folder"
             )
         return open_cohort(recipe["source"], n=2 * n, seed=recipe["seed"] + 1 + seed)
-    return open_cohort(real)
+    try:
+        return open_cohort(real)
+    except CohortError as error:
+        raise CohortError(f"{error}. Or {FRESH!r}: new rats of the simulator that the runs were trained on") from error
+
+
+def _repeats(table: pd.DataFrame) -> np.ndarray:
+    """Rows of the released flavour that are the paper's to the digit, and would count twice."""
+    paper = table[table["flavour"] == "paper"].set_index(["model", "metric"])["value"]
+    keys = zip(table["model"], table["metric"], table["flavour"], table["value"], strict=True)
+    return np.array([f == "released" and paper.get((model, metric)) == v for model, metric, f, v in keys])
 
 
 def _passes(row: pd.Series) -> bool:
     if row["metric"].endswith(" p"):
         return bool(row["value"] > 0.05)
     low, high = (row["value"],) * 2 if np.isnan(row["ci_low"]) else (row["ci_low"], row["ci_high"])
+    if np.isnan(row["floor_low"]):
+        row = row.copy()
+        row["floor_low"] = row["floor_high"] = row["floor"]
     not_above, not_below = low <= row["floor_high"], high >= row["floor_low"]
     return bool({"lower": not_above, "higher": not_below, "floor": not_above and not_below}[row["direction"]])
 
@@ -340,7 +376,7 @@ def short(value: float) -> str:
 
 
 def _separate_best(rows: pd.DataFrame) -> str:
-    if len(rows) < 2 or rows["ci_low"].isna().any():
+    if len(rows) < 2 or rows["ci_low"].isna().any() or (rows["ci_low"] == rows["ci_high"]).all():
         return ""
     direction, floor = rows["direction"].iloc[0], rows["floor"].iloc[0]
     low, high = rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy()

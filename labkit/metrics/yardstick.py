@@ -89,6 +89,11 @@ class Yardstick:
             )
         if train is not None and (shared := set(train.digests) & set(real.digests)):
             raise ValueError(f"{len(shared)} of the real scans were trained on: pass held-out ones as real")
+        if train is not None and train.folder == real.folder and (both := set(train.subjects) & set(real.subjects)):
+            raise ValueError(
+                f"{len(both)} of the real animals were trained on with other scans of theirs (e.g. {sorted(both)[0]}): "
+                "pass animals that were held out"
+            )
         check_grid(self.held_out, train, "training")
         order = np.random.default_rng(seed).permutation(len(self.held_out))
         self.parts = tuple(self.held_out.subset(np.sort(order[k * n : (k + 1) * n]).tolist()) for k in (0, 1))
@@ -143,7 +148,8 @@ class Yardstick:
         sides = self.reference, self.other
         tables = [_attributes(part) for part in self.parts]
         mean = sum(gauge.r2(side.even * 2 - 1, table) for side, table in zip(sides, tables, strict=True)) / 2
-        return {name: f"{RIDGE} with an R² of {mean[name]:.2f} on rats it never saw" for name in mean.index}
+        seen, unseen = f"{RIDGE} with an R² of {{:.2f}} on rats it never saw", f"{RIDGE}, unchecked for want of labels"
+        return {name: seen.format(value) if np.isfinite(value) else unseen for name, value in mean.items()}
 
     def rng(self, *key: int) -> np.random.Generator:
         """Chance for one measure: the same for values and floors, so that they differ by the scans alone."""
@@ -166,8 +172,14 @@ class Yardstick:
 
 def check_grid(real: Cohort, other: Cohort | None, name: str) -> None:
     """Refuse scans on another grid than the real ones."""
-    if other is not None and other.shape != real.shape:
-        raise ValueError(f"{name} scans have {other.shape} voxels, real ones {real.shape}: open both on one grid")
+    if other is None:
+        return
+    zooms = [cohort[0].zooms for cohort in (other, real)]
+    if other.shape != real.shape or not np.allclose(*zooms, rtol=0.01):
+        raise ValueError(
+            f"{name} scans have {other.shape} voxels of {zooms[0]} mm, real ones {real.shape} of {zooms[1]} mm: open "
+            "both on one grid"
+        )
 
 
 def one_scan_an_animal(cohort: Cohort) -> Cohort:

@@ -83,7 +83,9 @@ def test_copies_are_looked_for_and_planted_ones_found(real, others, tmp_path):
     table = compare(real, others[:12], train=others, size=32)  # half of what it was trained on, by heart
     rows = table[table["metric"] == "nearer to training"].set_index("flavour")
     assert rows.loc["synthetic", "value"] > rows.loc["synthetic", "floor_high"]
-    assert len(rows) == 2 and (table["metric"] == "copies p").sum() == 2
+    assert len(rows) == 3 and (table["metric"] == "copies p").sum() == 3
+    suspects = table[table["metric"] == "suspects"].set_index("flavour")["value"]
+    assert suspects["synthetic"] > 0.5
 
 
 def test_a_run_is_compared_with_its_held_out_rats(real, tmp_path):
@@ -93,3 +95,25 @@ def test_a_run_is_compared_with_its_held_out_rats(real, tmp_path):
     table = compare(held_out, generation.generate(run, 8), run.train_part(real), back, size=32)
     assert len(table[table["flavour"] == "reconstruction"]) == 5
     assert of(table, "classifier AUC", "PCA")["value"] > 0.6  # twenty tiny iterations fool nobody
+
+
+def test_sessions_of_trained_animals_and_other_voxel_sizes_are_refused(tmp_path):
+    import nibabel as nib
+
+    folder = tmp_path / "two"
+    ellipsoids(folder, n=14)
+    for path in sorted(folder.glob("*_T2w.nii.gz")):
+        again = np.asarray(nib.load(path).dataobj) + 1
+        nib.save(nib.Nifti1Image(again, nib.load(path).affine), folder / path.name.replace("_T2w", "_ses-2_T2w"))
+    both = labkit.open_cohort(folder)
+    first = [i for i, scan in enumerate(both) if scan.session == ""]
+    second = [i for i, scan in enumerate(both) if scan.session != ""]
+    assert len(first) == len(second) == 14
+    with pytest.raises(ValueError, match="with other scans of theirs"):
+        compare(both.subset(first), both.subset(second), train=both.subset(second), size=32)
+
+
+def test_six_animals_a_side_give_no_interval_rather_than_a_wrong_one(real, others):
+    table = compare(real[:12], others[:6], size=32)
+    assert of(table, "trace ratio", "PCA")[["ci_low", "ci_high"]].isna().all()
+    assert of(table, "recall", "PCA")["ci_high"] > of(table, "recall", "PCA")["ci_low"]

@@ -286,3 +286,19 @@ def test_a_copy_among_many_training_animals_is_found_whichever_it_is_of():
     honest, caught = (memorisation.audit(scans, train, held_out, rng, 199) for scans in (fresh, planted))
     assert honest.p > 0.05 and caught.p < 0.05 and caught.nearer > honest.nearer
     assert caught.nearest[:, 0].max() < 150 and caught.nearest[:, 1].max() < 30 and caught.n == 30
+
+
+def test_a_single_copy_is_a_suspect_and_fair_scans_are_about_as_often_as_chance():
+    false, found = 0, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        train, held_out, fresh = (0.5 + 0.1 * rng.standard_normal((n, 12)) for n in (150, 30, 60))
+        false += len(memorisation.audit(fresh, train, held_out, rng, 19).suspects)
+        one = memorisation.plant_copies(fresh, train, rng, share=1 / 60, noise=0.01)
+        found += len(memorisation.audit(one, train, held_out, rng, 19).suspects) > 0
+    assert false / (20 * 60) < 0.1 and found == 20
+
+
+def test_a_share_of_all_is_no_certainty():
+    low, high = intervals.of_share(1.0, 18)
+    assert 0.8 < low < 0.85 and high == pytest.approx(1)

@@ -108,7 +108,7 @@ def test_figures_of_a_study_have_their_panels(measured):
         "copies": figures.copy_distances(measured),
         "triplets": figures.triplets(measured.comparisons["adni"], n=2),
     }
-    assert len(drawn["copies"].axes) == 4 and len(drawn["triplets"].axes) == 6 and len(drawn["map"].axes) == 2
+    assert len(drawn["copies"].axes) == 6 and len(drawn["triplets"].axes) == 6 and len(drawn["map"].axes) == 2
     labels = [text.get_text() for text in drawn["fault_map"].axes[0].get_yticklabels()]
     assert "RMSE, paper" in labels and "RMSE, released" not in labels and "MMD, released" in labels
     cards = figures.fault_cards(measured.yardstick, control)
