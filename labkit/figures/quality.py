@@ -63,7 +63,7 @@ def fault_map(control: pd.DataFrame, strength: float = 1.0) -> Figure:
         raise ValueError(f"strength={strength} was not tried; tried were {sorted(control['strength'].unique())}")
     table = here.pivot(index=["metric", "flavour"], columns="fault", values="worse")
     table = table.loc[list(dict.fromkeys(zip(here["metric"], here["flavour"], strict=True))), here["fault"].unique()]
-    table = table[~_repeats(table)]
+    table = table[~_repeats(here.pivot(index=["metric", "flavour"], columns="fault", values="value").loc[table.index])]
     values = table.to_numpy()
     figure, ax = plt.subplots(figsize=(WIDTH, 0.2 * len(table) + 1.7), layout="constrained")
     shown = np.where(np.abs(values) >= NOTICED, np.clip(values, -REACH, REACH), 0.0)  # NaN is no notice
@@ -92,7 +92,7 @@ def _repeats(table: pd.DataFrame) -> np.ndarray:
     return np.array(
         [
             flavour == "released" and (metric, "paper") in keys
-            and np.allclose(table.loc[(metric, "paper")], table.loc[(metric, flavour)], equal_nan=True)
+            and np.allclose(table.loc[(metric, "paper")], table.loc[(metric, flavour)])
             for metric, flavour in keys
         ]
     )  # fmt: skip
