@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import labkit
-from labkit import codes, volumes
+from labkit import codes, figures, volumes
 from labkit.segmentation.experiment import Experiment
 from labkit.segmentation.network import PLANS
 from labkit.tests.brains import onions
@@ -64,6 +64,9 @@ def test_the_experiment_takes_its_labels(run):
     data, about = experiment._data(experiment.arms[-1], 0)
     assert about == {"labels": "joint"} and len(data) == 9
     assert set(experiment.scores["arm"]) >= {"r100", "r100+s50"}
+    assert torch.equal(experiment.joint(4, 0).labels[:3], experiment.joint(3, 0).labels)
+    figure = figures.teacher_labels(experiment, "r100+s50", n=4)
+    assert [ax.get_title() for ax in figure.axes[:3]][1:] == ["the generator's labels", "the teacher's labels"]
     other = Experiment(run, PLANS["smoke"], "r100+s50", seeds=1)
     assert other.folder != experiment.folder
 
