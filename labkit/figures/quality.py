@@ -15,7 +15,8 @@ from labkit.figures.frames import Card, Cards
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
 from labkit.metrics import faults
 from labkit.metrics.comparison import AUDITED, Comparison, anatomy, real_pairs
-from labkit.metrics.study import Study, short
+from labkit.metrics.reading import short
+from labkit.metrics.study import Study
 from labkit.metrics.yardstick import Yardstick
 
 if TYPE_CHECKING:

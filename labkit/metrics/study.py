@@ -17,17 +17,17 @@ from labkit.generation import generate, reconstruct
 from labkit.metrics.comparison import AUDITED, COLUMNS, Comparison
 from labkit.metrics.faults import at_resolution
 from labkit.metrics.measures import NEIGHBOURS
+from labkit.metrics.reading import passes, repeats, separate_best, shown
+from labkit.metrics.selection import check_same_training, find_runs, named, real_scans
 from labkit.metrics.yardstick import Yardstick
 from labkit.progress import progress_bar
-from labkit.runs import MODELS, Run, load_run
+from labkit.runs import Run
 from labkit.segmentation.reader import find_reader
-from labkit.sources import SIMULATED, CohortError, open_cohort
 
 if TYPE_CHECKING:
     import pandas as pd
     from pandas.io.formats.style import Styler
 
-FRESH = "fresh"
 RECONSTRUCTION = "reconstruction"
 METRICS = "metrics.json"
 TABLE = "metrics.md"
@@ -93,13 +93,13 @@ class Study:
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= NEIGHBOURS:
             raise ValueError(f"n={n!r}: how many synthetic scans a run, a whole number of at least {NEIGHBOURS + 1}")
         opened = find_runs(runs)
-        self.runs = _named(opened)
+        self.runs = named(opened)
         self.n, self.seed, self.size = n, seed, size
         first = opened[0]
-        _check_same_training(self.runs)
+        check_same_training(self.runs)
         own = first.cohort()
         train = first.train_part(own)
-        self.real = _real(first, own, real, n, seed)
+        self.real = real_scans(first, own, real, n, seed)
         scan = train[0]
         readers = (find_reader(run.path, scan.image.shape, scan.zooms) for run in opened)
         reader = next((found for found in readers if found is not None), None)
@@ -156,7 +156,7 @@ class Study:
         found = {}
         own = self._part(metrics)
         for key, rows in own[own["model"].isin(list(self.runs))].groupby(["metric", "flavour"], sort=False):
-            found[key] = _separate_best(rows)
+            found[key] = separate_best(rows)
         return pd.Series(found, name="best", dtype=object)
 
     def verdicts(self) -> pd.DataFrame:
@@ -171,12 +171,12 @@ class Study:
 
         rows = {}
         table = self.table[~self.table["flavour"].isin([RECONSTRUCTION, *AUDITED[1:]])]
-        table = table[~_repeats(table)]
+        table = table[~repeats(table)]
         for model, own in table.groupby("model", sort=False):
             row = {}
             for group, metrics in GROUPS.items():
                 part = own[own["metric"].isin(metrics)]
-                row[group] = f"{sum(_passes(one) for _, one in part.iterrows())} of {len(part)}" if len(part) else ""
+                row[group] = f"{sum(passes(one) for _, one in part.iterrows())} of {len(part)}" if len(part) else ""
             if row["copies"] and not self._audit_works(model):
                 row["copies"] = "not testable"
             rows[model] = row
@@ -213,10 +213,10 @@ class Study:
         for key, part in table.groupby(["metric", "flavour"], sort=False):
             by_model = part.set_index("model")
             row = {
-                name: _shown(by_model.loc[name]) if name in by_model.index else "" for name in table["model"].unique()
+                name: shown(by_model.loc[name]) if name in by_model.index else "" for name in table["model"].unique()
             }
             first = by_model.iloc[0]
-            row["floor: real"] = _shown(first, "floor", "floor_low", "floor_high")
+            row["floor: real"] = shown(first, "floor", "floor_low", "floor_high")
             row["best is"] = {"floor": "near floor"}.get(first["direction"], first["direction"])
             rows.append(row)
             index.append(key)
@@ -271,120 +271,3 @@ class Study:
             write_text(run.path / TABLE, self.markdown())
             written += [run.path / METRICS, run.path / TABLE]
         return written
-
-
-def find_runs(runs: Sequence[Run | str | os.PathLike] | str | None = None) -> list[Run]:
-    """Open runs by folder; see :class:`Study` for what may be given."""
-    if isinstance(runs, str):
-        runs = [part.strip() for part in runs.split(",") if part.strip()]
-    elif isinstance(runs, Run | os.PathLike):
-        runs = [runs]
-    if runs is not None and not len(runs):
-        raise ValueError(
-            "no runs were named: give folders of trained runs, with commas between, or None for the newest"
-        )
-    if runs:
-        return [run if isinstance(run, Run) else load_run(run) for run in runs]
-    newest = load_run()
-    siblings = {newest.variant.name: newest}
-    alike = [Run(path.parent) for path in newest.path.parent.glob(f"*/{MODELS}")]
-    alike = [run for run in alike if (run.path / "config.json").exists()]
-    for run in sorted(alike, key=lambda run: -(run.path / "config.json").stat().st_mtime):
-        try:
-            mine, theirs = newest.config, run.config
-        except ValueError:  # half-copied
-            continue
-        if theirs["train"]["fingerprint"] == mine["train"]["fingerprint"] and theirs["scale"] == mine["scale"]:
-            siblings.setdefault(run.variant.name, run)
-    return [siblings[name] for name in sorted(siblings)]
-
-
-def _named(runs: list[Run]) -> dict[str, Run]:
-    models = [run.variant.name for run in runs]
-    names = models if len(set(models)) == len(models) else [run.path.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.path) for run in runs]
-    if len({run.path.resolve() for run in runs}) < len(runs):
-        raise ValueError(f"the same run twice: {', '.join(names)}; name each once")
-    return dict(zip(names, runs, strict=True))
-
-
-def _check_same_training(runs: dict[str, Run]) -> None:
-    parts = {name: run.config["train"]["fingerprint"] for name, run in runs.items()}
-    if len(set(parts.values())) > 1:
-        listed = ", ".join(f"{name}: {part[:12]}" for name, part in parts.items())
-        raise ValueError(
-            f"these runs were trained on different scans ({listed}), and one table would compare cohorts and not "
-            "models: train them on one cohort with one seed of the split, or measure them one by one"
-        )
-
-
-def _real(run: Run, own: Cohort, real: Cohort | str | None, n: int, seed: int) -> Cohort:
-    if isinstance(real, Cohort):
-        return real
-    if real is None:
-        held_out = run.held_out(own)
-        if not len(held_out):
-            raise ValueError(
-                f"{run.path.name} held no animals out, so there is nothing to measure with: train with fewer "
-                "(n_train), or pass scans it has not seen as cohort"
-            )
-        return held_out
-    if real == FRESH:
-        recipe = run.config["cohort"].get("recipe") or {}
-        if recipe.get("source") not in SIMULATED:
-            raise ValueError(
-                f"cohort={FRESH!r} means new rats of the simulator, but {run.path.name} was trained on a folder"
-            )
-        return open_cohort(recipe["source"], n=2 * n, seed=recipe["seed"] + 1 + seed)
-    try:
-        return open_cohort(real)
-    except CohortError as error:
-        raise CohortError(f"{error}. Or {FRESH!r}: new rats of the simulator that the runs were trained on") from error
-
-
-def _repeats(table: pd.DataFrame) -> np.ndarray:
-    """Rows of the released flavour that are the paper's to the digit, and would count twice."""
-    paper = table[table["flavour"] == "paper"].set_index(["model", "metric"])["value"]
-    keys = zip(table["model"], table["metric"], table["flavour"], table["value"], strict=True)
-    return np.array([f == "released" and paper.get((model, metric)) == v for model, metric, f, v in keys])
-
-
-def _passes(row: pd.Series) -> bool:
-    if row["metric"].endswith(" p"):
-        return bool(row["value"] > 0.05)
-    low, high = (row["value"],) * 2 if np.isnan(row["ci_low"]) else (row["ci_low"], row["ci_high"])
-    if np.isnan(row["floor_low"]):
-        row = row.copy()
-        row["floor_low"] = row["floor_high"] = row["floor"]
-    not_above, not_below = low <= row["floor_high"], high >= row["floor_low"]
-    return bool({"lower": not_above, "higher": not_below, "floor": not_above and not_below}[row["direction"]])
-
-
-def _shown(row: pd.Series, value: str = "value", low: str = "ci_low", high: str = "ci_high") -> str:
-    if np.isnan(row[low]):
-        return short(row[value])
-    return f"{short(row[value])} ({short(row[low])} to {short(row[high])})"
-
-
-def short(value: float) -> str:
-    """A number for people, two or three digits."""
-    size = abs(value)
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 or value == 0 else 3
-    text = f"{value:.{digits}f}"
-    return text.replace("-", "−") if float(text) else text.removeprefix("-")
-
-
-def _separate_best(rows: pd.DataFrame) -> str:
-    if len(rows) < 2 or rows["ci_low"].isna().any() or (rows["ci_low"] == rows["ci_high"]).all():
-        return ""
-    direction, floor = rows["direction"].iloc[0], rows["floor"].iloc[0]
-    low, high = rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy()
-    if direction == "higher":
-        low, high = -high, -low
-    elif direction == "floor":
-        ends = np.abs(np.stack([low - floor, high - floor]))
-        low, high = np.where((low <= floor) & (floor <= high), 0.0, ends.min(0)), ends.max(0)
-    best = int(np.argmin(high))
-    others = np.delete(low, best)
-    return str(rows["model"].iloc[best]) if high[best] < others.min() else ""

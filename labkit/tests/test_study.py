@@ -7,7 +7,9 @@ import pytest
 
 from labkit import figures
 from labkit.metrics import faults, study
-from labkit.metrics.study import Study, find_runs
+from labkit.metrics.reading import separate_best
+from labkit.metrics.selection import find_runs
+from labkit.metrics.study import Study
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train
@@ -43,11 +45,11 @@ def test_runs_and_the_best_they_could_be_stand_beside_one_floor(measured):
 def test_best_is_only_named_where_intervals_lie_apart():
     rows = pd.DataFrame({"model": ["a", "b", "c"], "ci_low": [1.0, 3.0, 5.0], "ci_high": [2.0, 4.0, 6.0],
                          "floor": 3.5, "direction": "lower"})  # fmt: skip
-    assert study._separate_best(rows) == "a"
-    assert study._separate_best(rows.assign(direction="higher")) == "c"
-    assert study._separate_best(rows.assign(direction="floor")) == "b"
-    assert study._separate_best(rows.assign(ci_high=[3.2, 4.0, 6.0])) == ""
-    assert study._separate_best(rows[:1]) == ""
+    assert separate_best(rows) == "a"
+    assert separate_best(rows.assign(direction="higher")) == "c"
+    assert separate_best(rows.assign(direction="floor")) == "b"
+    assert separate_best(rows.assign(ci_high=[3.2, 4.0, 6.0])) == ""
+    assert separate_best(rows[:1]) == ""
 
 
 def test_results_are_left_in_every_run_as_json_and_markdown(measured, runs):
