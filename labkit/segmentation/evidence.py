@@ -164,7 +164,7 @@ def conclusions(table: pd.DataFrame) -> list[str]:
         row = by_key.loc[(tissue, arm)]
         found.append(
             f"{tissue}, {arm} against {row['reference']}: {_signed(row['difference'])} "
-            f"({_signed(row['ci_low'])} to {_signed(row['ci_high'])}, p = {row['p_holm']:.3f} corrected), published "
+            f"({_signed(row['ci_low'])} to {_signed(row['ci_high'])}, {_p(row['p_holm'])} corrected), published "
             f"{_signed(gain)}: {_direction(row)}. Smallest difference this design sees: {row['detectable']:.4f}."
         )
     for arm in ("r5+t200", "r100+t200"):
@@ -183,6 +183,10 @@ def _direction(row: pd.Series) -> str:
     if row["ci_high"] < 0 and row["p_holm"] < ALPHA:
         return "a loss, against what was published"
     return "not told apart from no difference"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def _signed(value: float) -> str:
