@@ -17,6 +17,7 @@ from labkit.runs import Run, load_run
 from labkit.segmentation.arms import ARMS
 from labkit.segmentation.experiment import Experiment
 from labkit.segmentation.network import inputs, probabilities
+from labkit.segmentation.reader import find_network
 from labkit.simulate.anatomy import LABEL_NAMES
 from labkit.sources import open_cohort
 
@@ -33,7 +34,7 @@ def segment(
     Parameters
     ----------
     run : Run, path or labkit.segmentation.experiment.Experiment
-        The generator's run in which the experiment was done, or the experiment.
+        The generator's run in which the experiment was done, or the experiment. Its data are not needed.
     cohort : Cohort
         Scans of any animals, on the study's grid or the run's.
     out_dir : path, optional
@@ -49,28 +50,33 @@ def segment(
     Raises
     ------
     ValueError
-        That network is not trained, the cohort is empty or on another grid.
+        That network is not there, the cohort is empty or on another grid.
     """
     known("arm", arm, ARMS)
-    experiment = run if isinstance(run, Experiment) else Experiment(run if isinstance(run, Run) else load_run(run))
     if not len(cohort):
         raise ValueError("no scans to segment: the cohort is empty")
-    experiment.run.likeness.check_grid(cohort)
-    network = experiment.network(arm, seed)
-    default = experiment.folder / "segmented" / f"{cohort.fingerprint[:10]}-{arm}-seed{seed}"
+    generator = run.run if isinstance(run, Experiment) else run if isinstance(run, Run) else load_run(run)
+    generator.likeness.check_grid(cohort)
+    found = find_network(run.folder if isinstance(run, Experiment) else generator.path, arm, seed)
+    if found is None:
+        raise ValueError(
+            f"{generator.path.name} has no network of arm {arm} with seed {seed}: do the experiment first "
+            "(papermill book/05_segmentation.ipynb build/segmentation.ipynb), or name another arm"
+        )
+    default = found.place.parent / "segmented" / f"{cohort.fingerprint[:10]}-{arm}-seed{seed}"
     folder = Path(out_dir).expanduser() if out_dir else default
     if not folder.exists():
-        images, box = inputs(cohort, experiment.plan)
+        images, box = inputs(cohort, found.plan)
         names = cohort.bids_labels()
         with new_folder(folder) as fresh:
             for index, scan in enumerate(progress_bar(cohort, "segmenting")):
-                chances = probabilities([network], images[index : index + 1], box)
+                chances = probabilities([found.network], images[index : index + 1], box)
                 labels = chances.argmax(1, keepdim=True).byte()[0]
                 path = bids.scan_path(names[scan.subject], scan.session, scan.suffix)
                 bids.save_scan(fresh, path, _as_it_was(scan), scan.restore_labels(labels))
             bids.write_label_names(fresh, LABEL_NAMES)
             bids.write_description(fresh, f"{cohort.name}, segmented", "derivative", Arm=arm, Seed=seed,
-                                   Run=experiment.run.path.name, Scans=cohort.fingerprint)  # fmt: skip
+                                   Run=generator.path.name, Scans=cohort.fingerprint)  # fmt: skip
     return open_cohort(folder, **Likeness.of([cohort[0]]).opening)
 
 

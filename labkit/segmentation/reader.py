@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,14 +86,37 @@ def _deepest(network: nn.Module) -> nn.Module:
     return level
 
 
-def find_reader(run_path: Path, shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> Reader | None:
-    """The newest network that the segmentation experiment of a run trained on all its real scans, if there is one."""
-    found = sorted(run_path.glob("segmentation/*/r100-seed0/scores.csv"), key=lambda path: path.stat().st_mtime)
+class Found(NamedTuple):
+    """A trained network of an experiment, its plan, and the arm's folder."""
+
+    network: nn.Module
+    plan: Plan
+    place: Path
+
+
+def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> Found | None:
+    """The network that an arm of an experiment trained last, if there is one; needs no training data.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Of a generator's run, or of one experiment in it.
+    arm, seed : str, int
+        Which network.
+    """
+    name = f"{arm}-seed{seed}/scores.csv"
+    found = [*folder.glob(f"segmentation/*/{name}"), *folder.glob(name)]
     if not found:
         return None
-    place = found[-1].parent
+    place = max(found, key=lambda path: path.stat().st_mtime).parent
     content = json.loads((place / "arm.json").read_text())["plan"]
     plan = Plan(**{**content, "channels": tuple(content["channels"])})
     network = build(plan, 0)
     network.load_state_dict(load_state(place / "model.safetensors", "cpu"))
-    return Reader(network.eval(), plan, tuple(shape), tuple(zooms))
+    return Found(network.eval(), plan, place)
+
+
+def find_reader(run_path: Path, shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> Reader | None:
+    """The newest network that the segmentation experiment of a run trained on all its real scans, if there is one."""
+    found = find_network(run_path)
+    return None if found is None else Reader(found.network, found.plan, tuple(shape), tuple(zooms))

@@ -222,8 +222,10 @@ def test_ones_own_scans_are_segmented_in_their_own_space(rats, done, tmp_path):
     assert labelled.shape == rats.shape
     again = labkit.segment(done, mine, tmp_path / "out")
     assert again.fingerprint == labelled.fingerprint
-    with pytest.raises(ValueError, match="not trained yet"):
+    with pytest.raises(ValueError, match="no network of arm r50"):
         labkit.segment(done, mine, tmp_path / "other", arm="r50")
+    by_run = labkit.segment(done.run.path, mine, tmp_path / "by_run")  # the folder alone, as a user has it
+    assert by_run.fingerprint == labelled.fingerprint
 
 
 def test_the_network_becomes_an_instrument_of_the_quality_chapter(rats, run, done):
