@@ -140,18 +140,15 @@ class Comparison:
         import pandas as pd
 
         families = self.yardstick.families
-        parts: list[Callable[[], Iterator[tuple]]] = [lambda f=name: self._beside_floors(f) for name in families]
+        parts: list[Callable[[], Iterator[tuple]]] = [
+            lambda f=name: beside_floors(self.yardstick, f, self.made) for name in families
+        ]
         if self.yardstick.train is not None:
             parts.append(self._copies)
         if self._back is not None:
             parts.append(self._reconstructions)
         rows = [row for part in progress_bar(parts, "measuring") for row in part()]
         return pd.DataFrame(rows, columns=COLUMNS)
-
-    def _beside_floors(self, family: str) -> Iterator[tuple]:
-        values, floors = self.yardstick.found(family, self.made), self.yardstick.floors(family)
-        for value, floor in zip(values, floors, strict=True):
-            yield _row(value, floor.value, floor.interval, len(self.made))
 
     @cached_property
     def audited(self) -> dict[str, Tensor]:
@@ -248,6 +245,12 @@ def _similar(yardstick: Yardstick, sample: Sample, count: int, names: tuple[str,
     rng = yardstick.rng_of("MS-SSIM").spawn(2)[0]  # that of the table, so that figure and table are of the same pairs
     pairs = measures.similar_pairs(yardstick.reference, sample, yardstick.box, rng, count)
     return {name: part.right for name, part in zip(names, pairs, strict=True)}
+
+
+def beside_floors(yardstick: Yardstick, family: str, sample: Sample) -> Iterator[tuple]:
+    """Rows, as :data:`COLUMNS` has them, of one family's measures of a sample beside their floors."""
+    for value, floor in zip(yardstick.found(family, sample), yardstick.floors(family), strict=True):
+        yield _row(value, floor.value, floor.interval, len(sample))
 
 
 def _row(found: measures.Found, floor: float, floor_interval: tuple[float, float], n: int) -> tuple:

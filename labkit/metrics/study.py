@@ -14,7 +14,7 @@ import numpy as np
 from labkit.bids import write_json, write_text
 from labkit.cohort import Cohort
 from labkit.generation import generate, reconstruct
-from labkit.metrics.comparison import AUDITED, COLUMNS, Comparison
+from labkit.metrics.comparison import AUDITED, COLUMNS, Comparison, beside_floors
 from labkit.metrics.faults import at_resolution
 from labkit.metrics.measures import NEIGHBOURS
 from labkit.metrics.reading import passes, repeats, separate_best, shown
@@ -135,12 +135,7 @@ class Study:
         import pandas as pd
 
         sample = at_resolution(self.yardstick.other, self.coarsest)
-        rows = []
-        for family in self.yardstick.families:
-            pairs = zip(self.yardstick.found(family, sample), self.yardstick.floors(family), strict=True)
-            for value, floor in pairs:
-                rows.append((value.metric, value.flavour, float(value.value), *value.interval, float(floor.value),
-                             *floor.interval, len(sample), value.direction, value.how))  # fmt: skip
+        rows = [row for family in self.yardstick.families for row in beside_floors(self.yardstick, family, sample)]
         return pd.DataFrame(rows, columns=COLUMNS)
 
     def best(self, metrics: str | Sequence[str] | None = None) -> pd.Series:
