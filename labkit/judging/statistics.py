@@ -1,0 +1,331 @@
+"""Statistics of judgements: shares, detection, agreement, preference, sample size. Pure functions of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95
+Z = 1.959963984540054  # of a two-sided interval of that level
+
+
+class Share(NamedTuple):
+    """A share of trials with Wilson's interval, and how surprising it is where chance gives `chance`."""
+
+    k: int
+    n: int
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def share(k: int, n: int, chance: float = 0.5) -> Share:
+    """`k` of `n` trials.
+
+    Parameters
+    ----------
+    k, n : int
+        Successes and trials.
+    chance : float
+        Share of a rater who guesses; `p` is the exact two-sided binomial test against it.
+
+    Returns
+    -------
+    Share
+        All NaN but the counts where there are no trials.
+    """
+    from scipy.stats import binomtest
+
+    if n == 0:
+        return Share(0, 0, *[float("nan")] * 4)
+    test = binomtest(int(k), int(n), chance)
+    interval = test.proportion_ci(LEVEL, method="wilson")
+    return Share(int(k), int(n), k / n, float(interval.low), float(interval.high), float(test.pvalue))
+
+
+class Detection(NamedTuple):
+    """Sensitivity d′ and criterion c with 95 % intervals."""
+
+    d_prime: float
+    d_low: float
+    d_high: float
+    criterion: float
+    c_low: float
+    c_high: float
+
+
+def detection(hits: int, signals: int, false_alarms: int, noises: int) -> Detection:
+    """Sensitivity and criterion of yes-no answers, equal-variance Gaussian model.
+
+    Parameters
+    ----------
+    hits, signals : int
+        Synthetic scans called synthetic, of how many.
+    false_alarms, noises : int
+        Real scans called synthetic, of how many.
+
+    Returns
+    -------
+    Detection
+        d′ = z(H) - z(F) is 0 for a guesser; c = -(z(H) + z(F)) / 2 is positive for a rater slow to say *synthetic*.
+        Half a trial is added to each count and one to each total (Hautus 1995, Behavior Research Methods 27:46), so
+        that a perfect rater's d′ is finite: it is then a lower bound. Intervals: normal, with the variance of Gourevitch
+        and Galanter (1967, Psychometrika 32:25). NaN where one kind of scan was not shown.
+    """
+    from scipy.stats import norm
+
+    if not signals or not noises:
+        return Detection(*[float("nan")] * 6)
+    rates = np.array([(hits + 0.5) / (signals + 1), (false_alarms + 0.5) / (noises + 1)])
+    z = norm.ppf(rates)
+    variances = rates * (1 - rates) / (np.array([signals, noises]) + 1) / norm.pdf(z) ** 2
+    d, c = float(z[0] - z[1]), float(-(z[0] + z[1]) / 2)
+    error = float(np.sqrt(variances.sum()))
+    return Detection(d, d - Z * error, d + Z * error, c, c - Z * error / 2, c + Z * error / 2)
+
+
+def forced_choice(k: int, n: int) -> Detection:
+    """Sensitivity in two-alternative forced choice: d′ = √2 z(share right); the criterion has no meaning and is NaN.
+
+    Parameters
+    ----------
+    k, n : int
+        Pairs in which the real scan was found, of how many. Half a trial is added as in :func:`detection`; the
+        interval is Wilson's, carried over.
+    """
+    from scipy.stats import norm
+
+    if n == 0:
+        return Detection(*[float("nan")] * 6)
+    found = share(k, n)
+    ends = np.clip([(k + 0.5) / (n + 1), found.low, found.high], 0.25 / n, 1 - 0.25 / n)
+    return Detection(*(float(value) for value in np.sqrt(2) * norm.ppf(ends)), *[float("nan")] * 3)
+
+
+def rank_share(graded: Sequence[float], truth: Sequence[bool]) -> float:
+    """Area under the ROC curve of graded answers: chance that a synthetic scan is called so more surely than a real one.
+
+    Parameters
+    ----------
+    graded : sequence of float
+        (n,), from surely real to surely synthetic; equal values count half.
+    truth : sequence of bool
+        (n,), True for synthetic.
+    """
+    from scipy.stats import mannwhitneyu
+
+    graded, truth = np.asarray(graded, float), np.asarray(truth, bool)
+    if truth.all() or not truth.any():
+        return float("nan")
+    u = mannwhitneyu(graded[truth], graded[~truth]).statistic
+    return float(u / truth.sum() / (~truth).sum())
+
+
+class Trend(NamedTuple):
+    """How the odds of a right answer change from the first trial to the last: odds ratio, its interval, p."""
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+
+
+def trend(correct: Sequence[bool], place: Sequence[float] | None = None) -> Trend:
+    """Logistic regression of right answers on the trial's place: does the rater learn, or tire?
+
+    Parameters
+    ----------
+    correct : sequence of bool
+        (n,), in the order of trials.
+    place : sequence of float, optional
+        (n,), in [0, 1] from the first trial to the last; default evenly.
+
+    Returns
+    -------
+    Trend
+        Wald interval and p. NaN with fewer than five answers of either kind: a slope then says nothing.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+    from scipy.stats import norm
+
+    y = np.asarray(correct, float)
+    if min(y.sum(), len(y) - y.sum()) < 5:
+        return Trend(*[float("nan")] * 4)
+    x = np.linspace(0, 1, len(y)) if place is None else np.asarray(place, float)
+    design = np.stack([np.ones_like(x), x], 1)
+
+    def loss(beta: np.ndarray) -> float:
+        return float(np.logaddexp(0, design @ beta).sum() - y @ (design @ beta))
+
+    def slope(beta: np.ndarray) -> np.ndarray:
+        return design.T @ (expit(design @ beta) - y)
+
+    beta = minimize(loss, np.zeros(2), jac=slope, method="BFGS", options={"gtol": 1e-8}).x
+    p = expit(design @ beta)
+    error = float(np.sqrt(np.linalg.inv(design.T @ (design * (p * (1 - p))[:, None]))[1, 1]))
+    ends = np.exp([beta[1], beta[1] - Z * error, beta[1] + Z * error])
+    return Trend(*(float(v) for v in ends), float(2 * norm.sf(abs(beta[1]) / error)))
+
+
+class Agreement(NamedTuple):
+    """Fleiss' kappa with its interval over trials, and what it was computed from."""
+
+    kappa: float
+    low: float
+    high: float
+    trials: int
+    raters: int
+
+
+def fleiss_kappa(counts: np.ndarray, seed: int = 0, resamples: int = 1000) -> Agreement:
+    """Agreement of several raters beyond chance (Fleiss 1971, Psychological Bulletin 76:378).
+
+    Parameters
+    ----------
+    counts : numpy.ndarray
+        (trials, categories), how many raters gave each answer; every row has the same sum, two or more.
+    seed, resamples : int
+        Of the bootstrap over trials.
+
+    Returns
+    -------
+    Agreement
+        1 is full agreement, 0 what chance gives, below 0 less than that. NaN where all answers are of one category.
+
+    Raises
+    ------
+    ValueError
+        Rows of different sums, or a single rater.
+    """
+    counts = np.asarray(counts)
+    raters = counts.sum(1)
+    if len(counts) == 0 or (raters != raters[0]).any() or raters[0] < 2:
+        raise ValueError("kappa needs trials that the same number of raters answered, two or more")
+    rng = np.random.default_rng(seed)
+    again = [_kappa(counts[rng.integers(len(counts), size=len(counts))]) for _ in range(resamples)]
+    again = [value for value in again if np.isfinite(value)]
+    low, high = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if again else (np.nan, np.nan)
+    return Agreement(_kappa(counts), float(low), float(high), len(counts), int(raters[0]))
+
+
+def _kappa(counts: np.ndarray) -> float:
+    n = counts[0].sum()
+    observed = ((counts * (counts - 1)).sum(1) / (n * (n - 1))).mean()
+    expected = ((counts.sum(0) / counts.sum()) ** 2).sum()
+    return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
+
+
+class Strengths(NamedTuple):
+    """Bradley-Terry strengths, log odds with mean 0, and their covariance."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    covariance: np.ndarray
+
+
+def bradley_terry(wins: np.ndarray, prior: float = 0.5) -> Strengths:
+    """Strengths such that i is preferred to j with odds exp(s_i - s_j) (Bradley and Terry 1952, Biometrika 39:324).
+
+    Parameters
+    ----------
+    wins : numpy.ndarray
+        (k, k), ``wins[i, j]``: how often i was preferred to j.
+    prior : float
+        Wins added each way to every pair that met, so that one who never lost has a finite strength; 0 for maximum
+        likelihood.
+
+    Returns
+    -------
+    Strengths
+        (k,) each, with normal 95 % intervals of the difference from the mean of all.
+
+    Raises
+    ------
+    ValueError
+        The pairs that met do not connect all competitors, or without a prior somebody never won or never lost.
+    """
+    from scipy.optimize import minimize
+    from scipy.sparse.csgraph import connected_components
+    from scipy.special import expit
+
+    wins = np.asarray(wins, float)
+    games = wins + wins.T
+    won = wins + prior * (games > 0)
+    if connected_components(won, connection="strong")[0] > 1:
+        raise ValueError("these comparisons do not connect all competitors: show more pairs, or keep the prior")
+    k, met = len(wins), won + won.T
+
+    def difference(s: np.ndarray) -> np.ndarray:
+        return s[:, None] - s[None]
+
+    def loss(s: np.ndarray) -> float:
+        return float((won * np.logaddexp(0, -difference(s))).sum() + (s.mean() ** 2))
+
+    def slope(s: np.ndarray) -> np.ndarray:
+        lost = won * expit(-difference(s))
+        return -lost.sum(1) + lost.sum(0) + 2 * s.mean() / k
+
+    s = minimize(loss, np.zeros(k), jac=slope, method="BFGS", options={"gtol": 1e-9}).x
+    p = expit(difference(s))
+    information = -met * p * (1 - p)
+    np.fill_diagonal(information, 0)
+    np.fill_diagonal(information, -information.sum(1))
+    covariance = np.linalg.pinv(information, hermitian=True)  # mean 0: the direction of all ones is left out
+    error = np.sqrt(np.diag(covariance))
+    return Strengths(s - s.mean(), s - s.mean() - Z * error, s - s.mean() + Z * error, covariance)
+
+
+def trials_needed(share: float = 0.6, chance: float = 0.5, power: float = 0.8, alpha: float = 0.05) -> int:
+    """How many trials to tell a rater who is right in `share` of them from one who guesses.
+
+    Parameters
+    ----------
+    share, chance : float
+        In (0, 1), different.
+    power : float
+        Wanted chance that the exact two-sided binomial test at `alpha` finds it.
+    alpha : float
+        Of the test.
+
+    Returns
+    -------
+    int
+        The smallest number from which on every larger one has the power as well: for exact tests it goes up in teeth.
+
+    Raises
+    ------
+    ValueError
+        Shares that are none, or less than 0.01 apart: that would be tens of thousands of trials.
+    """
+    values = {"share": share, "chance": chance, "power": power, "alpha": alpha}
+    wrong = [f"{name}={value!r}" for name, value in values.items() if not 0 < value < 1]
+    if wrong or abs(share - chance) < 0.01:
+        raise ValueError(
+            f"{', '.join(wrong) or f'share={share!r}, chance={chance!r}'}: shares lie between 0 and 1, and the two to "
+            "be told apart differ by 0.01 or more"
+        )
+    sizes = np.arange(1, int(1.5 * _normal_size(share, chance, power, alpha)) + 50)
+    return int(sizes[power_of(sizes, share, chance, alpha) < power][-1]) + 1
+
+
+def _normal_size(share: float, chance: float, power: float, alpha: float) -> float:
+    """The textbook's approximation, which tells where to search."""
+    from scipy.stats import norm
+
+    a, b = norm.ppf(1 - alpha / 2), norm.ppf(power)
+    return ((a * np.sqrt(chance * (1 - chance)) + b * np.sqrt(share * (1 - share))) / (share - chance)) ** 2
+
+
+def power_of(n: np.ndarray | int, share: float, chance: float = 0.5, alpha: float = 0.05) -> np.ndarray:
+    """Chance that `n` trials show, at `alpha`, that a rater right in `share` of them does not guess."""
+    from scipy.stats import binom
+
+    low = binom.ppf(alpha / 2, n, chance)  # the largest region with at most alpha / 2 on each side
+    low = np.where(binom.cdf(low, n, chance) > alpha / 2, low - 1, low)
+    high = binom.isf(alpha / 2, n, chance)
+    return binom.cdf(low, n, share) + binom.sf(high, n, share)
