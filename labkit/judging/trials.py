@@ -1,0 +1,132 @@
+"""What a rater is shown, in which order: balanced, without repeats, the same for every rater of a seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+REAL = "real"
+"""Name of the source that no generator made."""
+
+SIDES = ("A", "B")
+"""What two scans beside each other are called."""
+
+QUESTIONS = ("anatomy", "sharpness", "contrast", "artefacts")
+"""What a scan is rated on, 1 to 5, 5 the best: for artefacts, none."""
+
+TASKS = {
+    "real_or_synthetic": "Is this scan real or synthetic?",
+    "pair": "One of these scans is real. Which?",
+    "rating": "How good is this scan?",
+    "preference": "Which of these scans looks more like a real one?",
+}
+"""Tasks, and what they ask."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A scan that is shown: which source, and which of its scans."""
+
+    source: str
+    place: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question: a scan, or two beside each other (A left, B right)."""
+
+    number: int
+    items: tuple[Item, ...]
+
+
+def check_task(task: str) -> None:
+    """Refuse a task that there is none of."""
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}: there are {', '.join(TASKS)}")
+
+
+def plan(task: str, synthetic: Sequence[str], n: int, seed: int = 0) -> list[Trial]:
+    """Draw the trials of a session.
+
+    Parameters
+    ----------
+    task : str
+        One of :data:`TASKS`.
+    synthetic : sequence of str
+        Names of the generators; real scans are a source besides them.
+    n : int
+        Trials.
+    seed : int
+        Of order, sides, and which source gets what does not divide evenly. Raters who are to be compared get one seed.
+
+    Returns
+    -------
+    list of Trial
+        ``real_or_synthetic``: half of the scans real, of an odd number one more or less, the other half in equal parts
+        from the generators. ``pair``: a real scan and one of a generator. ``rating``: in equal parts from all sources.
+        ``preference``: all pairs of sources equally often. Each kind of scan stands equally often on either side, no
+        scan is shown twice (a memory would be a cue), and scans of a source are taken in order from the first.
+
+    Raises
+    ------
+    ValueError
+        An unknown task, no trials, or no generator.
+    """
+    check_task(task)
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 2:
+        raise ValueError(f"trials={n!r}: a whole number of at least 2")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r}: a whole number of at least 0")
+    if not synthetic or REAL in synthetic or len(set(synthetic)) < len(synthetic):
+        raise ValueError(f"generators {list(synthetic)}: needed is at least one, none twice, and none called {REAL!r}")
+    rng = np.random.default_rng(seed)
+    if task == "real_or_synthetic":
+        real = n // 2 + int(n % 2 and rng.integers(2))
+        shown = [(REAL,)] * real + [(name,) for name in _equally(synthetic, n - real, rng)]
+    elif task == "pair":
+        shown = [(REAL, name) for name in _equally(synthetic, n, rng)]
+    elif task == "rating":
+        shown = [(name,) for name in _equally([REAL, *synthetic], n, rng)]
+    else:
+        shown = _equally(list(itertools.combinations([REAL, *synthetic], 2)), n, rng)
+    return _numbered(_sides_balanced(shown, rng), rng)
+
+
+def _equally(choices: Sequence, n: int, rng: np.random.Generator) -> list:
+    """`n` choices, each as often as another; which get the rest is drawn."""
+    order = [choices[place] for place in rng.permutation(len(choices))]
+    return [order[place % len(order)] for place in range(n)]
+
+
+def _sides_balanced(shown: list[tuple[str, ...]], rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """Turn every other pair of two sources round; which of them, is drawn for each pair of sources."""
+    turned, seen = [], {sources: int(rng.integers(2)) for sources in dict.fromkeys(shown)}
+    for sources in shown:
+        turned.append(sources[::-1] if seen[sources] % 2 else sources)
+        seen[sources] += 1
+    return turned
+
+
+def _numbered(shown: list[tuple[str, ...]], rng: np.random.Generator) -> list[Trial]:
+    """In random order, each source's scans one after the other."""
+    used: dict[str, int] = {}
+    trials = []
+    for number, place in enumerate(rng.permutation(len(shown))):
+        items = []
+        for source in shown[place]:
+            items.append(Item(source, used.get(source, 0)))
+            used[source] = used.get(source, 0) + 1
+        trials.append(Trial(number, tuple(items)))
+    return trials
+
+
+def needs(trials: Sequence[Trial]) -> dict[str, int]:
+    """How many scans of each source a session shows."""
+    counts: dict[str, int] = {}
+    for trial in trials:
+        for item in trial.items:
+            counts[item.source] = counts.get(item.source, 0) + 1
+    return counts
