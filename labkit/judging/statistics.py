@@ -72,8 +72,8 @@ def detection(hits: int, signals: int, false_alarms: int, noises: int) -> Detect
     Detection
         d′ = z(H) - z(F) is 0 for a guesser; c = -(z(H) + z(F)) / 2 is positive for a rater slow to say *synthetic*.
         Half a trial is added to each count and one to each total (Hautus 1995, Behavior Research Methods 27:46), so
-        that a perfect rater's d′ is finite: it is then a lower bound. Intervals: normal, with the variance of Gourevitch
-        and Galanter (1967, Psychometrika 32:25). NaN where one kind of scan was not shown.
+        that a perfect rater's d′ is finite: it is then a lower bound. Intervals: normal, with the variance of
+        Gourevitch and Galanter (1967, Psychometrika 32:25). NaN where one kind of scan was not shown.
     """
     from scipy.stats import norm
 
@@ -106,7 +106,7 @@ def forced_choice(k: int, n: int) -> Detection:
 
 
 def rank_share(graded: Sequence[float], truth: Sequence[bool]) -> float:
-    """Area under the ROC curve of graded answers: chance that a synthetic scan is called so more surely than a real one.
+    """Area under the ROC curve of graded answers: how often a synthetic scan is called so more surely than a real one.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ class Trend(NamedTuple):
 
 
 def trend(correct: Sequence[bool], place: Sequence[float] | None = None) -> Trend:
-    """Logistic regression of right answers on the trial's place: does the rater learn, or tire?
+    """Logistic regression of right answers on the trial's place: whether the rater learns, or tires.
 
     Parameters
     ----------
