@@ -27,7 +27,7 @@ class CueCheck:
     Attributes
     ----------
     accuracy : float
-        Balanced accuracy of a logistic regression on scans it did not learn from; 0.5 is chance.
+        Balanced accuracy of a linear classifier on scans it did not learn from; 0.5 is chance.
     p : float
         Share of random relabellings that it does as well on.
     telling : str
@@ -81,7 +81,7 @@ def check_cues(session: Session, prepared: bool = True, seed: int = 0) -> CueChe
 
 def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int = 0, shuffles: int = 200) -> CueCheck:
     """Judge a table of cues (N, K) with truth (N,), True for synthetic."""
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedKFold, permutation_test_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -92,7 +92,7 @@ def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int =
         return CueCheck(0.5, 1.0, "none differs", real, synthetic)
     x, names = x[:, varies], [name for name, one in zip(names, varies, strict=True) if one]
     folds = StratifiedKFold(min(5, real, synthetic), shuffle=True, random_state=seed)
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
+    model = make_pipeline(StandardScaler(), RidgeClassifier(class_weight="balanced"))
     accuracy, _, p = permutation_test_score(
         model, x, truth, cv=folds, n_permutations=shuffles, scoring="balanced_accuracy", random_state=seed
     )
@@ -133,9 +133,8 @@ def file_cues(cohort: Cohort) -> list[dict[str, float]]:
 def voxel_cues(volume: np.ndarray) -> dict[str, float]:
     """Traces in a volume (X, Y, Z) that no rater should need: range, air, padding, noise in the air."""
     x, y = (min(CORNER, extent // 4) for extent in volume.shape[:2])
-    air = np.concatenate(
-        [volume[a, b].ravel() for a in (slice(x), slice(-x, None)) for b in (slice(y), slice(-y, None))]
-    )
+    edges = [volume[a, b] for a in (slice(x), slice(-x, None)) for b in (slice(y), slice(-y, None))]
+    air = np.concatenate([edge.ravel() for edge in edges])
     column = volume[:x, :y]
     flat = [np.ptp(part) < 1e-6 for part in (volume[..., 0], volume[..., -1], volume[0], volume[-1])]
     return {
