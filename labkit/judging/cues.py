@@ -79,7 +79,7 @@ def check_cues(session: Session, prepared: bool = True, seed: int = 0) -> CueChe
     return classify(np.array(x, float), np.array(truth), names, seed)
 
 
-def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int = 0, shuffles: int = 200) -> CueCheck:
+def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int = 0, shuffles: int = 99) -> CueCheck:
     """Judge a table of cues (N, K) with truth (N,), True for synthetic."""
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedKFold, permutation_test_score

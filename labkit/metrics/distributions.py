@@ -6,7 +6,12 @@ something beside the same statistic between two sets of real scans of the same s
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 
 def linear_mmd(x: np.ndarray, y: np.ndarray) -> float:
@@ -115,10 +120,19 @@ def neighbourhoods(real: np.ndarray, synthetic: np.ndarray, k: int = 5) -> dict[
     }
 
 
+def classifier() -> Pipeline:
+    """A support vector machine with a Gaussian kernel on features scaled by the scans it learns from."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    return make_pipeline(StandardScaler(), SVC(kernel="rbf"))
+
+
 def classifier_auc(x: np.ndarray, y: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float, float]:
     """Classifier two-sample test: how well a non-linear classifier tells the two sets apart on points it never saw.
 
-    A support vector machine with a Gaussian kernel, five folds, features scaled by the training folds.
+    Of :func:`classifier`, in five folds.
 
     Returns
     -------
@@ -127,14 +141,10 @@ def classifier_auc(x: np.ndarray, y: np.ndarray, seed: int = 0, resamples: int =
         interval by resampling points of each set (`resamples` times; NaN for 0).
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
 
     points, truth = np.concatenate([x, y]), np.r_[np.zeros(len(x)), np.ones(len(y))]
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    model = make_pipeline(StandardScaler(), SVC(kernel="rbf"))
-    scores = cross_val_predict(model, points, truth, cv=folds, method="decision_function")
+    scores = cross_val_predict(classifier(), points, truth, cv=folds, method="decision_function")
     wins = (scores[len(x) :, None] > scores[None, : len(x)]) + 0.5 * (scores[len(x) :, None] == scores[None, : len(x)])
     if not resamples:
         return float(wins.mean()), float("nan"), float("nan")

@@ -1,0 +1,281 @@
+"""What answers say: tables of one rater or several, each number with its uncertainty."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labkit.judging import answers, statistics
+from labkit.judging.trials import QUESTIONS, REAL, SIDES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RIGHT_OR_WRONG = ("real_or_synthetic", "pair")
+BLOCKS = 4
+"""Parts of a session that learning is shown in."""
+
+
+class Results:
+    """Answers of one task, by any number of raters.
+
+    Parameters
+    ----------
+    lines : iterable of dict
+        As :func:`labkit.judging.answers.read` gives them.
+    task : str, optional
+        Which task's; may be left out where all are of one.
+
+    Attributes
+    ----------
+    lines : list of dict
+    task : str
+    raters : list of str
+        Humans first.
+    sessions : list of str
+
+    Raises
+    ------
+    ValueError
+        No answers, or several tasks and none named.
+    """
+
+    def __init__(self, lines: Iterable[dict[str, Any]], task: str | None = None) -> None:
+        lines = list(lines)
+        tasks = sorted({line["task"] for line in lines})
+        if task is None and len(tasks) > 1:
+            raise ValueError(f"these are answers to {', '.join(tasks)}: name the task that is meant")
+        self.lines = [line for line in lines if task in (None, line["task"])]
+        if not self.lines:
+            raise ValueError(f"there are no answers{'' if task is None else f' to {task}'}")
+        self.task = self.lines[0]["task"]
+        order = {kind: place for place, kind in enumerate(answers.KINDS)}
+        kinds = {line["rater"]: order[line["kind"]] for line in self.lines}
+        self.raters = sorted(kinds, key=lambda rater: (kinds[rater], rater))
+        self.sessions = list(dict.fromkeys(line["session"] for line in self.lines))
+        self.torn: list[str] = []
+
+    @classmethod
+    def read(cls, paths: str | os.PathLike | Sequence[str | os.PathLike], task: str | None = None) -> Results:
+        """Of files or folders of files; several raters' combine. :attr:`torn` names lines that a crash left half."""
+        lines, torn = answers.read(paths)
+        results = cls(lines, task)
+        results.torn = torn
+        return results
+
+    def of(self, rater: str) -> Results:
+        """One rater's."""
+        return Results([line for line in self.lines if line["rater"] == rater])
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row an answer: columns rater, kind, session, trial, shown, answer, correct, confidence, seconds.
+
+        ``shown`` is the source of the scan, or of the synthetic one of a pair; ``correct`` is NaN where no answer is
+        right or wrong.
+        """
+        import pandas as pd
+
+        rows = []
+        for line in self.lines:
+            shown = [source for source in line["sources"] if source != REAL] or [REAL]
+            row = {name: line.get(name) for name in ("rater", "kind", "session", "trial", "answer", "seconds")}
+            row |= {"shown": shown[0], "confidence": line.get("confidence"), "correct": _correct(line)}
+            rows.append(row)
+        table = pd.DataFrame(rows)
+        table[["confidence", "seconds"]] = table[["confidence", "seconds"]].astype(float)
+        columns = ["rater", "kind", "session", "trial", "shown", "answer", "correct", "confidence", "seconds"]
+        return table.sort_values(["session", "rater", "trial"], ignore_index=True)[columns]
+
+    def _checked(self, *tasks: str) -> pd.DataFrame:
+        if self.task not in tasks:
+            raise ValueError(f"these are answers to {self.task}; this is for {' and '.join(tasks)}")
+        return self.table
+
+    def scores(self) -> pd.DataFrame:
+        """A row a rater: n, right, accuracy, its Wilson interval, exact p against guessing, d′, criterion, median time.
+
+        Where there are several raters, of right-or-wrong tasks. ``sure AUC`` takes confidence into account: area under
+        the ROC curve of answers from *sure: real* to *sure: synthetic*.
+        """
+        import pandas as pd
+
+        table, rows = self._checked(*RIGHT_OR_WRONG), {}
+        for rater in self.raters:
+            own = table[table["rater"] == rater]
+            found, detected = statistics.share(int(own["correct"].sum()), len(own)), self._detection(own)
+            row = {"n": found.n, "right": found.k, "accuracy": found.value, "low": found.low, "high": found.high}
+            row |= {"p": found.p, "d′": detected.d_prime, "d′ low": detected.d_low, "d′ high": detected.d_high}
+            if self.task == "real_or_synthetic":
+                row |= {"criterion": detected.criterion, "c low": detected.c_low, "c high": detected.c_high}
+                row["sure AUC"] = _graded(own)
+            rows[rater] = row | {"seconds": own["seconds"].median()}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def _detection(self, own: pd.DataFrame) -> statistics.Detection:
+        if self.task == "pair":
+            return statistics.forced_choice(int(own["correct"].sum()), len(own))
+        said, real = own["answer"] == "synthetic", own["shown"] == REAL
+        return statistics.detection(int(said[~real].sum()), int((~real).sum()), int(said[real].sum()), int(real.sum()))
+
+    def by_source(self) -> pd.DataFrame:
+        """Confusion: a row for each rater and source, n, share right with its Wilson interval, and p.
+
+        In yes-no trials right means called what it is; in pairs, the real scan was found beside this generator's.
+        """
+        return self._shares(["rater", "shown"], self._checked(*RIGHT_OR_WRONG))
+
+    def by_confidence(self) -> pd.DataFrame:
+        """The same for each rater and level of confidence: is a rater who is sure more often right?"""
+        table = self._checked(*RIGHT_OR_WRONG).dropna(subset=["confidence"])
+        return self._shares(["rater", "confidence"], table)
+
+    def learning(self) -> pd.DataFrame:
+        """The same for each rater and part of the session (1 to 4), of raters with an answer in each part."""
+        table = self._checked(*RIGHT_OR_WRONG)
+        length = max(line["trials"] for line in self.lines)
+        part = 1 + (table["trial"] * BLOCKS // length).clip(0, BLOCKS - 1)
+        return self._shares(["rater", "part"], table.assign(part=part))
+
+    def trends(self) -> pd.DataFrame:
+        """A row a rater: how the odds of being right change from the first trial to the last, with interval and p."""
+        import pandas as pd
+
+        table = self._checked(*RIGHT_OR_WRONG)
+        rows = {}
+        for rater in self.raters:
+            own = table[table["rater"] == rater].sort_values("trial")
+            place = own["trial"] / max(1, self.lines[0]["trials"] - 1)
+            rows[rater] = statistics.trend(own["correct"].to_numpy(bool), place.to_numpy())._asdict()
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def _shares(self, keys: list[str], table: pd.DataFrame) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = [
+            dict(zip(keys, key, strict=True))
+            | {"n": len(own)}
+            | dict(
+                zip(
+                    ("share", "low", "high", "p"),
+                    statistics.share(int(own["correct"].sum()), len(own))[2:],
+                    strict=True,
+                )
+            )
+            for key, own in table.groupby(keys, sort=True)
+        ]
+        return pd.DataFrame(rows, columns=[*keys, "n", "share", "low", "high", "p"])
+
+    def agreement(self, kinds: Sequence[str] = answers.KINDS) -> statistics.Agreement | None:
+        """Fleiss' kappa over trials that every rater of these kinds answered; None with one rater or no such trial."""
+        table = self.table[self.table["kind"].isin(kinds)]
+        if self.task == "rating" or table["rater"].nunique() < 2:
+            return None
+        wide = table.pivot_table(index=["session", "trial"], columns="rater", values="answer", aggfunc="first").dropna()
+        if wide.empty:
+            return None
+        categories = sorted(set(wide.to_numpy().ravel()))
+        return statistics.fleiss_kappa(np.stack([(wide == name).sum(axis=1) for name in categories], 1))
+
+    def ratings(self, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
+        """Mean rating of each source on each question, and its difference from real scans.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns question, source, n (scans), mean, low, high, difference, d_low, d_high, p. A scan's mark is the mean
+            over raters; intervals are from a bootstrap over scans, p from Mann and Whitney's test against real scans.
+        """
+        import pandas as pd
+        from scipy.stats import mannwhitneyu
+
+        self._checked("rating")
+        marks: dict[tuple[str, str], dict[str, list[int]]] = {}
+        for line in self.lines:
+            for question in QUESTIONS:
+                of_scan = marks.setdefault((question, line["sources"][0]), {})
+                of_scan.setdefault(line["scans"][0], []).append(line["answer"][question])
+        means = {key: np.array([np.mean(given) for given in of_scan.values()]) for key, of_scan in marks.items()}
+        rng, rows = np.random.default_rng(seed), []
+        for (question, source), values in sorted(
+            means.items(), key=lambda item: (QUESTIONS.index(item[0][0]), item[0][1])
+        ):
+            again = _resampled(values, rng, resamples)
+            row = {"question": question, "source": source, "n": len(values), "mean": values.mean()}
+            row |= dict(zip(("low", "high"), np.quantile(again, (0.025, 0.975)), strict=True))
+            real = means.get((question, REAL))
+            if source != REAL and real is not None:
+                apart = again - _resampled(real, rng, resamples)
+                row |= {"difference": values.mean() - real.mean(), "p": float(mannwhitneyu(values, real).pvalue)}
+                row |= dict(zip(("d_low", "d_high"), np.quantile(apart, (0.025, 0.975)), strict=True))
+            rows.append(row)
+        columns = ["question", "source", "n", "mean", "low", "high", "difference", "d_low", "d_high", "p"]
+        return pd.DataFrame(rows).reindex(columns=columns)
+
+    def preference(self) -> pd.DataFrame:
+        """Bradley-Terry strengths of the sources, strongest first, all raters together.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Index source; columns won, of, strength, low, high (log odds, mean of all 0), and ``beats real``: the chance
+            to be preferred to a real scan, with ``beats low`` and ``beats high``.
+        """
+        import pandas as pd
+        from scipy.special import expit
+
+        self._checked("preference")
+        names = sorted({source for line in self.lines for source in line["sources"]}, key=lambda s: (s != REAL, s))
+        wins = np.zeros((len(names), len(names)))
+        for line in self.lines:
+            chosen = SIDES.index(line["answer"])
+            wins[names.index(line["sources"][chosen]), names.index(line["sources"][1 - chosen])] += 1
+        found = statistics.bradley_terry(wins)
+        table = pd.DataFrame(
+            {"won": wins.sum(1).astype(int), "of": (wins.sum(1) + wins.sum(0)).astype(int), "strength": found.value,
+             "low": found.low, "high": found.high},
+            index=pd.Index(names, name="source"),
+        )  # fmt: skip
+        if REAL in names:
+            cov, real = found.covariance, names.index(REAL)
+            error = np.sqrt(np.maximum(np.diag(cov) + cov[real, real] - 2 * cov[real], 0))
+            apart = found.value - found.value[real]
+            for name, shift in (("beats real", 0), ("beats low", -1), ("beats high", 1)):
+                table[name] = np.where(error > 0, expit(apart + shift * statistics.Z * error), np.nan)
+        return table.sort_values("strength", ascending=False)
+
+    def sentence(self, rater: str) -> str:
+        """A rater's result in words."""
+        if self.task not in RIGHT_OR_WRONG:
+            return f"{rater}: {len(self.of(rater).lines)} answers to {self.task}"
+        row = self.scores().loc[rater]
+        verdict = "cannot be told from guessing" if row["p"] > 0.05 else "is no guessing"
+        if row["p"] <= 0.05 and row["accuracy"] < 0.5:
+            verdict = "is less than guessing gives: the scans differ, and the rater takes one for the other"
+        return (
+            f"{rater}: {row['right']:.0f} of {row['n']:.0f} right ({row['accuracy']:.0%}, 95 % interval {row['low']:.0%} "
+            f"to {row['high']:.0%}), which {verdict} (p = {row['p']:.2g}); d′ = {row['d′']:.2f} "
+            f"({row['d′ low']:.2f} to {row['d′ high']:.2f})"
+        )
+
+
+def _correct(line: dict[str, Any]) -> float:
+    if line["task"] == "real_or_synthetic":
+        return float((line["answer"] == REAL) == (line["sources"][0] == REAL))
+    if line["task"] == "pair":
+        return float(line["sources"][SIDES.index(line["answer"])] == REAL)
+    return float("nan")
+
+
+def _graded(own: pd.DataFrame) -> float:
+    """Answers with confidence as one scale; those without confidence count as a guess."""
+    side = np.where(own["answer"] == "synthetic", 1.0, -1.0)
+    return statistics.rank_share(side * own["confidence"].fillna(1.0), own["shown"] != REAL)
+
+
+def _resampled(values: np.ndarray, rng: np.random.Generator, times: int) -> np.ndarray:
+    return values[rng.integers(len(values), size=(times, len(values)))].mean(1)
