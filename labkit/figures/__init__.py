@@ -6,6 +6,13 @@ from anywhere. The exceptions bring their own: :func:`loss_curves` carries a sti
 """
 
 from labkit.figures.comparison import contact_sheet, mean_and_variance, reconstruction_errors, slice_pairs, viewer
+from labkit.figures.judging import (
+    confidence_and_learning,
+    judged_scans,
+    preference_strengths,
+    rater_scores,
+    rating_marks,
+)
 from labkit.figures.latent import direction_cards, effects, film_strip, traversals
 from labkit.figures.learning import code_statistics, loss_curves, reconstructions, samples_over_time
 from labkit.figures.quality import (
@@ -35,6 +42,7 @@ __all__ = [
     "attribute_distributions",
     "augmentations",
     "code_statistics",
+    "confidence_and_learning",
     "contact_sheet",
     "copy_distances",
     "direction_cards",
@@ -49,6 +57,7 @@ __all__ = [
     "film_strip",
     "intensity_histograms",
     "intensity_window",
+    "judged_scans",
     "loss_curves",
     "low_data",
     "mean_and_sd",
@@ -56,6 +65,9 @@ __all__ = [
     "one_slice",
     "plane_called",
     "predictions",
+    "preference_strengths",
+    "rater_scores",
+    "rating_marks",
     "reconstruction_errors",
     "reconstructions",
     "samples_over_time",

@@ -3,5 +3,16 @@
 from labkit.progress import in_live_kernel
 from labkit.widgets.browser import NOT_LIVE, slice_browser, slice_html
 from labkit.widgets.explorer import Explorer, latent_explorer, redraw_seconds
+from labkit.widgets.judge import JudgePage, judge
 
-__all__ = ["NOT_LIVE", "Explorer", "in_live_kernel", "latent_explorer", "redraw_seconds", "slice_browser", "slice_html"]
+__all__ = [
+    "NOT_LIVE",
+    "Explorer",
+    "JudgePage",
+    "in_live_kernel",
+    "judge",
+    "latent_explorer",
+    "redraw_seconds",
+    "slice_browser",
+    "slice_html",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,12 @@ def slice_html(
     figure = figures.one_slice(scan, plane, index, labels, window)
     depth = scan.image.shape[figures.PLANES[plane].axis]
     words = f"Rat {describe.scan_name(scan)}, {plane} slice {index + 1} of {depth}, {figure.axes[0].get_title()}"
+    return figure_html(figure, words, percent)
+
+
+def figure_html(figure: Figure, words: str, percent: int = 100) -> str:
+    """A figure as an HTML image with `words` for those who do not see it, at most `percent` of the width."""
+    words = html.escape(words, quote=True)
     return f'<img alt="{words}" style="max-width: {percent}%" src="data:image/png;base64,{_png(figure)}">'
 
 
