@@ -68,7 +68,7 @@ def rater_scores(results: Results) -> Figure:
 
 @style.drawn
 def confidence_and_learning(results: Results) -> Figure:
-    """Two panels: share right by how sure the rater was, and by part of the session; error bars are Wilson intervals."""
+    """Share right by how sure the rater was, and by part of the session, with Wilson intervals."""
     from labkit.judging.answers import SURE
 
     panels = {"confidence": results.by_confidence(), "part": results.learning()}

@@ -28,10 +28,10 @@ def simulate(
 ) -> list[dict[str, Any]]:
     """Answers of a rater whose ability is known, to try the statistics on: never an invented expert.
 
-    Evidence that a scan is synthetic is normal, with standard deviation 1, and d′ higher on average for a synthetic than
-    for a real scan. In yes-no trials the rater says *synthetic* where it lies above the middle of the two by more than
-    `criterion`; of two scans the one with less evidence is called real, or preferred; ratings fall with the evidence,
-    with as much chance again.
+    Evidence that a scan is synthetic is normal, with standard deviation 1, and on average d′ higher for a synthetic
+    than for a real scan. In yes-no trials the rater says *synthetic* where it lies above the middle of the two by more
+    than `criterion`; of two scans the one with less evidence is called real, or preferred; ratings fall with the
+    evidence, with as much chance again.
 
     Parameters
     ----------

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labkit.bids import write_json
 from labkit.judging import answers, statistics
 from labkit.judging.trials import QUESTIONS, REAL, SIDES
 
@@ -130,7 +133,7 @@ class Results:
         return self._shares(["rater", "shown"], self._checked(*RIGHT_OR_WRONG))
 
     def by_confidence(self) -> pd.DataFrame:
-        """The same for each rater and level of confidence: is a rater who is sure more often right?"""
+        """The same for each rater and level of confidence: whether a rater who is sure is more often right."""
         table = self._checked(*RIGHT_OR_WRONG).dropna(subset=["confidence"])
         return self._shares(["rater", "confidence"], table)
 
@@ -187,8 +190,8 @@ class Results:
         Returns
         -------
         pandas.DataFrame
-            Columns question, source, n (scans), mean, low, high, difference, d_low, d_high, p. A scan's mark is the mean
-            over raters; intervals are from a bootstrap over scans, p from Mann and Whitney's test against real scans.
+            Columns question, source, n (scans), mean, low, high, difference, d_low, d_high, p. A mark is the mean
+            over raters; intervals are from a bootstrap over scans, p from Mann and Whitney's test against real ones.
         """
         import pandas as pd
         from scipy.stats import mannwhitneyu
@@ -248,6 +251,22 @@ class Results:
                 table[name] = np.where(error > 0, expit(apart + shift * statistics.Z * error), np.nan)
         return table.sort_values("strength", ascending=False)
 
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write what there is of this task's tables to a JSON file: scores, sources, agreement, marks, strengths."""
+        content: dict[str, Any] = {"task": self.task, "sessions": self.sessions, "answers": len(self.lines)}
+        if self.task in RIGHT_OR_WRONG:
+            tables = {"scores": self.scores().rename_axis("rater").reset_index(), "by source": self.by_source()}
+        elif self.task == "rating":
+            tables = {"ratings": self.ratings()}
+        else:
+            tables = {"preference": self.preference().reset_index()}
+        for name, table in tables.items():
+            content[name] = json.loads(table.to_json(orient="records", force_ascii=False))
+        agreed = self.agreement()
+        content["kappa"] = agreed and {k: v if np.isfinite(v) else None for k, v in agreed._asdict().items()}
+        write_json(path := Path(path), content)
+        return path
+
     def sentence(self, rater: str) -> str:
         """A rater's result in words."""
         if self.task not in RIGHT_OR_WRONG:
@@ -257,8 +276,8 @@ class Results:
         if row["p"] <= 0.05 and row["accuracy"] < 0.5:
             verdict = "is less than guessing gives: the scans differ, and the rater takes one for the other"
         return (
-            f"{rater}: {row['right']:.0f} of {row['n']:.0f} right ({row['accuracy']:.0%}, 95 % interval {row['low']:.0%} "
-            f"to {row['high']:.0%}), which {verdict} (p = {row['p']:.2g}); d′ = {row['d′']:.2f} "
+            f"{rater}: {row['right']:.0f} of {row['n']:.0f} right ({row['accuracy']:.0%}, 95 % interval "
+            f"{row['low']:.0%} to {row['high']:.0%}), which {verdict} (p = {row['p']:.2g}); d′ = {row['d′']:.2f} "
             f"({row['d′ low']:.2f} to {row['d′ high']:.2f})"
         )
 

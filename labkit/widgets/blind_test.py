@@ -45,8 +45,9 @@ def judge(session: Session, rater: str = "anonymous", live: bool | None = None) 
     rater : str
         Whose answers they are, in a live kernel; a page asks.
     live : bool, optional
-        A widget, whose answers go to :meth:`Session.path` at once; otherwise a page that holds its trials, whose answers
-        stay in the browser and are saved as the same file. Default: as :func:`labkit.progress.in_live_kernel` finds.
+        A widget, whose answers go to :meth:`Session.path` at once; otherwise a page that holds its trials, whose
+        answers stay in the browser and are saved as the same file. Default: as
+        :func:`labkit.progress.in_live_kernel` finds.
 
     Raises
     ------
