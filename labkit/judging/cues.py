@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from labkit.judging.session import Session
 from labkit.judging.stimuli import Stimuli
 from labkit.judging.trials import REAL
 from labkit.metrics.sample import scanned_slices
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 CORNER = 6
 """Voxels along a side of the field of view's four edges, where there is air in every scan."""
@@ -77,6 +81,23 @@ def check_cues(session: Session, prepared: bool = True, seed: int = 0) -> CueChe
         x += [[row[cue] for cue in names] for row in rows]
         truth += [name != REAL] * len(rows)
     return classify(np.array(x, float), np.array(truth), names, seed)
+
+
+def side_by_side(checks: dict[str, CueCheck]) -> Styler:
+    """Checks for a notebook, a row each."""
+    import pandas as pd
+
+    from labkit.judging.results import padded
+
+    rows = {
+        name: {
+            "balanced accuracy": check.accuracy, "p": check.p, "most telling trace": check.telling,
+            "verdict": "no better than chance" if check.passes else "better than chance",
+            "scans": f"{check.real} real, {check.synthetic} synthetic",
+        }
+        for name, check in checks.items()
+    }  # fmt: skip
+    return padded(pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int = 0, shuffles: int = 99) -> CueCheck:

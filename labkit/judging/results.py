@@ -17,6 +17,8 @@ from labkit.judging.trials import QUESTIONS, REAL, SIDES
 
 if TYPE_CHECKING:
     import pandas as pd
+    from IPython.display import Markdown
+    from pandas.io.formats.style import Styler
 
 RIGHT_OR_WRONG = ("real_or_synthetic", "pair")
 BLOCKS = 4
@@ -267,6 +269,12 @@ class Results:
         write_json(path := Path(path), content)
         return path
 
+    def in_words(self) -> Markdown:
+        """Every rater's result in a sentence, for a notebook."""
+        from IPython.display import Markdown
+
+        return Markdown("\n".join(f"- {self.sentence(rater)}" for rater in self.raters))
+
     def sentence(self, rater: str) -> str:
         """A rater's result in words."""
         if self.task not in RIGHT_OR_WRONG:
@@ -280,6 +288,12 @@ class Results:
             f"{row['low']:.0%} to {row['high']:.0%}), which {verdict} (p = {row['p']:.2g}); d′ = {row['d′']:.2f} "
             f"({row['d′ low']:.2f} to {row['d′ high']:.2f})"
         )
+
+
+def padded(table: pd.DataFrame, caption: str = "") -> Styler:
+    """A table for a notebook: two decimals, space between columns, a dash where there is no number."""
+    look = [{"selector": "th, td", "props": "text-align: left; padding: 0.2em 0.8em 0.2em 0"}]
+    return table.style.format(precision=2, na_rep="–").set_table_styles(look).set_caption(caption)
 
 
 def _correct(line: dict[str, Any]) -> float:
