@@ -12,6 +12,7 @@ from labkit.figures.judging import (
     preference_strengths,
     rater_scores,
     rating_marks,
+    result_figures,
 )
 from labkit.figures.latent import direction_cards, effects, film_strip, traversals
 from labkit.figures.learning import code_statistics, loss_curves, reconstructions, samples_over_time
@@ -70,6 +71,7 @@ __all__ = [
     "rating_marks",
     "reconstruction_errors",
     "reconstructions",
+    "result_figures",
     "samples_over_time",
     "similarity_distributions",
     "slice_pairs",

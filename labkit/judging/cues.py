@@ -72,8 +72,7 @@ def check_cues(session: Session, prepared: bool = True, seed: int = 0) -> CueChe
         Of folds and relabellings.
     """
     tables = {
-        name: shown_cues(source, session, name) if prepared else file_cues(source.cohort)
-        for name, source in session.sources.items()
+        name: shown_cues(source) if prepared else file_cues(source.cohort) for name, source in session.sources.items()
     }
     names = list(tables[REAL][0])
     x, truth = [], []
@@ -129,15 +128,10 @@ def _area(values: np.ndarray, truth: np.ndarray) -> float:
     return max(area, 1 - area)
 
 
-def shown_cues(source: Stimuli, session: Session, name: str) -> list[dict[str, float]]:
-    """Cues of scans as raters get them."""
-    places = [(t.number, i.place) for t in session.trials for i in t.items if i.source == name]
-    number = {place: trial for trial, place in places}
+def shown_cues(source: Stimuli) -> list[dict[str, float]]:
+    """Cues of scans as raters get them, without any name."""
     volumes = source.cubes[(slice(None), 0, *scanned_slices(source.cohort.shape, source.size))].numpy()
-    return [
-        {"place in the session": float(number.get(place, len(session.trials) / 2)), **voxel_cues(volume)}
-        for place, volume in enumerate(volumes)
-    ]
+    return [voxel_cues(volume) for volume in volumes]
 
 
 def file_cues(cohort: Cohort) -> list[dict[str, float]]:
