@@ -78,10 +78,10 @@ class Results:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row an answer: columns rater, kind, session, trial, shown, answer, correct, confidence, seconds.
+        """One row an answer: rater, kind, session, trial, place, shown, answer, correct, confidence, seconds.
 
-        ``shown`` is the source of the scan, or of the synthetic one of a pair; ``correct`` is NaN where no answer is
-        right or wrong.
+        ``place`` goes from 0, a session's first trial, to 1, its last; ``shown`` is the source of the scan, or
+        of the synthetic one of a pair; ``correct`` is NaN where no answer is right or wrong.
         """
         import pandas as pd
 
@@ -90,10 +90,11 @@ class Results:
             shown = [source for source in line["sources"] if source != REAL] or [REAL]
             row = {name: line.get(name) for name in ("rater", "kind", "session", "trial", "answer", "seconds")}
             row |= {"shown": shown[0], "confidence": line.get("confidence"), "correct": _correct(line)}
+            row["place"] = line["trial"] / max(1, line["trials"] - 1)
             rows.append(row)
         table = pd.DataFrame(rows)
         table[["confidence", "seconds"]] = table[["confidence", "seconds"]].astype(float)
-        columns = ["rater", "kind", "session", "trial", "shown", "answer", "correct", "confidence", "seconds"]
+        columns = ["rater", "kind", "session", "trial", "place", "shown", "answer", "correct", "confidence", "seconds"]
         return table.sort_values(["session", "rater", "trial"], ignore_index=True)[columns]
 
     def _checked(self, *tasks: str) -> pd.DataFrame:
@@ -142,8 +143,7 @@ class Results:
     def learning(self) -> pd.DataFrame:
         """The same for each rater and part of the session (1 to 4), of raters with an answer in each part."""
         table = self._checked(*RIGHT_OR_WRONG)
-        length = max(line["trials"] for line in self.lines)
-        part = 1 + (table["trial"] * BLOCKS // length).clip(0, BLOCKS - 1)
+        part = 1 + (table["place"] * BLOCKS).astype(int).clip(0, BLOCKS - 1)
         return self._shares(["rater", "part"], table.assign(part=part))
 
     def trends(self) -> pd.DataFrame:
@@ -153,9 +153,8 @@ class Results:
         table = self._checked(*RIGHT_OR_WRONG)
         rows = {}
         for rater in self.raters:
-            own = table[table["rater"] == rater].sort_values("trial")
-            place = own["trial"] / max(1, self.lines[0]["trials"] - 1)
-            rows[rater] = statistics.trend(own["correct"].to_numpy(bool), place.to_numpy())._asdict()
+            own = table[table["rater"] == rater]
+            rows[rater] = statistics.trend(own["correct"].to_numpy(bool), own["place"].to_numpy())._asdict()
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def _shares(self, keys: list[str], table: pd.DataFrame) -> pd.DataFrame:
@@ -223,6 +222,8 @@ class Results:
 
     def preference(self) -> pd.DataFrame:
         """Bradley-Terry strengths of the sources, strongest first, all raters together.
+
+        Answers count as independent: intervals of few raters with many answers each are too narrow for other raters.
 
         Returns
         -------

@@ -167,7 +167,10 @@ def test_the_live_widget_keeps_each_answer_before_the_next_scan(fresh):
         )
         assert len(fresh.answered("ana")) == trial.number + 1
     assert "6 of 6 right" in ask(what="finish")["value"]
-    assert "before" in ask(what="answer", trial=0, answer="real", confidence=1, seconds=1)["error"]
+    again = {"what": "answer", "trial": 0, "answer": fresh.truth(fresh.trials[0]), "seconds": 1}
+    assert "error" not in ask(**again, confidence=3)  # the reply was lost, and the front end asks again
+    assert "before" in ask(**again, confidence=1)["error"]
+    assert len(fresh.path("ana").read_text().splitlines()) == 6
     assert widgets.judge(fresh, "ana", live=True).answered == list(range(6))
 
 

@@ -165,7 +165,14 @@ def _widget_class() -> type:
             if message["what"] == "finish":
                 return result_html(session, rater)
             trial = session.trials[message["trial"]]
-            session.answer(trial, rater, message["answer"], message["confidence"], message["seconds"])
+            given = message["answer"], message["confidence"], message["seconds"]
+            kept = session.answered(rater).get(trial.number)
+            if kept is None:
+                session.answer(trial, rater, *given)
+            elif (kept["answer"], kept["confidence"]) != given[:2]:  # the same again: only the reply was lost
+                raise ValueError(
+                    f"trial {trial.number + 1} was answered before, elsewhere; run the cell again to go on"
+                )
             self.answered = sorted({*self.answered, trial.number})
             return None
 

@@ -192,6 +192,7 @@ function judge(host, session, port) {
   function key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || trial === null) return;
     if (event.target.tagName === "INPUT" && event.target.type !== "range") return;
+    if (event.repeat && !event.key.startsWith("Arrow")) return; // a key held down is one answer
     const press = event.key.toLowerCase(), steps = { arrowleft: -1, arrowdown: -1, arrowright: 1, arrowup: 1 };
     const choice = choices.find(([one]) => one === press), last = session.depth - 1;
     if (press in steps) slice = Math.min(last, Math.max(0, slice + steps[press]));
