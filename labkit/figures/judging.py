@@ -25,14 +25,15 @@ MARKS = "osD^vP"
 
 @style.drawn
 def judged_scans(session: Session, n: int = 4) -> Figure:
-    """What raters see: the middle slice of the first `n` scans of each source, a row a source."""
+    """What raters see: the middle slice of `n` scans a source; of scans in no trial, where there are enough."""
     names, middle = list(session.sources), session.shape[0] // 2
     figure, grid = plt.subplots(
         len(names), n, figsize=(WIDTH, WIDTH / n * len(names) + 0.2), squeeze=False, layout="compressed"
     )
     height, width = session.sources[REAL].size_mm
     for row, name in zip(grid, names, strict=True):
-        for place, ax in enumerate(row):
+        first = max(0, min(session.needed.get(name, 0), len(session.sources[name]) - n))
+        for place, ax in enumerate(row, first):
             if place < len(session.sources[name]):
                 ax.imshow(session.sources[name].slices(place)[middle], cmap="gray", vmin=0, vmax=255,
                           extent=(0, width, 0, height), interpolation="bilinear")  # fmt: skip

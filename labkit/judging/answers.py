@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from labkit.judging.trials import QUESTIONS, SIDES, TASKS
+from labkit.judging.trials import QUESTIONS, REAL, SIDES, TASKS
 
 FORMAT = 1
 KINDS = ("human", "simulated", "model")
@@ -33,8 +33,11 @@ def check_rater(rater: str, kind: str = "human") -> None:
         )
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: a rater is one of {', '.join(KINDS)}")
-    if kind == "human" and rater.lower().startswith(("simulated", "model")):
-        raise ValueError(f"rater={rater!r}: names that begin like this are kept for raters who are not human")
+    if (kind == "human") == rater.lower().startswith(("simulated", "model")):
+        raise ValueError(
+            f"rater={rater!r}, kind={kind!r}: names that begin with simulated or model are for raters who are "
+            "not human, and no others are"
+        )
 
 
 def check_answer(task: str, answer: Any, confidence: Any = None, seconds: Any = None) -> None:
@@ -101,9 +104,10 @@ def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[d
     Returns
     -------
     lines : list of dict
-        In the files' order; of a trial that a rater answered twice in a session, the first answer.
-    torn : list of str
-        Lines that are no answers (a crash while writing leaves a part of one), as ``file:number``.
+        In the files' order; of a trial that a rater answered twice in a session, the earlier answer.
+    left_out : list of str
+        ``file:number`` and why: half a line (a crash while writing), or a second, different answer of one rater to one
+        trial, which two people under one name would give, too.
 
     Raises
     ------
@@ -113,8 +117,8 @@ def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[d
         Lines that are whole but wrong, all named: nothing is left out in silence.
     """
     files = _files([paths] if isinstance(paths, str | os.PathLike) else list(paths))
-    lines: dict[tuple, dict[str, Any]] = {}
-    torn, wrong = [], []
+    lines: dict[tuple, tuple[str, dict[str, Any]]] = {}
+    left_out, wrong = [], []
     for path in files:
         for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if not text.strip():
@@ -122,16 +126,23 @@ def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[d
             try:
                 line = json.loads(text)
             except ValueError:
-                torn.append(f"{path.name}:{number}")
+                left_out.append(f"{path.name}:{number}: half a line")
                 continue
             if problem := _problem(line):
                 wrong.append(f"{path.name}:{number}: {problem}")
             else:
-                lines.setdefault((line["session"], line["kind"], line["rater"], line["trial"]), line)
+                key, where = (
+                    tuple(line[name] for name in ("session", "kind", "rater", "trial")),
+                    f"{path.name}:{number}",
+                )
+                first, other = sorted([lines.get(key, (where, line)), (where, line)], key=lambda one: one[1]["time"])
+                lines[key] = first
+                if other[1] != first[1]:
+                    left_out.append(f"{other[0]}: a second answer of {line['rater']} to trial {line['trial'] + 1}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError("these lines are no answers: " + "; ".join(wrong[:5]) + more)
-    return list(lines.values()), torn
+    return [line for _, line in lines.values()], left_out
 
 
 def _files(paths: list[str | os.PathLike]) -> list[Path]:
@@ -153,8 +164,14 @@ def _problem(line: Any) -> str | None:
         return f"{', '.join(bad)} missing or of a wrong type"
     if line["format"] != FORMAT:
         return f"format {line['format']}, known is {FORMAT}"
-    if line["task"] not in TASKS or len(line["sources"]) != (2 if line["task"] in ("pair", "preference") else 1):
-        return f"task {line['task']!r} with {len(line['sources'])} scans"
+    shown = {"pair": 2, "preference": 2}.get(line["task"], 1)
+    texts = all(isinstance(text, str) for text in [*line["sources"], *line["scans"]])
+    if line["task"] not in TASKS or not len(line["sources"]) == len(line["scans"]) == shown or not texts:
+        return f"task {line['task']!r} with {len(line['sources'])} sources of {len(line['scans'])} scans"
+    if isinstance(line["trial"], bool) or not 0 <= line["trial"] < line["trials"]:
+        return f"trial {line['trial']} of {line['trials']}, counted from 0"
+    if line["task"] == "pair" and line["sources"].count(REAL) != 1:
+        return "a pair without exactly one real scan"
     try:
         check_rater(line["rater"], line["kind"])
         check_answer(line["task"], line["answer"], line.get("confidence"), line.get("seconds"))

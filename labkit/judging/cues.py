@@ -38,6 +38,8 @@ class CueCheck:
         The cue that alone separates best, and how well (area under the ROC curve, 0.5 to 1).
     real, synthetic : int
         Scans.
+    varied, of : int
+        Cues that differ between scans at all, of how many: the others can tell nothing.
     """
 
     accuracy: float
@@ -45,6 +47,8 @@ class CueCheck:
     telling: str
     real: int
     synthetic: int
+    varied: int
+    of: int
 
     @property
     def passes(self) -> bool:
@@ -59,7 +63,7 @@ class CueCheck:
         )
 
 
-def check_cues(session: Session, prepared: bool = True, seed: int = 0) -> CueCheck:
+def check_cues(session: Session, prepared: bool = True, names: bool = True, seed: int = 0) -> CueCheck:
     """Whether file name, intensity range, background, padding or the noise of air give synthetic scans away.
 
     Parameters
@@ -68,18 +72,20 @@ def check_cues(session: Session, prepared: bool = True, seed: int = 0) -> CueChe
         All scans of its sources are looked at, not only those it shows: a cue is a property of the chain.
     prepared : bool
         Look at scans as they are shown; False: at the files as they are, which tells whether the check sees cues.
+    names : bool
+        Of files, look at their names, too; where those tell everything, nothing is learned about the voxels.
     seed : int
         Of folds and relabellings.
     """
     tables = {
         name: shown_cues(source) if prepared else file_cues(source.cohort) for name, source in session.sources.items()
     }
-    names = list(tables[REAL][0])
+    told = [cue for cue in tables[REAL][0] if names or "name" not in cue]
     x, truth = [], []
     for name, rows in tables.items():
-        x += [[row[cue] for cue in names] for row in rows]
+        x += [[row[cue] for cue in told] for row in rows]
         truth += [name != REAL] * len(rows)
-    return classify(np.array(x, float), np.array(truth), names, seed)
+    return classify(np.array(x, float), np.array(truth), told, seed)
 
 
 def side_by_side(checks: dict[str, CueCheck]) -> Styler:
@@ -92,6 +98,7 @@ def side_by_side(checks: dict[str, CueCheck]) -> Styler:
         name: {
             "balanced accuracy": check.accuracy, "p": check.p, "most telling trace": check.telling,
             "verdict": "no better than chance" if check.passes else "better than chance",
+            "traces that differ": f"{check.varied} of {check.of}",
             "scans": f"{check.real} real, {check.synthetic} synthetic",
         }
         for name, check in checks.items()
@@ -109,7 +116,8 @@ def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int =
     real, synthetic = int((~truth).sum()), int(truth.sum())
     varies = np.ptp(x, 0) > 1e-9
     if not varies.any():
-        return CueCheck(0.5, 1.0, "none differs", real, synthetic)
+        return CueCheck(0.5, 1.0, "none differs", real, synthetic, 0, x.shape[1])
+    total = x.shape[1]
     x, names = x[:, varies], [name for name, one in zip(names, varies, strict=True) if one]
     folds = StratifiedKFold(min(5, real, synthetic), shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), RidgeClassifier(class_weight="balanced"))
@@ -118,7 +126,9 @@ def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int =
     )
     areas = np.array([_area(column, truth) for column in x.T])
     best = int(np.argmax(areas))
-    return CueCheck(float(accuracy), float(p), f"{names[best]} (AUC {areas[best]:.2f})", real, synthetic)
+    return CueCheck(
+        float(accuracy), float(p), f"{names[best]} (AUC {areas[best]:.2f})", real, synthetic, x.shape[1], total
+    )
 
 
 def _area(values: np.ndarray, truth: np.ndarray) -> float:
@@ -162,4 +172,5 @@ def voxel_cues(volume: np.ndarray) -> dict[str, float]:
         "spread of the air": float(air.std()),
         "noise of the air": float(np.diff(column, axis=2).std()),
         "empty outer planes": float(sum(flat)),
+        "grey levels": float(len(np.unique(np.round(volume, 4)))),
     }

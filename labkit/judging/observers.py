@@ -51,6 +51,12 @@ def simulate(
     list of dict
         Lines as :meth:`Session.line` makes them, kind ``simulated``.
     """
+    unknown = set(d_prime) - set(session.runs) if isinstance(d_prime, dict) else set()
+    if unknown or not 0 <= lapse <= 1:
+        raise ValueError(
+            f"d_prime for {', '.join(sorted(unknown)) or 'all'}, lapse={lapse!r}: the generators are "
+            f"{', '.join(session.runs)}, and a lapse is a share from 0 to 1"
+        )
     rng = np.random.default_rng([session.seed, number, 7])
 
     def evidence(source: str) -> float:
@@ -100,6 +106,8 @@ def model_observer(session: Session, seed: int = 1) -> list[dict[str, Any]]:
     list of dict
         Lines, kind ``model``.
     """
+    if seed < 1:
+        raise ValueError(f"seed={seed!r}: 1 or more; with 0 it would learn from the very scans that are shown")
     if session.task == "rating":
         raise ValueError("the model observer tells real from synthetic; it has no marks from 1 to 5 to give")
     score = _learn(session, seed)
@@ -117,7 +125,8 @@ def _learn(session: Session, seed: int) -> Callable[[str, int], float]:
     real = Stimuli(train, session.resolution)
     share = max(2, -(-len(train) // len(session.runs)))
     made = [
-        Stimuli(generate(run, share, seed=session.seed + seed), session.resolution) for run in session.runs.values()
+        Stimuli(generate(run, share, seed=session.seed + seed), session.seen_at(name))
+        for name, run in session.runs.items()
     ]
     embed = embeddings.pca(real.cubes, embeddings.brain_box(train, real.size))
     points = [embed(stimuli.cubes) for stimuli in (real, *made)]

@@ -62,14 +62,14 @@ class Results:
         kinds = {line["rater"]: order[line["kind"]] for line in self.lines}
         self.raters = sorted(kinds, key=lambda rater: (kinds[rater], rater))
         self.sessions = list(dict.fromkeys(line["session"] for line in self.lines))
-        self.torn: list[str] = []
+        self.left_out: list[str] = []
 
     @classmethod
     def read(cls, paths: str | os.PathLike | Sequence[str | os.PathLike], task: str | None = None) -> Results:
-        """Of files or folders of files; several raters' combine. :attr:`torn` names lines that a crash left half."""
-        lines, torn = answers.read(paths)
+        """Of files or folders of files; several raters' combine. :attr:`left_out` names lines that do not count."""
+        lines, left_out = answers.read(paths)
         results = cls(lines, task)
-        results.torn = torn
+        results.left_out = left_out
         return results
 
     def of(self, rater: str) -> Results:
@@ -114,7 +114,14 @@ class Results:
         for rater in self.raters:
             own = table[table["rater"] == rater]
             found, detected = statistics.share(int(own["correct"].sum()), len(own)), self._detection(own)
-            row = {"n": found.n, "right": found.k, "accuracy": found.value, "low": found.low, "high": found.high}
+            row = {
+                "kind": own["kind"].iloc[0],
+                "n": found.n,
+                "right": found.k,
+                "accuracy": found.value,
+                "low": found.low,
+                "high": found.high,
+            }
             row |= {"p": found.p, "d′": detected.d_prime, "d′ low": detected.d_low, "d′ high": detected.d_high}
             if self.task == "real_or_synthetic":
                 row |= {"criterion": detected.criterion, "c low": detected.c_low, "c high": detected.c_high}
@@ -174,16 +181,41 @@ class Results:
         ]
         return pd.DataFrame(rows, columns=[*keys, "n", "share", "low", "high", "p"])
 
-    def agreement(self, kinds: Sequence[str] = answers.KINDS) -> statistics.Agreement | None:
-        """Fleiss' kappa over trials that every rater of these kinds answered; None with one rater or no such trial."""
+    def agreement(self, kinds: Sequence[str] = ("human",)) -> statistics.Agreement | None:
+        """Fleiss' kappa of raters who finished a session; of several sessions, the one with most such raters.
+
+        Parameters
+        ----------
+        kinds : sequence of str
+            Which raters, of ``human``, ``simulated``, ``model``.
+
+        Returns
+        -------
+        labkit.judging.statistics.Agreement or None
+            None where fewer than two raters finished one session, and for ratings.
+        """
         table = self.table[self.table["kind"].isin(kinds)]
-        if self.task == "rating" or table["rater"].nunique() < 2:
+        if self.task == "rating" or table.empty:
             return None
-        wide = table.pivot_table(index=["session", "trial"], columns="rater", values="answer", aggfunc="first").dropna()
-        if wide.empty:
+        length = {line["session"]: line["trials"] for line in self.lines}
+        answered = table.groupby(["session", "rater"]).size()
+        finished = [key for key, count in answered.items() if count == length[key[0]]]
+        raters = {session: [r for s, r in finished if s == session] for session in self.sessions}
+        best = max(self.sessions, key=lambda session: len(raters[session]))
+        if len(raters[best]) < 2:
             return None
-        categories = sorted(set(wide.to_numpy().ravel()))
-        return statistics.fleiss_kappa(np.stack([(wide == name).sum(axis=1) for name in categories], 1))
+        own = table[(table["session"] == best) & table["rater"].isin(raters[best])]
+        wide = own.pivot(index="trial", columns="rater", values="answer")
+        return statistics.fleiss_kappa(np.stack([(wide == name).sum(axis=1) for name in own["answer"].unique()], 1))
+
+    def _one_kind(self) -> None:
+        kinds = sorted({line["kind"] for line in self.lines})
+        if len(kinds) > 1:
+            raise ValueError(f"answers of {' and '.join(kinds)} raters would be averaged: choose one kind with only()")
+
+    def only(self, kind: str) -> Results:
+        """The answers of one kind of rater."""
+        return Results(line for line in self.lines if line["kind"] == kind)
 
     def ratings(self, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
         """Mean rating of each source on each question, and its difference from real scans.
@@ -198,6 +230,7 @@ class Results:
         from scipy.stats import mannwhitneyu
 
         self._checked("rating")
+        self._one_kind()
         marks: dict[tuple[str, str], dict[str, list[int]]] = {}
         for line in self.lines:
             for question in QUESTIONS:
@@ -210,7 +243,7 @@ class Results:
         ):
             again = _resampled(values, rng, resamples)
             row = {"question": question, "source": source, "n": len(values), "mean": values.mean()}
-            row |= dict(zip(("low", "high"), np.quantile(again, (0.025, 0.975)), strict=True))
+            row |= dict(zip(("low", "high"), np.quantile(again, (0.025, 0.975)), strict=True))  # NaN of few scans
             real = means.get((question, REAL))
             if source != REAL and real is not None:
                 apart = again - _resampled(real, rng, resamples)
@@ -235,6 +268,7 @@ class Results:
         from scipy.special import expit
 
         self._checked("preference")
+        self._one_kind()
         names = sorted({source for line in self.lines for source in line["sources"]}, key=lambda s: (s != REAL, s))
         wins = np.zeros((len(names), len(names)))
         for line in self.lines:
@@ -312,4 +346,7 @@ def _graded(own: pd.DataFrame) -> float:
 
 
 def _resampled(values: np.ndarray, rng: np.random.Generator, times: int) -> np.ndarray:
+    """Means of resampled values; NaN for fewer than three, whose spread nobody knows."""
+    if len(values) < 3:
+        return np.full(times, np.nan)
     return values[rng.integers(len(values), size=(times, len(values)))].mean(1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,16 @@ class Session:
         pool = max(min(len(self.real), POOL), *self.needed.values())
         cohorts = {REAL: self.real}
         cohorts |= {name: generate(run, pool, seed=seed) for name, run in self.runs.items()}
-        self.sources = {name: Stimuli(cohort, self.resolution) for name, cohort in cohorts.items()}
+        self.sources = {name: Stimuli(cohort, self.seen_at(name)) for name, cohort in cohorts.items()}
+
+    def seen_at(self, source: str) -> int:
+        """Side of the cubes that a source's scans are averaged to before they are shown.
+
+        Those of a generator of the session's resolution have it already: averaged and brought back once more, they
+        would be blurrier than real scans that were averaged once.
+        """
+        made = self.runs[source].scale.size if source in self.runs else None
+        return 64 if made is not None and made <= self.resolution else self.resolution
 
     def _check_real(self, cohort: Cohort) -> None:
         if shared := set(self.train.digests) & set(cohort.digests):
@@ -100,7 +110,9 @@ class Session:
     @cached_property
     def id(self) -> str:
         """Ten digits that are the same for the same trials of the same scans, and no others."""
-        setting = [answers.FORMAT, self.task, len(self.trials), self.seed, self.resolution, self.fingerprints]
+        # of generators their weights, since voxels differ in the last digit from machine to machine
+        scans = {REAL: self.real.fingerprint} | {name: run.fingerprint for name, run in self.runs.items()}
+        setting = [answers.FORMAT, self.task, len(self.trials), self.seed, self.resolution, scans]
         return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:10]
 
     @cached_property
@@ -176,7 +188,7 @@ class Session:
         path = self.path(rater)
         if not path.exists():
             return {}
-        lines, _ = answers.read(path)
+        lines, _ = answers.read(path)  # what is left out was half written, or is a second answer
         return {line["trial"]: line for line in lines if line["session"] == self.id and line["rater"] == rater}
 
     def waiting(self, rater: str) -> list[Trial]:
@@ -200,7 +212,12 @@ class Session:
         answers.append(self.path(rater), line)
         return line
 
-    def all_lines(self) -> Iterable[dict[str, Any]]:
-        """Every rater's answers to this session in :attr:`folder`."""
+    def judged(self) -> list[dict[str, Any]]:
+        """Every rater's answers to this session in :attr:`folder`; says which lines were left out."""
         files = sorted(self.folder.glob(f"{self.task}-{self.id}-*.jsonl"))
-        return [line for line in answers.read(files)[0] if line["session"] == self.id] if files else []
+        if not files:
+            return []
+        lines, left_out = answers.read(files)
+        if left_out:
+            warnings.warn(f"not read in {self.folder}: {'; '.join(left_out)}", stacklevel=2)
+        return [line for line in lines if line["session"] == self.id]

@@ -94,14 +94,14 @@ def forced_choice(k: int, n: int) -> Detection:
     ----------
     k, n : int
         Pairs in which the real scan was found, of how many. Half a trial is added as in :func:`detection`; the
-        interval is Wilson's, carried over.
+        interval is Wilson's, carried over: a rater who is always right has no upper end.
     """
     from scipy.stats import norm
 
     if n == 0:
         return Detection(*[float("nan")] * 6)
     found = share(k, n)
-    ends = np.clip([(k + 0.5) / (n + 1), found.low, found.high], 0.25 / n, 1 - 0.25 / n)
+    ends = [(k + 0.5) / (n + 1), found.low if k else 0.0, found.high if k < n else 1.0]
     return Detection(*(float(value) for value in np.sqrt(2) * norm.ppf(ends)), *[float("nan")] * 3)
 
 
@@ -146,16 +146,24 @@ def trend(correct: Sequence[bool], place: Sequence[float] | None = None) -> Tren
     Returns
     -------
     Trend
-        Wald interval and p. NaN with fewer than five answers of either kind: a slope then says nothing.
+        Wald interval and p. NaN with fewer than five answers of either kind: a slope then says nothing. Where all right
+        answers come after (before) all wrong ones the ratio is infinite (0), without an interval, and p is Mann and
+        Whitney's.
     """
     from scipy.optimize import minimize
     from scipy.special import expit
-    from scipy.stats import norm
+    from scipy.stats import mannwhitneyu, norm
 
     y = np.asarray(correct, float)
     if min(y.sum(), len(y) - y.sum()) < 5:
         return Trend(*[float("nan")] * 4)
     x = np.linspace(0, 1, len(y)) if place is None else np.asarray(place, float)
+    right, wrong = x[y == 1], x[y == 0]
+    if np.ptp(x) == 0:
+        return Trend(*[float("nan")] * 4)
+    if right.min() >= wrong.max() or right.max() <= wrong.min():
+        ratio = float("inf") if right.min() >= wrong.max() else 0.0
+        return Trend(ratio, float("nan"), float("nan"), float(mannwhitneyu(right, wrong).pvalue))
     design = np.stack([np.ones_like(x), x], 1)
 
     def loss(beta: np.ndarray) -> float:

@@ -26,7 +26,8 @@ class Stimuli:
         The scans.
     resolution : int
         Side of the cubes that every scan is averaged to and brought back from; 64 leaves the study's scans as they are.
-        A real scan beside one from a generator of 32³ would otherwise be known by its sharpness alone.
+        A real scan beside one from a generator of 32³ would otherwise be known by its sharpness alone; one from that
+        generator is taken as it is.
     size : int
         Side of the cubes they are shown from, voxels.
     """

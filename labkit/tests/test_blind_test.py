@@ -159,6 +159,7 @@ def test_the_live_widget_keeps_each_answer_before_the_next_scan(fresh):
         live._hear(live, {"id": len(sent), **message}, [])
         return sent[-1]
 
+    assert ask(what="open", rater="")["value"] == [] and not live.asks
     for trial in fresh.trials:
         (address,) = ask(what="pictures", trial=trial.number)["value"]
         assert address.startswith("data:image/png;base64,")
@@ -171,7 +172,11 @@ def test_the_live_widget_keeps_each_answer_before_the_next_scan(fresh):
     assert "error" not in ask(**again, confidence=3)  # the reply was lost, and the front end asks again
     assert "before" in ask(**again, confidence=1)["error"]
     assert len(fresh.path("ana").read_text().splitlines()) == 6
-    assert widgets.judge(fresh, "ana", live=True).answered == list(range(6))
+    asking = widgets.judge(fresh, live=True)
+    sent, asking.send = [], lambda reply: sent.append(reply)
+    for rater in ("ana", "simulated 1"):
+        asking._hear(asking, {"id": 0, "what": "open", "rater": rater}, [])
+    assert asking.asks and sent[0]["value"] == list(range(6)) and "not human" in sent[1]["error"]
 
 
 def test_the_front_end_is_told_nothing_that_tells(fresh):

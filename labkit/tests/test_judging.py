@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ from labkit.judging.results import Results
 from labkit.judging.session import Session
 from labkit.judging.stimuli import Stimuli
 from labkit.judging.trials import QUESTIONS, REAL, TASKS, needs, plan
+from labkit.metrics.faults import at_resolution
+from labkit.metrics.sample import Sample
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train
@@ -115,6 +118,7 @@ def test_slices_have_dorsal_on_top_and_left_on_the_left(session):
 def test_traces_in_the_files_are_found(session):
     found = cues.check_cues(session, prepared=False)
     assert not found.passes and "name" in found.telling
+    assert not cues.check_cues(session, prepared=False, names=False).passes
 
 
 def test_chance_is_rarely_taken_for_a_trace():
@@ -157,7 +161,7 @@ def test_an_interrupted_session_goes_on_and_a_torn_line_costs_only_itself(fresh)
         fresh.answer(trial, "ana", answer(fresh, trial), 3, 2.0)
     assert fresh.waiting("ana") == []
     results = Results.read(path)
-    assert len(results.lines) == 12 and results.torn == [f"{path.name}:4"]
+    assert len(results.lines) == 12 and results.left_out == [f"{path.name}:4: half a line"]
     assert results.scores().loc["ana", "accuracy"] == 1
 
 
@@ -167,8 +171,16 @@ def test_first_answers_count(fresh):
     with pytest.raises(ValueError, match="answered by ana before"):
         fresh.answer(first, "ana", "synthetic")
     answers.append(fresh.path("ana"), fresh.line(first, "ana", "synthetic"))  # two windows at once
-    (line,), _ = answers.read(fresh.path("ana"))
+    (line,), left_out = answers.read(fresh.path("ana"))
     assert line["answer"] == "real"
+    assert left_out == [f"{fresh.path('ana').name}:2: a second answer of ana to trial 1"]
+    later, earlier = (
+        line | {"time": f"2026-01-0{day}T00:00:00+00:00", "answer": a} for day, a in ((2, "real"), (1, "synthetic"))
+    )
+    for name, one in (("a", later), ("b", earlier)):
+        answers.append(fresh.folder / f"{name}.jsonl", one)
+    (kept,), _ = answers.read([fresh.folder / "a.jsonl", fresh.folder / "b.jsonl"])
+    assert kept == earlier  # whatever the files are called
 
 
 def test_a_line_has_what_a_reader_of_the_file_alone_needs(fresh):
@@ -205,11 +217,57 @@ def test_answers_that_cannot_be_are_refused_before_anything_is_written(fresh, gi
 def test_whole_lines_that_are_no_answers_are_all_named(fresh, tmp_path):
     line = fresh.line(fresh.trials[0], "ana", "real")
     bad = [line | {"answer": "A"}, line | {"format": 2}, [1], {k: v for k, v in line.items() if k != "seed"}]
+    bad += [line | {"trial": 12}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [line, *bad])))
-    with pytest.raises(ValueError, match=r"a.jsonl:2: .*a.jsonl:3: format 2.*a.jsonl:4: not an object.*:5: seed"):
+    with pytest.raises(
+        ValueError, match=r"a.jsonl:2: .*a.jsonl:3: format 2.*a.jsonl:4: not an object.*:5: seed.*:6: trial 12 of 12"
+    ):
         answers.read(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder"):
         answers.read(tmp_path / "nothing")
+
+
+def test_a_rater_who_left_early_does_not_spoil_agreement(fresh):
+    done = [line for number in (1, 2) for line in observers.simulate(fresh, number, 3.0)]
+    early = observers.simulate(fresh, 3)[:1]
+    elsewhere = [line | {"session": "other"} for line in early]
+    alone = Results(done).agreement(("simulated",))
+    assert (alone.raters, alone.trials) == (2, 12)
+    assert Results([*done, *early, *elsewhere]).agreement(("simulated",)) == alone
+    assert Results(done).agreement() is None  # no people
+
+
+def test_people_and_simulations_are_not_averaged(runs):
+    one = Session(runs, task="rating", trials=6)
+    simulated = observers.simulate(one)
+    mixed = Results([*simulated, *(line | {"kind": "human", "rater": "ana"} for line in simulated)])
+    with pytest.raises(ValueError, match="human and simulated raters would be averaged"):
+        mixed.ratings()
+    few = mixed.only("human").ratings()
+    assert set(few["n"]) == {2} and few["low"].isna().all()  # of two scans nobody knows the spread
+
+
+def test_parts_of_sessions_of_different_length_are_parts(session):
+    lines = [
+        *observers.simulate(long(session, 40)),
+        *(line | {"session": "x"} for line in observers.simulate(long(session, 8))),
+    ]
+    assert list(Results(lines).learning()["n"]) == [12] * 4
+
+
+def test_scans_at_the_sessions_resolution_are_not_blurred_again(session, tmp_path):
+    from labkit.sources import open_cohort
+
+    coarse = at_resolution(Sample.of(session.real, 64), 16)
+    written = session.real.subset(range(6)).write(tmp_path / "coarse")
+    for place, path in enumerate(sorted(written.rglob("*_T2w.nii.gz"))):
+        image = nib.load(path)
+        values = coarse.scanned[place, 0].numpy() * 1000
+        nib.save(nib.Nifti1Image(values.astype(np.float32), image.affine), path)
+    assert {name: session.seen_at(name) for name in session.sources} == {REAL: 16, "adni": 64, "sigmarat2": 64}
+    real, perfect = Stimuli(session.real.subset(range(6)), 16), Stimuli(open_cohort(tmp_path / "coarse"), 64)
+    once, twice = ((Stimuli(perfect.cohort, side).cubes - real.cubes).abs().mean() for side in (64, 16))
+    assert once < 0.3 * twice
 
 
 def test_several_raters_files_combine(fresh):
@@ -219,7 +277,7 @@ def test_several_raters_files_combine(fresh):
     results = Results.read(fresh.folder)
     assert list(results.scores()["right"]) == [12, 0] and results.raters == ["ana", "ben"]
     assert results.agreement().kappa == pytest.approx(-1)
-    assert len(fresh.all_lines()) == 24 and results.of("ben").raters == ["ben"]
+    assert len(fresh.judged()) == 24 and results.of("ben").raters == ["ben"]
     assert "takes one for the other" in results.sentence("ben")
 
 
@@ -241,6 +299,12 @@ def test_a_simulated_raters_ability_is_recovered_within_its_interval(session, d_
         held.append([row["d′ low"] <= d_prime <= row["d′ high"], row["c low"] <= criterion <= row["c high"]])
     assert (np.mean(held, 0) >= 0.8).all()
     assert row.name == "simulated 20"
+
+
+@pytest.mark.parametrize("wrong", [{"d_prime": {"adny": 1.0}}, {"lapse": 7}])
+def test_abilities_that_cannot_be_are_refused(session, wrong):
+    with pytest.raises(ValueError, match="adni, sigmarat2"):
+        observers.simulate(session, **wrong)
 
 
 def test_a_rater_who_knows_is_surer_when_right(session):
@@ -275,6 +339,8 @@ def test_the_model_observer_tells_obvious_fakes_and_learned_on_none_of_them(sess
     lines = observers.model_observer(session)
     assert {line["kind"] for line in lines} == {"model"}
     assert Results(lines).scores()["accuracy"].iloc[0] > 0.9  # networks of a few iterations make no rats
+    with pytest.raises(ValueError, match="very scans that are shown"):
+        observers.model_observer(session, seed=0)
     with pytest.raises(ValueError, match="no marks"):
         observers.model_observer(Session(list(session.runs.values()), task="rating", trials=4))
 

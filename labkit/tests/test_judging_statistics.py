@@ -31,7 +31,7 @@ def test_d_prime_and_criterion_are_the_textbooks():
 
 def test_a_perfect_rater_has_a_finite_d_prime():
     assert np.isfinite(statistics.detection(12, 12, 0, 12)).all()
-    assert np.isfinite(statistics.forced_choice(24, 24)[:3]).all()
+    assert np.isfinite(statistics.forced_choice(24, 24)[:2]).all() and statistics.forced_choice(24, 24).d_high == np.inf
 
 
 @pytest.mark.parametrize("true", [0.0, 1.0, 2.0])
@@ -45,7 +45,7 @@ def test_intervals_of_d_prime_hold_the_truth_as_often_as_they_say(true):
     assert (np.mean(held, 0) > 0.92).all()
 
 
-@pytest.mark.parametrize("true", [0.0, 1.0])
+@pytest.mark.parametrize("true", [0.0, 1.0, 3.0, 4.0])
 def test_intervals_of_forced_choice_hold_the_truth(true):
     rng = np.random.default_rng(1)
     found = [statistics.forced_choice(rng.binomial(80, stats.norm.cdf(true / np.sqrt(2))), 80) for _ in range(400)]
@@ -70,6 +70,10 @@ def test_learning_agrees_with_statsmodels():
     assert (found.low, found.high) == pytest.approx(tuple(np.exp(model.conf_int()[1])), rel=1e-3)
     assert found.p == pytest.approx(model.pvalues[1], rel=1e-3)
     assert np.isnan(statistics.trend([True] * 30).ratio)
+    learned = statistics.trend([False] * 6 + [True] * 6)
+    assert learned.ratio == np.inf and learned.p < 0.01 and np.isnan(learned.low)
+    assert statistics.trend([True] * 6 + [False] * 6).ratio == 0
+    assert np.isnan(statistics.trend([True, False] * 6, np.zeros(12)).p)
 
 
 def test_kappa_agrees_with_statsmodels_and_the_published_example():

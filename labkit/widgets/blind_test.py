@@ -35,15 +35,15 @@ BEFORE = (
 )
 
 
-def judge(session: Session, rater: str = "anonymous", live: bool | None = None) -> anywidget.AnyWidget | JudgePage:
+def judge(session: Session, rater: str | None = None, live: bool | None = None) -> anywidget.AnyWidget | JudgePage:
     """The test of a session, usable by keyboard alone.
 
     Parameters
     ----------
     session : Session
         What is shown.
-    rater : str
-        Whose answers they are, in a live kernel; a page asks.
+    rater : str, optional
+        Whose answers they are, in a live kernel. Otherwise the test asks: two people under one name would be one.
     live : bool, optional
         A widget, whose answers go to :meth:`Session.path` at once; otherwise a page that holds its trials, whose
         answers stay in the browser and are saved as the same file. Default: as
@@ -54,7 +54,10 @@ def judge(session: Session, rater: str = "anonymous", live: bool | None = None) 
     ValueError
         A rater's name that cannot be one.
     """
-    check_rater(rater)
+    if rater is not None:
+        check_rater(rater)
+    for source in session.sources.values():
+        source.cubes  # noqa: B018  prepared now: a scan that comes late would be known to be the first of its kind
     if in_live_kernel() if live is None else live:
         return _widget_class()(session, rater)
     return JudgePage(session)
@@ -99,16 +102,17 @@ class JudgePage:
 
     def html(self) -> str:
         """The page's part."""
-        session, name = self.session, f"judge-{self.session.id}"
+        session = self.session
         stubs = json.dumps([session.stub(trial) for trial in session.trials], ensure_ascii=False)
         shown = json.dumps([pictures(session, trial.number) for trial in session.trials])
         hidden = base64.b64encode(stubs.encode("utf-8")).decode("ascii")
         words = json.dumps(told(session), ensure_ascii=False).replace("</", "<\\/")
         return (
             f"<style>{_asset('judge.css')}</style>"
-            f'<div id="{name}"><p>{html.escape(TASKS[session.task])} This test needs JavaScript.</p></div>'
-            f"<script>(function () {{\n{_asset('judge.js')}\n{_asset('judge_page.js')}\n"
-            f'const session = {words};\njudge(document.getElementById("{name}"), session, '
+            f"<div><p>{html.escape(TASKS[session.task])} This test needs JavaScript.</p></div>"
+            "<script>(function () {\nconst host = document.currentScript.previousElementSibling;\n"
+            f"{_asset('judge.js')}\n{_asset('judge_page.js')}\n"
+            f"const session = {words};\njudge(host, session, "
             f'pagePort(session, {shown}, "{hidden}"));\n}})();</script>'
         )
 
@@ -142,11 +146,11 @@ def _widget_class() -> type:
         _esm = _asset("judge.js") + _asset("judge_live.js")
         _css = _asset("judge.css")
         session = traitlets.Dict().tag(sync=True)
-        answered = traitlets.List().tag(sync=True)
+        asks = traitlets.Bool().tag(sync=True)
 
-        def __init__(self, session: Session, rater: str) -> None:
+        def __init__(self, session: Session, rater: str | None) -> None:
             self._session, self._rater = session, rater
-            super().__init__(session=told(session), answered=sorted(session.answered(rater)))
+            super().__init__(session=told(session), asks=rater is None)
             self.on_msg(self._hear)
 
         def _hear(self, _: object, message: dict[str, Any], __: object) -> None:
@@ -159,6 +163,11 @@ def _widget_class() -> type:
             self.send(reply)
 
         def _do(self, message: dict[str, Any]) -> Any:
+            if message["what"] == "open":
+                if self.asks:
+                    check_rater(message["rater"])
+                    self._rater = message["rater"]
+                return sorted(self._session.answered(self._rater))
             session, rater = self._session, self._rater
             if message["what"] == "pictures":
                 return pictures(session, message["trial"])
@@ -173,7 +182,6 @@ def _widget_class() -> type:
                 raise ValueError(
                     f"trial {trial.number + 1} was answered before, elsewhere; run the cell again to go on"
                 )
-            self.answered = sorted({*self.answered, trial.number})
             return None
 
     return Judge

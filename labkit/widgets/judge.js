@@ -2,8 +2,8 @@
 // The port is what differs: where pictures come from and where answers go.
 //   port.pictures(number) -> promise of one image address a scan
 //   port.answer(number, given) -> promise, rejected with a message where the answer could not be kept
-//   port.finish() -> promise of HTML;  port.open(rater) -> numbers of trials answered before, or a message (a string)
-//   port.save(), optional: offers the answers as a file
+//   port.finish() -> promise of HTML;  port.open(rater) -> promise of the trials answered before, rejected with a message
+//   port.save(), optional: offers the answers as a file;  port.notice(), optional: what the rater should know, or ""
 
 function judge(host, session, port) {
   const two = session.task === "pair" || session.task === "preference";
@@ -49,10 +49,11 @@ function judge(host, session, port) {
     const note = element("p", "", host, { role: "alert" });
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const done = port.open(name ? name.value.trim() : session.rater);
-      if (typeof done === "string") { note.textContent = done; return; }
-      waiting = [...Array(session.trials).keys()].filter((number) => !done.includes(number));
-      next();
+      const slow = setTimeout(() => { note.textContent = "Waiting for the kernel …"; }, 3000);
+      port.open(name ? name.value.trim() : "").then((done) => {
+        waiting = [...Array(session.trials).keys()].filter((number) => !done.includes(number));
+        next();
+      }).catch((error) => { note.textContent = error.message || error; }).finally(() => clearTimeout(slow));
     });
     if (name) name.addEventListener("keydown", (event) => event.stopPropagation());
   }
@@ -62,14 +63,17 @@ function judge(host, session, port) {
     trial = waiting[0];
     [answer, given, slice, stacks] = [null, {}, session.first, []];
     layout();
-    const wanted = trial;
+    const wanted = trial, slow = patience();
     port.pictures(trial).then((addresses) => Promise.all(addresses.map(load))).then((images) => {
       if (wanted !== trial) return;
       stacks = images;
+      say("");
       draw();
       since = performance.now();
-    }).catch((error) => say("The scan did not come: " + (error.message || error)));
+    }).catch((error) => say("The scan did not come: " + (error.message || error))).finally(() => clearTimeout(slow));
   }
+
+  function patience() { return setTimeout(() => say("Waiting for the kernel …"), 3000); }
 
   function load(address) {
     const image = new Image();
@@ -103,6 +107,8 @@ function judge(host, session, port) {
       scale("", "How sure?");
     }
     element("p", "", host, { role: "alert", class: "judge-note" });
+    const notice = port.notice ? port.notice() : "";
+    if (notice) element("p", notice, host, { role: "alert" });
     if (port.save) button("Save my answers so far", () => port.save(), host, { class: "judge-save" });
     mark();
     host.focus({ preventScroll: true });
@@ -179,6 +185,7 @@ function judge(host, session, port) {
 
   function send(what) {
     busy = true;
+    const slow = patience();
     port.answer(trial, { ...what, seconds: Math.round(seconds * 1000) / 1000 }).then(() => {
       waiting.shift();
       busy = false;
@@ -186,7 +193,7 @@ function judge(host, session, port) {
     }).catch((error) => { // nothing moves on until it is kept
       busy = false;
       say("Not kept: " + (error.message || error) + ". Press the last key again to try again.");
-    });
+    }).finally(() => clearTimeout(slow));
   }
 
   function key(event) {

@@ -2,21 +2,29 @@
 
 function pagePort(session, pictures, hidden) {
   const stubs = JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(hidden), (c) => c.charCodeAt(0))));
-  let rater = "", lines = [];
+  let rater = "", lines = [], kept = true;
   const place = () => `judge-${session.id}-${rater}`;
   const right = (line) => line.task === "pair" ? line.sources["AB".indexOf(line.answer)] === "real"
     : (line.answer === "real") === (line.sources[0] === "real");
 
-  function keep() {
-    try { localStorage.setItem(place(), JSON.stringify(lines)); } catch (error) { /* a browser that keeps nothing: save in time */ }
+  function stored() { // another tab may have answered since
+    try { return JSON.parse(localStorage.getItem(place())) || []; } catch (error) { return []; }
   }
 
+  function keep(line) {
+    const before = [...stored(), ...lines].filter((one, at, all) => all.findIndex((other) => other.trial === one.trial) === at);
+    lines = before.some((one) => one.trial === line.trial) ? before : [...before, line];
+    try { localStorage.setItem(place(), JSON.stringify(lines)); kept = true; } catch (error) { kept = false; }
+  }
+
+  function notice() { return kept ? "" : "This browser keeps nothing: save your answers before you leave the page."; }
+
   function open(name) {
-    if (!/^[\p{L}\p{N}_.-][\p{L}\p{N}_ .-]{0,39}$/u.test(name)) return "A name has up to 40 letters, digits, spaces, points, - and _.";
-    if (/^(simulated|model)/i.test(name)) return "Names that begin like this are kept for raters who are not human.";
+    if (!/^[\p{L}\p{N}_.-][\p{L}\p{N}_ .-]{0,39}$/u.test(name)) return Promise.reject("A name has up to 40 letters, digits, spaces, points, - and _.");
+    if (/^(simulated|model)/i.test(name)) return Promise.reject("Names that begin like this are kept for raters who are not human.");
     rater = name;
-    try { lines = JSON.parse(localStorage.getItem(place())) || []; } catch (error) { lines = []; }
-    return lines.map((line) => line.trial);
+    lines = stored();
+    return Promise.resolve(lines.map((line) => line.trial));
   }
 
   function save() {
@@ -30,9 +38,7 @@ function pagePort(session, pictures, hidden) {
 
   function answer(number, given) {
     const time = new Date().toISOString().slice(0, 19) + "+00:00";
-    const line = { ...stubs[number], kind: "human", rater, ...given, time };
-    lines.push(line);
-    keep();
+    keep({ ...stubs[number], kind: "human", rater, ...given, time });
     return Promise.resolve();
   }
 
@@ -72,5 +78,5 @@ function pagePort(session, pictures, hidden) {
     return Promise.resolve(told + "<p>Save the file and give it to <code>labkit.judging</code> for the other statistics, alone or with other raters'.</p>");
   }
 
-  return { asks: true, open, save, answer, finish, pictures: (number) => Promise.resolve(pictures[number]) };
+  return { asks: true, open, save, answer, finish, notice, pictures: (number) => Promise.resolve(pictures[number]) };
 }
