@@ -1,0 +1,62 @@
+"""Fetch scripts of other projects by pinned version and sha256, as ``vendor.toml`` lists them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).resolve().parents[1]
+LIST = ROOT / "ci" / "vendor.toml"
+KEPT = ROOT / "build" / "vendor"
+
+
+def fetch(name: str) -> Path:
+    """The folder of a vendored package, fetched if it is not there at the listed version.
+
+    Raises
+    ------
+    SystemExit
+        There is no npm, it could not fetch, or what came is not what the list says.
+    """
+    entry = tomllib.loads(LIST.read_text(encoding="utf-8"))[name]
+    target, stamp = KEPT / name, KEPT / f"{name}.sha256"
+    if target.is_dir() and stamp.exists() and stamp.read_text() == entry["sha256"]:
+        return target
+    if shutil.which("npm") is None:
+        sys.exit(f"{entry['package']} is needed and npm was not found: install Node.js, which brings npm")
+    with tempfile.TemporaryDirectory() as scratch:
+        done = subprocess.run(
+            ["npm", "pack", "--silent", entry["package"]], cwd=scratch, capture_output=True, text=True, check=False
+        )
+        packed = sorted(Path(scratch).glob("*.tgz"))
+        if done.returncode or len(packed) != 1:
+            sys.exit(f"npm could not fetch {entry['package']}: {done.stderr.strip() or done.stdout.strip()}")
+        found = hashlib.sha256(packed[0].read_bytes()).hexdigest()
+        if found != entry["sha256"]:
+            sys.exit(f"{entry['package']} has sha256 {found}, and {LIST.name} says {entry['sha256']}: not used")
+        fresh = Path(scratch) / "fresh"
+        _unpack(packed[0], entry["from"], entry["members"], fresh)
+        KEPT.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(fresh, target)
+    stamp.write_text(entry["sha256"])
+    return target
+
+
+def _unpack(packed: Path, start: str, members: list[str], target: Path) -> None:
+    with tarfile.open(packed) as archive:
+        for member in archive.getmembers():
+            if not member.isfile() or not member.name.startswith(tuple(members)):
+                continue
+            inside = PurePosixPath(member.name.removeprefix(start).removeprefix("package/"))
+            if ".." in inside.parts or inside.is_absolute():
+                sys.exit(f"{packed.name} holds a file outside itself: {member.name}")
+            path = target / inside
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.extractfile(member).read())
