@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diagrams
 import nbformat
 import vendor
 import yaml
@@ -171,10 +172,10 @@ def provenance(page: Page, seconds: float, scale: str, cohort: str, work: Path) 
 
 
 BANNERS = {
-    "smoke": "Built at smoke scale: networks of four channels after 20 iterations on a handful of volumes of 16³. It shows "
-    "that everything works, and nothing about rats. What the numbers mean is told for larger scales.",
-    "laptop": "Built at laptop scale: volumes of 32³, a quarter of the paper's channels and a hundredth of its iterations. "
-    "Findings are about models of this size.",
+    "smoke": "Built at smoke scale: networks of four channels after 20 iterations on a handful of volumes of 16³. It "
+    "shows that everything works, and nothing about rats. What the numbers mean is told for larger scales.",
+    "laptop": "Built at laptop scale: volumes of 32³, a quarter of the paper's channels and a hundredth of its "
+    "iterations. Findings are about models of this size.",
 }
 
 
@@ -206,6 +207,19 @@ def vendored(target: Path) -> None:
     shutil.copytree(vendor.fetch("mathjax"), target / "vendor" / "mathjax")
     (target / "vendor" / "plotly").mkdir(parents=True)
     (target / "vendor" / "plotly" / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def tour(work: Path, target: Path) -> None:
+    """The picture of the first page: a real rat that was held out, a synthetic one, and the training rat nearest to it."""
+    import labkit
+    from labkit import figures
+
+    run = labkit.load_run(work / "runs" / SHOWN)
+    cohort = run.cohort()
+    train, synthetic = run.train_part(cohort), labkit.generate(run, 1, seed=0)
+    distances = (train.volumes(32) - synthetic.volumes(32)).square().mean((1, 2, 3, 4))
+    shown = [run.held_out(cohort)[0], synthetic[0], train[int(distances.argmin())]]
+    figures.three_planes(shown).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
 
 
 def build(work: Path, target: Path) -> Path:
@@ -271,6 +285,8 @@ def main() -> None:
         notebook, seconds = execute(page, work, keys[page.stem], LIMITS[args.scale])
         write_page(page, notebook, seconds, target, args, work)
     executed = time.monotonic() - began
+    diagrams.write(target / "assets")
+    tour(work, target)
     final = build(work, target)
     size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
     print(
