@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,11 +74,26 @@ def digest(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
+def meaning(path: Path) -> str:
+    """A file's text; of Python only what runs, without docstrings and comments, so that prose may change."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            body.pop(0)
+    return ast.dump(tree)
+
+
 def sources_digest() -> str:
     """Of all that a chapter executes besides its own cells: labkit, the manifest, the pinned packages."""
     files = [p for p in (ROOT / "labkit").rglob("*") if p.suffix in (".py", ".js", ".css") and "tests" not in p.parts]
     files += [*(ROOT / "data_manifest").glob("*.toml"), ROOT / "ci" / "constraints.txt"]
-    return digest(*((path.relative_to(ROOT), hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(files)))
+    return digest(*((path.relative_to(ROOT), digest(meaning(path))) for path in sorted(files)))
 
 
 def data_digest(cohort: str) -> str:
@@ -210,7 +227,7 @@ def vendored(target: Path) -> None:
 
 
 def tour(work: Path, target: Path) -> None:
-    """The picture of the first page: a real rat that was held out, a synthetic one, and the training rat nearest to it."""
+    """The picture of the first page: a held-out real rat, a synthetic one, and the training rat nearest to it."""
     import labkit
     from labkit import figures
 
@@ -230,7 +247,7 @@ def build(work: Path, target: Path) -> Path:
     with open(log, "w", encoding="utf-8") as output:
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     html = target / "_build" / "html"
-    text = log.read_text(encoding="utf-8")
+    text = re.sub("\x1b\\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
     warned = [line for line in text.splitlines() if "WARNING" in line or "ERROR" in line]
     if code or not (html / "index.html").exists():
         sys.exit("\n".join(warned[:40] or text.splitlines()[-20:]) + f"\n\nthe build failed; all of it is in {log}")

@@ -15,8 +15,8 @@ NAMES = architecture.NAMES
 
 def _svg(width: int, height: int, parts: list[str], title: str) -> str:
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13" '
-        f'role="img"><title>{html.escape(title)}</title>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'font-family="sans-serif" font-size="13"><title>{html.escape(title)}</title>'
         '<defs><marker id="tip" markerWidth="9" markerHeight="9" refX="7" refY="4" orient="auto">'
         f'<path d="M0,0 L8,4 L0,8 z" fill="{INK}"/></marker></defs>'
         f'<rect width="{width}" height="{height}" fill="{PAPER}"/>'

@@ -69,7 +69,7 @@ def _unbiased(kernel: np.ndarray, order: np.ndarray, n: int) -> float:
 
 
 def frechet(x: np.ndarray, y: np.ndarray) -> float:
-    """Fréchet distance of two Gaussians fitted to the points: |difference of means|^2 + trace of the covariances' part.
+    """Fréchet distance of two Gaussians fitted to the points: squared difference of means plus the covariances' part.
 
     tr(A + B - 2 (A^1/2 B A^1/2)^1/2), where the last trace is the sum of singular values of X'Y / sqrt((N-1)(M-1)) of
     the centred points: no matrix root, exact also with fewer points than features.

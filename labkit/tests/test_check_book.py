@@ -1,0 +1,84 @@
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+CI = Path(__file__).resolve().parents[2] / "ci"
+PICTURE = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='9' height='9'%3E"
+    "%3Crect width='4' height='9'/%3E%3C/svg%3E"
+)
+BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+GOOD = f'<h1 id="top">Page</h1><p><a href="#top">up</a></p><img src="{PICTURE}" alt="half black">'
+
+
+@pytest.fixture(scope="module")
+def checker():
+    pytest.importorskip("playwright")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))):
+        pytest.skip("needs a browser: chromium or google-chrome on the path")
+    sys.path.insert(0, str(CI))
+    try:
+        spec = importlib.util.spec_from_file_location("check_book", CI / "check_book.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(CI))
+
+
+FAULTS = [
+    ('<img alt="x" src="http://example.org/a.png">', "asks another host"),
+    ("<script>fetch('https://example.org/x')</script>", "asks another host"),
+    ("<script>undefinedFunction()</script>", "a script failed"),
+    ("<script>console.error('oh')</script>", "console: oh"),
+    (f'<img alt="nothing" src="{BLANK}">', "a blank image"),
+    (f'<img src="{PICTURE}">', "without words"),
+    (f'<img alt="{"0a" * 16}" src="{PICTURE}">', "without words"),
+    ('<img alt="gone" src="gone.png">', "does not load"),
+    ("<pre>Traceback (most recent call last)</pre>", "a saved traceback"),
+    ('<div class="interactive-figure"></div>', "not drawn"),
+    ('<div class="card-frames"><div role="img" aria-label="a"></div><input type="range" min="0" max="3"><output>a'
+     "</output></div>", "changes no picture"),
+    ('<a href="other.html">x</a>', "page that is not there"),
+    ('<a href="#nowhere">x</a>', "place that is not there"),
+    ('<div style="width:900px">wide</div>', "wider than a phone"),
+    ('<span class="math">x^2</span>', "equations that are not set"),
+    ('<div class="judge"><p>dead</p></div>', "does not begin"),
+]  # fmt: skip
+"""What is added to a good page, and what has to be said of it."""
+
+
+@pytest.fixture(scope="module")
+def found(checker, tmp_path_factory):
+    """Faults by page, of a folder with a good page and one for each fault."""
+    folder = tmp_path_factory.mktemp("pages")
+    head = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>t</title></head>'
+    bodies = {"good": "", "faint": '<p style="color:#ccc;background:#fff">faint</p><input>'}
+    for name, body in {**bodies, **{f"fault{k}": body for k, (body, _) in enumerate(FAULTS)}}.items():
+        (folder / f"{name}.html").write_text(f"{head}<body><main>{GOOD}{body}</main></body></html>")
+    axe = CI.parent / "build" / "vendor" / "axe" / "axe.min.js"
+    lines = checker.check(folder, axe if axe.exists() else None)
+    return {path.stem: [line for line in lines if line.startswith(path.name)] for path in folder.iterdir()}
+
+
+def test_a_good_page_has_no_faults(found):
+    assert found["good"] == []
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=[words for _, words in FAULTS])
+def test_a_planted_fault_is_found(found, number):
+    assert any(FAULTS[number][1] in fault for fault in found[f"fault{number}"])
+
+
+def test_accessibility_is_scanned_where_axe_is_there(found):
+    if not (CI.parent / "build" / "vendor" / "axe" / "axe.min.js").exists():
+        pytest.skip("needs axe-core: ci/check_book fetches it")
+    assert any("color-contrast" in fault for fault in found["faint"])
+    assert any("label" in fault for fault in found["faint"])
+
+
+def test_an_empty_folder_is_no_book(checker, tmp_path):
+    assert checker.check(tmp_path) == [f"{tmp_path}: no pages"]
