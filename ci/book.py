@@ -239,6 +239,28 @@ def tour(work: Path, target: Path) -> None:
     figures.three_planes(shown).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
 
 
+def tidy(page: str) -> str:
+    """A built page without what the theme puts in twice, or for a live kernel on another host.
+
+    Every script once (of two that differ in ``defer`` the deferred one), none of Thebe's; and the list role that the
+    bibliography gives to something that holds no list items.
+    """
+    seen: set[str] = set()
+
+    def once(found: re.Match[str]) -> str:
+        whole = found.group(0)
+        source = re.search(r'src="([^"]*)"', whole)
+        key = source[1] if source else whole
+        if "thebe" in key.lower() or key in seen:
+            return ""
+        seen.add(key)
+        return whole
+
+    head, end, body = page.partition("</head>")
+    head = re.sub(r"<script\b[^>]*>.*?</script>", once, head, flags=re.DOTALL)
+    return head + end + body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+
+
 def build(work: Path, target: Path) -> Path:
     """Jupyter Book over the assembled sources; its warnings are errors."""
     log = work / "build.log"
@@ -251,6 +273,8 @@ def build(work: Path, target: Path) -> Path:
     warned = [line for line in text.splitlines() if "WARNING" in line or "ERROR" in line]
     if code or not (html / "index.html").exists():
         sys.exit("\n".join(warned[:40] or text.splitlines()[-20:]) + f"\n\nthe build failed; all of it is in {log}")
+    for path in html.rglob("*.html"):
+        path.write_text(tidy(path.read_text(encoding="utf-8")), encoding="utf-8")
     final = BOOK / "_build" / "html"
     shutil.rmtree(final, ignore_errors=True)
     shutil.copytree(html, final)
