@@ -28,7 +28,7 @@ LOOK = (Path(__file__).with_suffix(".js")).read_text(encoding="utf-8").split("\n
 LINKS = "() => [...document.querySelectorAll('a[href]')].map((a) => a.href)"
 WIDE = "() => document.documentElement.scrollWidth - window.innerWidth"
 AXE = """
-() => axe.run(document, {resultTypes: ["violations"]}).then((found) => found.violations.map(
+() => axe.run(document, {resultTypes: ["violations"], preload: false}).then((found) => found.violations.map(
   (one) => ({id: one.id, impact: one.impact, where: one.nodes.slice(0, 3).map((node) => node.target.join(" "))})))
 """
 
@@ -104,7 +104,12 @@ def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) ->
 
     page.route("**/*", guard)
     page.on("pageerror", lambda error: faults.append(f"a script failed: {str(error)[:150]}"))
-    page.on("console", lambda line: faults.append(f"console: {line.text[:150]}") if line.type == "error" else None)
+
+    def heard(line: Any) -> None:
+        if line.type == "error":
+            faults.append(f"console: {line.text[:150]} {line.location.get('url', '')[:100]}")
+
+    page.on("console", heard)
     page.goto(url, wait_until="load")
     page.evaluate("() => window.MathJax?.startup?.promise")
     page.wait_for_timeout(400)
