@@ -3,182 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import diagrams
 import nbformat
 import vendor
 import yaml
-
-ROOT = Path(__file__).resolve().parents[1]
-BOOK = ROOT / "book"
-MODELS = ("adni", "sigmarat1", "sigmarat2")
-SHOWN = "sigmarat2"
-"""The run that chapters about a single run show."""
-
-LIMITS = {"smoke": 300, "laptop": 7200, "paper": 1_000_000}
-"""Seconds a cell may take."""
-
-ANIMALS = {"smoke": 8}
-"""Scans of a simulated cohort, where not all that the chapter takes by itself."""
-
-
-@dataclass
-class Page:
-    """A chapter as it is executed: which notebook, with which parameters, after which others."""
-
-    stem: str
-    notebook: str
-    parameters: dict[str, Any]
-    after: list[str] = field(default_factory=list)
+from chapters import (
+    BOOK,
+    LIMITS,
+    ROOT,
+    SHOWN,
+    SIMULATED,
+    Page,
+    code_of,
+    data_digest,
+    digest,
+    execute,
+    pages,
+    sources_digest,
+)  # fmt: skip
 
 
-def pages(scale: str, cohort: str, n: int | None) -> list[Page]:
-    """All chapters in the order in which they need each other; the models' runs are shared."""
-    rats = {"cohort": cohort} | ({"n": n} if n else {})
-    training = [f"02_train_{model}" for model in MODELS]
-    runs = {model: f"runs/{model}" for model in MODELS}
-    one, every = {"run_dir": runs[SHOWN]}, {"run_dirs": ",".join(runs.values())}
-    small = scale == "smoke"
-    fresh = {"cohort": "fresh"} if small and cohort in ("phantom", "sigma") else {}
-    found = [Page("01_explore", "01_explore", rats)]
-    found += [
-        Page(stem, "02_train", {**rats, "model": model, "scale": scale, "run_dir": runs[model]})
-        for stem, model in zip(training, MODELS, strict=True)
-    ]
-    segmentation = {"seeds": 2} if small else {"arms": "least", "seeds": 2} if scale == "laptop" else {}
-    found += [
-        Page("03_inspect", "03_inspect", one | ({"n": 5} if small else {}), training[2:]),
-        Page("05_segmentation", "05_segmentation", one | segmentation, training[2:]),
-        # the network of chapter 5 is one more measure of chapter 4
-        Page("04_quality", "04_quality", every | fresh | ({"n": 6} if small else {}), [*training, "05_segmentation"]),
-        Page("06_latent", "06_latent", one, training[2:]),
-        Page("07_judge", "07_judge", every | fresh | ({"trials": 8} if small else {}), training),
-    ]
-    return found
+def git(*words: str) -> str:
+    """What git says in the repository, or nothing."""
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
-def digest(*parts: object) -> str:
-    """Hash of anything that has a repeatable text."""
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-
-
-def meaning(path: Path) -> str:
-    """A file's text; of Python only what runs, without docstrings and comments, so that prose may change."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return text
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
-            body.pop(0)
-    return ast.dump(tree)
-
-
-def sources_digest() -> str:
-    """Of all that a chapter executes besides its own cells: labkit, the manifest, the pinned packages."""
-    files = [p for p in (ROOT / "labkit").rglob("*") if p.suffix in (".py", ".js", ".css") and "tests" not in p.parts]
-    files += [*(ROOT / "data_manifest").glob("*.toml"), ROOT / "ci" / "constraints.txt"]
-    return digest(*((path.relative_to(ROOT), digest(meaning(path))) for path in sorted(files)))
-
-
-def data_digest(cohort: str) -> str:
-    """Of a folder of scans: names and contents. Simulated cohorts follow from the sources and their parameters."""
-    if cohort in ("phantom", "sigma"):
-        return cohort
-    files = sorted(path for path in Path(cohort).rglob("*") if path.is_file())
-    return digest(*((path.relative_to(cohort), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files))
-
-
-def code_of(notebook: nbformat.NotebookNode) -> list[str]:
-    """The cells that are executed: prose around them may change without executing anything again."""
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def execute(page: Page, work: Path, key: str, limit: int) -> tuple[nbformat.NotebookNode, float]:
-    """A chapter with its outputs, and the seconds it took; from the cache if nothing that matters has changed."""
-    source = BOOK / f"{page.notebook}.ipynb"
-    done, note = work / "executed" / f"{page.stem}.ipynb", work / "executed" / f"{page.stem}.json"
-    known = json.loads(note.read_text()) if note.exists() and done.exists() else {}
-    if known.get("key") != key:
-        done.parent.mkdir(parents=True, exist_ok=True)
-        note.unlink(missing_ok=True)
-        print(f"  {page.stem}: executing", flush=True)
-        began = time.monotonic()
-        _papermill(page, source, done, work, limit)
-        known = {"key": key, "seconds": time.monotonic() - began}
-        note.write_text(json.dumps(known))
-    else:
-        print(f"  {page.stem}: unchanged", flush=True)
-    return merged(nbformat.read(source, 4), nbformat.read(done, 4)), known["seconds"]
-
-
-def _papermill(page: Page, source: Path, done: Path, work: Path, limit: int) -> None:
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    try:
-        papermill.execute_notebook(
-            str(source), str(done), page.parameters, kernel_name="python3", cwd=str(work), execution_timeout=limit,
-            progress_bar=False, log_output=False,
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        sys.exit(f"{page.stem}, cell {error.exec_count}, failed: {error.ename}: {error.evalue}\n\n{error.source}")
-
-
-def merged(source: nbformat.NotebookNode, executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The prose of `source` with the outputs of `executed`, whose code is the same but for an injected cell."""
-    outputs = iter([cell for cell in executed.cells if cell.cell_type == "code"])
-    cells = []
-    for cell in source.cells:
-        if cell.cell_type == "code":
-            ran = next(outputs)
-            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
-        cells.append(cell)
-        if "parameters" in cell.metadata.get("tags", []):
-            injected = next((c for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])), None)
-            if injected is not None:
-                next(outputs)
-                cells.append(injected)
-    source.cells = cells
-    return source
-
-
-def provenance(page: Page, seconds: float, scale: str, cohort: str, work: Path) -> str:
+def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work: Path) -> str:
     """What a page ends with: where its numbers come from."""
-    import torch
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
     changed = " with changes that are not committed" if git("status", "--porcelain") else ""
     runs = sorted(work.glob("runs/*/config.json"))
     prints = [json.loads(path.read_text())["train"]["fingerprint"][:12] for path in runs]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     rows = {
         "commit": commit + changed,
         "scale": scale,
-        "cohort": cohort if cohort in ("phantom", "sigma") else Path(cohort).name,
+        "cohort": cohort if cohort in SIMULATED else Path(cohort).name,
         "training scans": ", ".join(dict.fromkeys(prints)) or "none",
         "parameters": "; ".join(f"{k} = {v}" for k, v in page.parameters.items() if k != "cohort"),
-        "device": device,
-        "executed in": f"{seconds:.0f} s",
+        "device": known["device"],
+        "executed in": f"{known['seconds']:.0f} s",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     links = (
@@ -186,6 +60,24 @@ def provenance(page: Page, seconds: float, scale: str, cohort: str, work: Path) 
         f"{{download}}`executed <notebooks/executed/{page.stem}.ipynb>`"
     )
     return f"## Where this page comes from\n\n| | |\n|---|---|\n{table}\n\n{links}\n"
+
+
+def launch(page: Page, repository: str | None, branch: str) -> str:
+    """Links that open a chapter with a live kernel: on Binder and Colab where the repository is public, or at home."""
+    home = f"`jupyter lab book/{page.notebook}.ipynb`"
+    if repository is None:
+        return f"Run it live: {home} in a clone of the repository."
+    path = f"book/{page.notebook}.ipynb"
+    binder = f"https://mybinder.org/v2/gh/{repository}/{quote(branch, safe='')}?labpath={quote(path, safe='')}"
+    colab = f"https://colab.research.google.com/github/{repository}/blob/{branch}/{path}"
+    install = f"`%pip install git+https://github.com/{repository}@{branch}`"
+    return f"Run it live: [Binder]({binder}), [Colab]({colab}) (there {install} first), or {home} in a clone."
+
+
+def origin() -> str | None:
+    """``OWNER/NAME`` of the repository on GitHub from which this one was cloned, if it was."""
+    found = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", git("remote", "get-url", "origin"))
+    return found[1] if found else None
 
 
 BANNERS = {
@@ -197,7 +89,7 @@ BANNERS = {
 
 
 def write_page(
-    page: Page, notebook: nbformat.NotebookNode, seconds: float, target: Path, args: Any, work: Path
+    page: Page, notebook: nbformat.NotebookNode, known: dict[str, Any], target: Path, args: Any, work: Path
 ) -> None:
     """Put an executed chapter among the sources of the book, with banner, provenance and downloads."""
     kept = target / "notebooks" / "executed" / f"{page.stem}.ipynb"
@@ -206,11 +98,11 @@ def write_page(
     shutil.copy(BOOK / f"{page.notebook}.ipynb", target / "notebooks")
     first = notebook.cells[0]
     if page.notebook == "02_train":
-        model = page.parameters["model"]
-        first.source = first.source.replace("\n", f": {model}\n", 1)
+        first.source = first.source.replace("# Training", f"# Training {page.parameters['model']}", 1)
+    first.source += f"\n\n{launch(page, args.repository, args.branch)}"
     if args.scale in BANNERS:
         first.source += f"\n\n```{{note}}\n{BANNERS[args.scale]}\n```"
-    end = provenance(page, seconds, args.scale, args.cohort, work)
+    end = provenance(page, known, args.scale, args.cohort, work)
     if any("interactive-figure" in str(cell.get("outputs", "")) for cell in notebook.cells):
         end += '\n<script defer src="_static/plotly/plotly.min.js"></script>\n'
     notebook.cells.append(nbformat.v4.new_markdown_cell(end, id="provenance"))
@@ -239,6 +131,12 @@ def tour(work: Path, target: Path) -> None:
     figures.three_planes(shown).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
 
 
+SEARCH_FROM_DISK = """
+// a page that was opened from a disk may read no other: results come without the text around them
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+"""
+
+
 def tidy(page: str) -> str:
     """A built page without what the theme puts in twice, or for a live kernel on another host.
 
@@ -261,7 +159,7 @@ def tidy(page: str) -> str:
     return head + end + body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
 
 
-def build(work: Path, target: Path) -> Path:
+def build(work: Path, target: Path, final: Path) -> None:
     """Jupyter Book over the assembled sources; its warnings are errors."""
     log = work / "build.log"
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "-W", "-n",
@@ -273,12 +171,12 @@ def build(work: Path, target: Path) -> Path:
     warned = [line for line in text.splitlines() if "WARNING" in line or "ERROR" in line]
     if code or not (html / "index.html").exists():
         sys.exit("\n".join(warned[:40] or text.splitlines()[-20:]) + f"\n\nthe build failed; all of it is in {log}")
+    options = html / "_static" / "documentation_options.js"
+    options.write_text(options.read_text(encoding="utf-8") + SEARCH_FROM_DISK, encoding="utf-8")
     for path in html.rglob("*.html"):
         path.write_text(tidy(path.read_text(encoding="utf-8")), encoding="utf-8")
-    final = BOOK / "_build" / "html"
     shutil.rmtree(final, ignore_errors=True)
     shutil.copytree(html, final)
-    return final
 
 
 def assemble(target: Path) -> None:
@@ -299,19 +197,26 @@ def main() -> None:
     parser.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
     parser.add_argument("--cohort", default="phantom", help="phantom, sigma, or a folder of NIfTI scans")
     parser.add_argument("--n", type=int, help="scans of the cohort; default all, of a simulated one what chapters take")
+    parser.add_argument("--repository", default=origin(), help="OWNER/NAME on GitHub, for links to Binder and Colab")
+    parser.add_argument("--branch", default="main", help="of that repository")
+    parser.add_argument("--to", type=Path, help="folder for the pages; default book/_build/html; what it held is gone")
     parser.add_argument("--here", default=".", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.cohort not in ("phantom", "sigma"):
+    if args.cohort not in SIMULATED:
         args.cohort = str((Path(args.here) / args.cohort).resolve())
         if not Path(args.cohort).is_dir():
             parser.error(f"--cohort {args.cohort}: phantom, sigma, or a folder of NIfTI scans that is there")
     if args.n is not None and args.n < 4:
         parser.error(f"--n {args.n}: needed are 4 animals or more, some to train with and some to hold out")
-    n = args.n or (ANIMALS.get(args.scale) if args.cohort in ("phantom", "sigma") else None)
+    if args.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repository):
+        parser.error(f"--repository {args.repository}: write OWNER/NAME, as in github.com/OWNER/NAME")
+    final = Path(args.here) / args.to if args.to else BOOK / "_build" / "html"
+    if final.exists() and any(final.iterdir()) and not (final / "objects.inv").exists():
+        parser.error(f"--to {final}: holds something that is not a built book; name another folder")
     began = time.monotonic()
     work = ROOT / "build" / "book" / f"{args.scale}-{Path(args.cohort).name}{f'-n{args.n}' if args.n else ''}"
     target = work / "source"
-    wanted = pages(args.scale, args.cohort, n)
+    wanted = pages(args.scale, args.cohort, args.n)
     if missing := {page.stem for page in wanted} - toc_stems():
         sys.exit(f"_toc.yml lacks {', '.join(sorted(missing))}")
     assemble(target)
@@ -323,12 +228,12 @@ def main() -> None:
         own = code_of(nbformat.read(BOOK / f"{page.notebook}.ipynb", 4))
         parameters = json.dumps(page.parameters, sort_keys=True)
         keys[page.stem] = digest(common, own, parameters, *(keys[stem] for stem in page.after))
-        notebook, seconds = execute(page, work, keys[page.stem], LIMITS[args.scale])
-        write_page(page, notebook, seconds, target, args, work)
+        notebook, known = execute(page, work, keys[page.stem], LIMITS[args.scale])
+        write_page(page, notebook, known, target, args, work)
     executed = time.monotonic() - began
     diagrams.write(target / "assets")
     tour(work, target)
-    final = build(work, target)
+    build(work, target, final)
     size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
     print(
         f"{final / 'index.html'}\n{size / 2**20:.0f} MiB; chapters {executed:.0f} s, pages "

@@ -25,6 +25,9 @@ ALSO = ("heading-order", "image-alt", "label")
 
 LOOK = (Path(__file__).with_suffix(".js")).read_text(encoding="utf-8").split("\n", 1)[1]
 
+SEARCHED = "rat"
+"""A word that is in every book."""
+
 LINKS = "() => [...document.querySelectorAll('a[href]')].map((a) => a.href)"
 WIDE = "() => document.documentElement.scrollWidth - window.innerWidth"
 AXE = """
@@ -85,6 +88,9 @@ def check(folder: Path, axe: Path | None = None) -> list[str]:
                 name = path.relative_to(folder).as_posix()
                 for fault in _page(browser, f"{start}/{name}", start, folder, axe if how == "http" else None):
                     faults[f"{name} ({how}): {fault}"] = None
+            if (folder / "search.html").is_file():
+                for fault in _search(browser, f"{start}/search.html?q={SEARCHED}"):
+                    faults[f"search.html ({how}): {fault}"] = None
         browser.close()
     return list(faults)
 
@@ -125,6 +131,21 @@ def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) ->
     if (wide := page.evaluate(WIDE)) > 0:
         faults.append(f"wider than a phone of {PHONE} px by {wide} px")
     context.close()
+    return faults
+
+
+def _search(browser: Any, url: str) -> list[str]:
+    """Whether the book finds a word that is in it, and links to where it is."""
+    page = browser.new_page()
+    faults: list[str] = []
+    page.on("console", lambda line: faults.append(f"console: {line.text[:150]}") if line.type == "error" else None)
+    page.goto(url, wait_until="load")
+    with contextlib.suppress(Exception):
+        page.wait_for_selector("#search-results li a", timeout=5000)
+    page.wait_for_timeout(300)  # what stands around the words comes after the links
+    if not page.query_selector_all("#search-results li a"):
+        faults.append(f"a search for {SEARCHED} finds nothing")
+    page.close()
     return faults
 
 

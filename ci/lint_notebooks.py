@@ -107,7 +107,7 @@ def _code_faults(cell: dict, source: str, tree: ast.Module | None, drawing: set[
         yield from _parameter_faults(source, tree)
     draws = "figure" in _tags(cell) or _draws(tree, drawing)
     if draws and NO_FIGURE not in _tags(cell):
-        yield from _alt_faults(cell)
+        yield from _figure_faults(cell)
 
 
 def _parameter_faults(source: str, tree: ast.Module) -> Iterator[str]:
@@ -129,9 +129,15 @@ def _parameter_faults(source: str, tree: ast.Module) -> Iterator[str]:
             yield f"comment in line {node.lineno} holds an equals sign, which papermill's help cannot read"
 
 
-def _alt_faults(cell: dict) -> Iterator[str]:
-    image = (cell.get("metadata", {}).get("mystnb") or {}).get("image") or {}
-    alt = image.get("alt")
+def _figure_faults(cell: dict) -> Iterator[str]:
+    shown = cell.get("metadata", {}).get("mystnb") or {}
+    alt = (shown.get("image") or {}).get("alt")
+    caption = (shown.get("figure") or {}).get("caption")
+    if not isinstance(caption, str) or len(caption.strip()) < MIN_ALT_LENGTH:
+        yield (
+            'a figure without a caption that says what there is to see; put {"mystnb": {"figure": {"caption": "..."}}} '
+            f"with at least {MIN_ALT_LENGTH} characters into the cell's metadata"
+        )
     if not isinstance(alt, str) or len(alt.strip()) < MIN_ALT_LENGTH:
         yield (
             'a figure without alt text; put {"mystnb": {"image": {"alt": "..."}}} with at least '

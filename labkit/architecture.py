@@ -62,11 +62,13 @@ def equations(variant: Variant) -> str:
     weights = variant.reconstruction_weights
     size = r"\lVert x - G(z_e) \rVert"
     names = {"l1": rf"{size}_{{L1}}", "mse": rf"{size}_{{MSE}}", "gdl": rf"{size}_{{GDL}}"}
-    terms = "".join(f" + {weight:g}\\, {names[term]}" for term, weight in weights.items())
+    # a line a term, so that the equation fits a phone
+    terms = "".join(rf" \\ & + {weight:g}\, {names[term]}" for term, weight in weights.items())
     penalty = rf"{variant.lambda1:g}\, L"
     lines = [
         r"$$ L_{GD} = -\mathbb{E}[D(G(z_e))] - \mathbb{E}[D(G(z_r))] \tag{1} $$",
-        rf"$$ L_{{G}} = L_{{GD}} - \mathbb{{E}}[C(z_e)]{terms} \tag{{{_number(weights)}}} $$",
+        rf"$$ \begin{{aligned}} L_{{G}} = {{}} & L_{{GD}} - \mathbb{{E}}[C(z_e)]{terms} \end{{aligned}} "
+        rf"\tag{{{_number(weights)}}} $$",
         rf"$$ L_C = \mathbb{{E}}[C(z_e)] - \mathbb{{E}}[C(z_r)] + {penalty}_{{GP\text{{-}}C}} \tag{{3}} $$",
         rf"$$ L_D = -L_{{GD}} - 2\,\mathbb{{E}}[D(x)] + {penalty}_{{GP\text{{-}}D}} \tag{{4}} $$",
     ]

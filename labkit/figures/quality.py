@@ -106,7 +106,7 @@ def _called(metric: str, flavour: str) -> str:
 def fault_cards(yardstick: Yardstick, control: pd.DataFrame, scan: int = 0) -> Cards:
     """A slider for each fault: one of the scans as the fault grows, and what the measures say of all of them.
 
-    Works in a built page and from a file, without a kernel.
+    At full strength to begin with. Works in a built page and from a file, without a kernel.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def fault_cards(yardstick: Yardstick, control: pd.DataFrame, scan: int = 0) -> C
             pictures.append(_pixels(_fault_frame(view, watched, rows)))
             said = "; ".join(f"{_called(*key)} {_verdict(row)}" for key, row in zip(watched, rows, strict=True))
             words.append(f"{fault.name}, strength {100 * strength:.0f} % (at 100 % {fault.full}): {said}")
-        cards.append(Card(pictures, words, f"{fault.name}, strength", start=0))
+        cards.append(Card(pictures, words, f"{fault.name}, strength", start=len(pictures) - 1))
     return Cards(cards)
 
 

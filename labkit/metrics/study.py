@@ -225,7 +225,7 @@ class Study:
         def bold(row):
             return ["font-weight: bold" if column == best.get(row.name, "") else "" for column in row.index]
 
-        look = "text-align: left; white-space: pre-line; font-size: 0.85em; padding: 0.2em 0.6em 0.2em 0"
+        look = "text-align: left; white-space: pre; font-size: 0.8em; padding: 0.2em 0.6em 0.2em 0"
         broken = board.map(lambda text: text.replace(" (", "\n("))  # the interval below its value
         return broken.style.apply(bold, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
 

@@ -8,6 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pandas.io.formats.style import Styler
 
 PAPER_GAINS = {
     ("whole brain", "r100+s200"): 0.0172,
@@ -140,6 +141,23 @@ def means(scores: pd.DataFrame, score: str = "dice", seed: int = 0) -> pd.DataFr
         low, high, _ = two_way_interval(values, rng)
         rows.append((arm, tissue, float(values.mean()), low, high))
     return pd.DataFrame(rows, columns=["arm", "tissue", "mean", "ci_low", "ci_high"])
+
+
+def shown(table: pd.DataFrame) -> Styler:
+    """A table of :func:`differences` for a notebook: rounded, a row a comparison.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From :func:`differences`.
+
+    Returns
+    -------
+    pandas.io.formats.style.Styler
+    """
+    p = dict.fromkeys(("p", "p_holm"), lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}")
+    signed = dict.fromkeys(("difference", "ci_low", "ci_high"), _signed)
+    return table.style.hide(axis="index").format({**p, **signed, "detectable": "{:.4f}"})
 
 
 def conclusions(table: pd.DataFrame) -> list[str]:

@@ -24,7 +24,12 @@ def book():
         sys.path.remove(str(CI))
 
 
-def test_outputs_are_put_back_under_prose_that_changed(book):
+@pytest.fixture
+def chapters(book):
+    return sys.modules[book.Page.__module__]
+
+
+def test_outputs_are_put_back_under_prose_that_changed(chapters):
     parameters = {"tags": ["parameters"]}
     source = new_notebook(cells=[new_markdown_cell("new words"), new_code_cell("n = 1", metadata=parameters),
                                  new_markdown_cell("more"), new_code_cell("n")])  # fmt: skip
@@ -32,20 +37,20 @@ def test_outputs_are_put_back_under_prose_that_changed(book):
     executed = new_notebook(cells=[new_markdown_cell("old"), new_code_cell("n = 1", metadata=parameters),
                                    new_code_cell("n = 2", metadata={"tags": ["injected-parameters"]}),
                                    new_code_cell("n", outputs=shown, execution_count=3)])  # fmt: skip
-    merged = book.merged(source, executed)
+    merged = chapters.merged(source, executed)
     assert [cell.source for cell in merged.cells] == ["new words", "n = 1", "n = 2", "more", "n"]
     assert merged.cells[-1].outputs == shown and merged.cells[-1].execution_count == 3
     nbformat.validate(merged)
 
 
-def test_only_what_runs_is_part_of_the_key(book, tmp_path):
+def test_only_what_runs_is_part_of_the_key(chapters, tmp_path):
     path = tmp_path / "a.py"
     path.write_text('def f(x):\n    """Words."""\n    return x  # why\n')
-    first = book.meaning(path)
+    first = chapters.meaning(path)
     path.write_text('def f(x):\n    """Other words."""\n\n    return x\n')
-    assert book.meaning(path) == first
+    assert chapters.meaning(path) == first
     path.write_text('def f(x):\n    """Words."""\n    return x + 1\n')
-    assert book.meaning(path) != first
+    assert chapters.meaning(path) != first
 
 
 def test_a_folders_contents_are_part_of_the_key(book, tmp_path):
@@ -82,14 +87,14 @@ def test_every_chapter_is_a_page_and_comes_after_what_it_needs(book, scale):
         assert all(f"{name}:" in cell.source for name in page.parameters)
 
 
-def test_a_chapter_that_fails_is_named_with_its_error(book, tmp_path, monkeypatch):
+def test_a_chapter_that_fails_is_named_with_its_error(chapters, tmp_path, monkeypatch):
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     broken = new_notebook(cells=[new_code_cell("1 / 0")], metadata={"kernelspec": kernel})
     nbformat.write(broken, tmp_path / "x.ipynb")
-    monkeypatch.setattr(book, "BOOK", tmp_path)
-    page = book.Page("x", "x", {})
+    monkeypatch.setattr(chapters, "BOOK", tmp_path)
+    page = chapters.Page("x", "x", {})
     with pytest.raises(SystemExit, match="(?s)x, cell 1, failed: ZeroDivisionError.*1 / 0"):
-        book.execute(page, tmp_path, "key", 60)
+        chapters.execute(page, tmp_path, "key", 60)
     assert not (tmp_path / "executed" / "x.json").exists()  # and is executed again next time
 
 
@@ -105,3 +110,43 @@ def test_what_was_fetched_has_to_be_what_is_listed(book, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="sha256 .* not used"):
         book.vendor.fetch("mathjax")
     assert not (tmp_path / "mathjax").exists()
+
+
+def test_small_parameters_are_for_simulated_cohorts_and_every_chapter_has_a_table(book, chapters):
+    assert set(chapters.sized("smoke", "phantom")) == {path.stem for path in book.BOOK.glob("[0-9]*.ipynb")}
+    by_stem = {page.stem: page.parameters for page in book.pages("smoke", "phantom", None)}
+    assert by_stem["02_train_adni"]["n"] == 8 and by_stem["04_quality"]["cohort"] == "fresh"
+    assert {page.stem: page.parameters for page in book.pages("smoke", "phantom", 5)}["01_explore"]["n"] == 5
+    own = {page.stem: page.parameters for page in book.pages("smoke", "/scans", None)}
+    assert "n" not in own["02_train_adni"] and "cohort" not in own["04_quality"] and own["07_judge"]["trials"] == 8
+
+
+def test_a_chapter_says_how_to_run_it_live(book):
+    page = book.Page("02_train_adni", "02_train", {})
+    assert "jupyter lab book/02_train.ipynb" in book.launch(page, None, "main")
+    links = book.launch(page, "someone/rats", "a/b")
+    assert "https://mybinder.org/v2/gh/someone/rats/a%2Fb?labpath=book%2F02_train.ipynb" in links
+    assert "https://colab.research.google.com/github/someone/rats/blob/a/b/book/02_train.ipynb" in links
+    assert "pip install git+https://github.com/someone/rats@a/b" in links
+
+
+@pytest.mark.parametrize("url, name", [
+    ("https://github.com/someone/rat-brains.git", "someone/rat-brains"), ("git@github.com:a/b.c", "a/b.c"),
+    ("https://example.org/a/b", None), ("/home/me/github.com.copy/x", None), ("", None),
+])  # fmt: skip
+def test_the_repository_is_the_one_on_github_if_it_is_there(book, monkeypatch, url, name):
+    monkeypatch.setattr(book, "git", lambda *_: url)
+    assert book.origin() == name
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--n", "3"], "4 animals or more"), (["--cohort", "nowhere"], "a folder of NIfTI scans that is there"),
+    (["--repository", "https://github.com/a/b"], "write OWNER/NAME"), (["--to", "."], "not a built book"),
+    (["--scale", "huge"], "smoke"),
+])  # fmt: skip
+def test_what_cannot_be_built_is_refused_before_any_work(book, monkeypatch, capsys, words, said):
+    monkeypatch.setattr(sys, "argv", ["ci/book", "--here", str(CI), *words])
+    monkeypatch.setattr(book, "assemble", lambda *_: pytest.fail("began to work"))
+    with pytest.raises(SystemExit):
+        book.main()
+    assert said in capsys.readouterr().err

@@ -59,6 +59,9 @@ def found(checker, tmp_path_factory):
     bodies = {"good": "", "faint": '<p style="color:#ccc;background:#fff">faint</p><input>'}
     for name, body in {**bodies, **{f"fault{k}": body for k, (body, _) in enumerate(FAULTS)}}.items():
         (folder / f"{name}.html").write_text(f"{head}<body><main>{GOOD}{body}</main></body></html>")
+    (folder / "search.html").write_text(
+        f"{head}<body><main><h1>Search</h1><ul id='search-results'></ul></main></body></html>"
+    )
     axe = CI.parent / "build" / "vendor" / "axe" / "axe.min.js"
     lines = checker.check(folder, axe if axe.exists() else None)
     return {path.stem: [line for line in lines if line.startswith(path.name)] for path in folder.iterdir()}
@@ -71,6 +74,10 @@ def test_a_good_page_has_no_faults(found):
 @pytest.mark.parametrize("number", range(len(FAULTS)), ids=[words for _, words in FAULTS])
 def test_a_planted_fault_is_found(found, number):
     assert any(FAULTS[number][1] in fault for fault in found[f"fault{number}"])
+
+
+def test_a_search_that_finds_nothing_is_a_fault(found):
+    assert any("finds nothing" in fault for fault in found["search"])
 
 
 def test_accessibility_is_scanned_where_axe_is_there(found):

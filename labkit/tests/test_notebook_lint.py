@@ -11,7 +11,8 @@ spec = importlib.util.spec_from_file_location("lint_notebooks", SCRIPT)
 lint_notebooks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lint_notebooks)
 
-ALT = {"mystnb": {"image": {"alt": "Three planes through one rat's head, with a scale bar of 5 mm"}}}
+CAPTION = {"caption": "Rats differ in size, and not in kind."}
+ALT = {"mystnb": {"image": {"alt": "Three planes through one rat's head, with a scale bar of 5 mm"}, "figure": CAPTION}}
 PARAMETERS = 'cohort: str = "phantom"  # phantom | sigma | a folder\nn: int = 8  # animals'
 
 
@@ -62,14 +63,16 @@ def test_a_notebook_in_good_form_passes(tmp_path):
         (code("path = r'C:\\" + "Users\\rat'"), "path of one machine"),
         (markdown("It lies in /" + "tmp/out."), "path of one machine"),
         (markdown("text", origin="/" + "root/book"), "metadata holds a path"),
-        (code("x = 1", tags=["figure"]), "alt text"),
-        (code("figures.histogram(x)"), "alt text"),
-        (code("labkit.figures.histogram(x)"), "alt text"),
-        (code("grid(x)"), "alt text"),
-        (code("from nilearn import plotting\nplotting.plot_anat(x)"), "alt text"),
-        (code("import matplotlib.pyplot as plt\nplt.plot(x)"), "alt text"),
-        (code("fig.show()"), "alt text"),
-        (code("fig.show()", mystnb={"image": {"alt": "a rat"}}), "alt text"),
+        (code("x = 1", tags=["figure"], mystnb={"figure": CAPTION}), "alt text"),
+        (code("figures.histogram(x)", mystnb={"figure": CAPTION}), "alt text"),
+        (code("labkit.figures.histogram(x)", mystnb={"figure": CAPTION}), "alt text"),
+        (code("grid(x)", mystnb={"figure": CAPTION}), "alt text"),
+        (code("from nilearn import plotting\nplotting.plot_anat(x)", mystnb={"figure": CAPTION}), "alt text"),
+        (code("import matplotlib.pyplot as plt\nplt.plot(x)", mystnb={"figure": CAPTION}), "alt text"),
+        (code("fig.show()", mystnb={"figure": CAPTION}), "alt text"),
+        (code("fig.show()", mystnb={"image": {"alt": "a rat"}, "figure": CAPTION}), "alt text"),
+        (code("fig.show()", mystnb={"image": ALT["mystnb"]["image"]}), "caption"),
+        (code("fig.show()", mystnb={**ALT["mystnb"], "figure": {"caption": "Rats."}}), "caption"),
     ],
 )
 def test_a_cell_with_a_fault_is_named(tmp_path, cell, words):
