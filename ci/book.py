@@ -88,10 +88,22 @@ BANNERS = {
 }
 
 
+def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> nbformat.NotebookNode:
+    """The notebook without the folders of the machine that built it: a page is given to others."""
+    text = nbformat.writes(notebook)
+    own = {} if cohort in SIMULATED else {cohort: Path(cohort).name}
+    for folder, name in {**own, str(work): ".", str(ROOT): ".", str(Path.home()): "~"}.items():
+        # a home that is the root of all would take every slash with it
+        if len(folder) > 1:
+            text = text.replace(json.dumps(folder)[1:-1], name)
+    return nbformat.reads(text, 4)
+
+
 def write_page(
     page: Page, notebook: nbformat.NotebookNode, known: dict[str, Any], target: Path, args: Any, work: Path
 ) -> None:
     """Put an executed chapter among the sources of the book, with banner, provenance and downloads."""
+    notebook = without_paths(notebook, args.cohort, work)
     kept = target / "notebooks" / "executed" / f"{page.stem}.ipynb"
     kept.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, kept)
@@ -138,23 +150,25 @@ if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = f
 
 
 def tidy(page: str) -> str:
-    """A built page without what the theme puts in twice, or for a live kernel on another host.
+    """A built page without what the theme puts in twice, for a live kernel on another host, or for other pages.
 
-    Every script once (of two that differ in ``defer`` the deferred one), none of Thebe's; and the list role that the
-    bibliography gives to something that holds no list items.
+    Every script once (of two that differ in ``defer`` the deferred one), none of Thebe's, the megabytes of MathJax
+    where there are equations, those of plotly where the page itself asks for them at its end; and without the list role
+    that the bibliography gives to something that holds no list items.
     """
     seen: set[str] = set()
+    head, end, body = page.partition("</head>")
+    unwanted = ["thebe", "/plotly/"] + ([] if 'class="math' in body else ["/mathjax/"])
 
     def once(found: re.Match[str]) -> str:
         whole = found.group(0)
         source = re.search(r'src="([^"]*)"', whole)
         key = source[1] if source else whole
-        if "thebe" in key.lower() or key in seen:
+        if any(name in key.lower() for name in unwanted) or key in seen:
             return ""
         seen.add(key)
         return whole
 
-    head, end, body = page.partition("</head>")
     head = re.sub(r"<script\b[^>]*>.*?</script>", once, head, flags=re.DOTALL)
     return head + end + body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
 

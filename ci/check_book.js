@@ -41,6 +41,7 @@ async () => {
     await new Promise((done) => setTimeout(done, 600));
     if (!test.querySelector("canvas[aria-label]")) faults.push("a judging test that shows no scan");
   }
+  if (document.querySelector("mjx-merror")) faults.push("an equation that is no TeX: " + document.querySelector("mjx-merror").textContent.slice(0, 60));
   if (document.querySelector(".math") && !document.querySelector("mjx-container")) faults.push("equations that are not set");
   return faults;
 }

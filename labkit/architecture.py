@@ -62,8 +62,8 @@ def equations(variant: Variant) -> str:
     weights = variant.reconstruction_weights
     size = r"\lVert x - G(z_e) \rVert"
     names = {"l1": rf"{size}_{{L1}}", "mse": rf"{size}_{{MSE}}", "gdl": rf"{size}_{{GDL}}"}
-    # a line a term, so that the equation fits a phone
-    terms = "".join(rf" \\ & + {weight:g}\, {names[term]}" for term, weight in weights.items())
+    # a line a term, so that the equation fits a phone; of "\\\\" Sphinx makes another environment, which takes no tag
+    terms = "".join(rf" \cr & + {weight:g}\, {names[term]}" for term, weight in weights.items())
     penalty = rf"{variant.lambda1:g}\, L"
     lines = [
         r"$$ L_{GD} = -\mathbb{E}[D(G(z_e))] - \mathbb{E}[D(G(z_r))] \tag{1} $$",

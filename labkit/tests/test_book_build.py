@@ -61,6 +61,23 @@ def test_a_folders_contents_are_part_of_the_key(book, tmp_path):
     assert book.data_digest("phantom") == "phantom"
 
 
+def test_a_page_names_no_folder_of_the_machine_that_built_it(book):
+    work = book.ROOT / "build" / "book" / "x"
+    shown = [new_output("stream", text=f"written: {work}/runs/a, {Path.home()}/b and {book.ROOT}/c")]
+    page = new_notebook(cells=[new_code_cell('cohort = "/data/secret/rats"', outputs=shown)])
+    cleaned = book.without_paths(page, "/data/secret/rats", work)
+    assert cleaned.cells[0].source == 'cohort = "rats"'
+    assert cleaned.cells[0].outputs[0].text == "written: ./runs/a, ~/b and ./c"
+    assert book.without_paths(page, "phantom", work).cells[0].source == 'cohort = "/data/secret/rats"'
+
+
+def test_a_page_loads_plotly_if_it_draws_and_mathjax_if_it_has_equations(book):
+    head = '<head><script src="_static/plotly/p.js?v=1"></script><script src="_static/mathjax/m.js"></script></head>'
+    assert book.tidy(f"{head}<p>words</p>") == "<head></head><p>words</p>"
+    body = '<span class="math notranslate">x</span><script defer src="_static/plotly/p.js"></script>'
+    assert book.tidy(head + body) == f'<head><script src="_static/mathjax/m.js"></script></head>{body}'
+
+
 def test_scripts_stand_on_a_page_once_and_none_is_for_another_host(book):
     page = (
         '<head><script>const THEBE_JS_URL = "https://x"</script><script defer="defer" src="m.js"></script>'

@@ -46,6 +46,7 @@ FAULTS = [
     ('<a href="#nowhere">x</a>', "place that is not there"),
     ('<div style="width:900px">wide</div>', "wider than a phone"),
     ('<span class="math">x^2</span>', "equations that are not set"),
+    ("<mjx-merror>Misplaced</mjx-merror>", "no TeX"),
     ('<div class="judge"><p>dead</p></div>', "does not begin"),
 ]  # fmt: skip
 """What is added to a good page, and what has to be said of it."""
