@@ -41,66 +41,87 @@ def _arrow(*points: tuple[float, float], dashed: bool = False) -> str:
     return f'<polyline points="{path}" fill="none" stroke="{INK}" stroke-width="1.5"{dash} marker-end="url(#tip)"/>'
 
 
+WIDTH = 480
+"""Of a diagram: a phone's, so that words stay readable there."""
+
+KINDS = {"transposed": "transposed conv", "upsample": "double, conv", "conv": "conv", "linear": "linear"}
+
+
 def networks_svg(model: str = "sigmarat2", scale: str = "paper") -> str:
-    """The four networks as rows of boxes: what each layer with weights puts out."""
+    """The four networks as rows of boxes: what each layer with weights puts out, a larger cube as a taller box."""
     variant, size = labkit.resolve(model, scale)
     table = architecture.networks_table(variant, size)
-    parts, y = [], 30
+    parts, y = [], 24
     for title, rows in table.groupby(level="network", sort=False):
-        letter = title[0]
         rows = rows.droplevel("network")
         total = int(rows.loc["in all", "parameters"])
-        layers = [(name, row) for name, row in rows.iterrows() if name != "in all" and row["parameters"]]
-        parts.append(_text(20, y, f"{title}: {total / 1e6:.2f} million parameters", 15, "start", "bold"))
-        inputs = f"code, {variant.latent_dim}" if letter in "GC" else "scan, 1 × " + " × ".join([str(size.size)] * 3)
-        parts.append(_text(20, y + 48, inputs, 13, "start"))
-        x, width = 190, 118
+        layers = [(str(name), row) for name, row in rows.iterrows() if name != "in all" and row["parameters"]]
+        inputs = f"a code of {variant.latent_dim}" if title[0] in "GC" else f"a scan of {size.size}³"
+        second = layers[1 if len(layers) > 2 else 0][0].split(", ")
+        hidden = ", ".join(word for word in second if "orm" in word or "ReLU" in word)
+        parts.append(_text(10, y, f"{title}: {total / 1e6:.2f} million", 14, "start", "bold"))
+        parts.append(_text(10, y + 18, f"from {inputs}; hidden layers: {hidden or 'plain'}", 11, "start"))
+        x, width, middle = 10, 82, y + 72
         for place, (name, row) in enumerate(layers):
+            channels, *sides = str(row["output"]).split(" × ")
+            height = 46 + 7 * (int(sides[0]) if sides else 1).bit_length()
             if place:
-                parts.append(_arrow((x - 14, y + 42), (x - 2, y + 42)))
-            else:
-                parts.append(_arrow((x - 24, y + 42), (x - 2, y + 42)))
-            parts.append(_box(x, y + 14, width, 56, COLOURS[letter]))
-            kind = str(name).split(" ")[0]
-            parts.append(_text(x + width / 2, y + 37, kind if len(kind) < 18 else kind[:17], 11))
-            parts.append(_text(x + width / 2, y + 58, str(row["output"]), 11, weight="bold"))
-            x += width + 16
-        y += 110
-    return _svg(900, y - 10, parts, f"The four networks of {model}")
+                parts.append(_arrow((x - 12, middle), (x - 1, middle)))
+            parts.append(_box(x, middle - height / 2, width, height, COLOURS[title[0]]))
+            words = (
+                KINDS[name.split(" ")[0]].split(" ") if name.startswith("transposed") else [KINDS[name.split(" ")[0]]]
+            )
+            shape = f"{channels} × {sides[0]}³" if sides else channels
+            for line, word in enumerate([*words, shape]):
+                lift = middle + 4 + 15 * (line - len(words) / 2)
+                parts.append(_text(x + width / 2, lift, word, 12, weight="bold" if word == shape else "normal"))
+            x += width + 13
+        y += 142
+    return _svg(WIDTH + 10, y - 20, parts, f"The four networks of {model}")
 
 
 def updates_svg() -> str:
     """One iteration: what flows where, and which update moves which network."""
+    left, right, middle, plain = 90, 390, 240, "#eeeeee"
     p = []
-    p += [_box(20, 60, 100, 44, "#eeeeee"), _text(70, 80, "real scan"), _text(70, 96, "x")]
-    p += [_box(20, 190, 100, 44, "#eeeeee"), _text(70, 210, "random code"), _text(70, 226, "z_r ~ N(0, I)")]
-    p += [_box(180, 60, 60, 44, COLOURS["E"]), _text(210, 87, "E", 16, weight="bold")]
-    p += [_box(300, 60, 90, 44, "#eeeeee"), _text(345, 80, "code"), _text(345, 96, "z_e = E(x)")]
-    p += [_box(450, 60, 60, 44, COLOURS["G"]), _text(480, 87, "G", 16, weight="bold")]
-    p += [_box(450, 190, 60, 44, COLOURS["G"]), _text(480, 217, "G", 16, weight="bold")]
-    p += [_box(570, 60, 120, 44, "#eeeeee"), _text(630, 80, "reconstruction"), _text(630, 96, "G(z_e)")]
-    p += [_box(570, 190, 120, 44, "#eeeeee"), _text(630, 210, "random scan"), _text(630, 226, "G(z_r)")]
-    p += [_box(770, 125, 60, 44, COLOURS["D"]), _text(800, 152, "D", 16, weight="bold")]
-    p += [_box(315, 125, 60, 44, COLOURS["C"]), _text(345, 152, "C", 16, weight="bold")]
-    p += [_arrow((120, 82), (178, 82)), _arrow((240, 82), (298, 82)), _arrow((390, 82), (448, 82))]
-    p += [_arrow((510, 82), (568, 82)), _arrow((120, 212), (448, 212)), _arrow((510, 212), (568, 212))]
-    p += [_arrow((690, 82), (730, 82), (785, 123)), _arrow((690, 212), (730, 212), (785, 171))]
-    p += [_arrow((345, 104), (345, 123)), _arrow((240, 212), (240, 147), (313, 147))]
-    p += [_arrow((70, 60), (70, 30), (800, 30), (800, 123)), _text(430, 24, "real scans for D", 12)]
-    p += [_arrow((630, 60), (630, 42), (70, 42), (70, 58), dashed=True), _text(270, 55, "reconstruction loss", 12)]
+
+    def thing(x: float, y: float, first: str, second: str) -> None:
+        p.extend([_box(x - 60, y, 120, 44, plain), _text(x, y + 19, first), _text(x, y + 36, second)])
+
+    def network(x: float, y: float, letter: str) -> None:
+        p.extend([_box(x - 30, y, 60, 40, COLOURS[letter]), _text(x, y + 26, letter, 16, weight="bold")])
+
+    thing(left, 20, "real scan", "x")
+    thing(right, 186, "random code", "z_r ~ N(0, I)")
+    network(left, 104, "E")
+    thing(left, 186, "code", "z_e = E(x)")
+    network(middle, 188, "C")
+    network(left, 270, "G")
+    network(right, 270, "G")
+    thing(left, 350, "reconstruction", "G(z_e)")
+    thing(right, 350, "random scan", "G(z_r)")
+    network(middle, 430, "D")
+    for x in (left, right):
+        p += [_arrow((x, 230), (x, 268)), _arrow((x, 310), (x, 348))]
+    p += [_arrow((left, 64), (left, 102)), _arrow((left, 144), (left, 184))]
+    p += [_arrow((left + 60, 208), (middle - 32, 208)), _arrow((right - 60, 208), (middle + 32, 208))]
+    p += [_arrow((left, 394), (left, 443), (middle - 32, 443)), _arrow((right, 394), (right, 450), (middle + 32, 450))]
+    p += [
+        _arrow((left - 60, 42), (12, 42), (12, 460), (middle - 32, 460)),
+        _text(20, 478, "real scans for D", 12, "start"),
+    ]
+    p += [_arrow((left + 60, 364), (178, 364), (178, 42), (left + 62, 42), dashed=True)]
+    p += [_text(186, 128, "reconstruction loss", 12, "start")]
     legend = (
-        (COLOURS["G"], "1", "moves E and G: adversarial terms, C(z_e), reconstruction. Equations 1, 2, 5, 6"),
-        (COLOURS["D"], "2", "moves D: real against both kinds of synthetic, two gradient penalties. Equation 4"),
-        (COLOURS["C"], "3", "moves C: encoded against random codes, one gradient penalty. Equation 3"),
+        (COLOURS["G"], "1", "moves E and G: adversarial terms, C(z_e),", "reconstruction. Equations 1, 2, 5, 6"),
+        (COLOURS["D"], "2", "moves D: real against both kinds of synthetic,", "two gradient penalties. Equation 4"),
+        (COLOURS["C"], "3", "moves C: encoded against random codes,", "one gradient penalty. Equation 3"),
     )
-    for place, (colour, number, words) in enumerate(legend):
-        y = 275 + 34 * place
-        p += [
-            _box(20, y, 30, 24, colour),
-            _text(35, y + 17, number, weight="bold"),
-            _text(62, y + 17, words, 13, "start"),
-        ]
-    return _svg(860, 385, p, "One iteration of an alpha-GAN: three updates")
+    for place, (colour, number, first, second) in enumerate(legend):
+        y = 500 + 46 * place
+        p += [_box(10, y, 30, 32, colour), _text(25, y + 21, number, weight="bold")]
+        p += [_text(50, y + 13, first, 13, "start"), _text(50, y + 30, second, 13, "start")]
+    return _svg(WIDTH, 640, p, "One iteration of an alpha-GAN: three updates")
 
 
 def parameters_table() -> str:

@@ -1,0 +1,104 @@
+"""Put the results of a built book into README.md and book/reference/results: a table, times, the picture.
+
+    python ci/results.py [BUILD]      default build/book/laptop-sigma, from `ci/book --scale laptop --cohort sigma`
+
+Nothing is computed: rows come from the runs' metrics.md, times from their provenance.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from chapters import BOOK, MODELS, ROOT, SHOWN
+from PIL import Image
+
+OUT = BOOK / "reference" / "results"
+README = ROOT / "README.md"
+ROWS = {
+    ("RMSE", "paper"): "RMSE to a random real rat",
+    ("MMD", "paper"): "MMD, linear",
+    ("MS-SSIM", "paper"): "MS-SSIM within the cohort",
+    ("RBF-MMD", "PCA"): "MMD, Gaussian kernel",
+    ("trace ratio", "PCA"): "variety: synthetic over real variance",
+    ("recall", "PCA"): "recall",
+    ("classifier AUC", "PCA"): "a classifier tells real from synthetic, AUC",
+    ("RMSE", "reconstruction"): "reconstruction of unseen rats, RMSE",
+    ("copies p", "synthetic"): "copies of training rats, p",
+}
+"""What a reader of the first page is shown, and in which words."""
+
+WIDTH = 720
+"""Of the picture, pixels."""
+
+
+def table(metrics: str) -> str:
+    """The chosen rows of a run's ``metrics.md``; SystemExit if one is missing."""
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in metrics.splitlines()]
+    known = {(cells[0], cells[1]): cells[2:] for cells in lines[2:]}
+    if missing := [f"{metric} ({flavour})" for metric, flavour in ROWS if (metric, flavour) not in known]:
+        sys.exit(f"metrics.md has no row for {', '.join(missing)}")
+    head = ["measure (95 % interval)", *lines[0][2:]]
+    rows = [[words, *known[key]] for key, words in ROWS.items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def times(runs: Path) -> str:
+    """How long each model trained, and on what."""
+    lines = ["| model | machine | iterations | minutes | iterations a second |", "|---|---|---|---|---|"]
+    for model in MODELS:
+        sittings = json.loads((runs / model / "provenance.json").read_text(encoding="utf-8"))["sittings"]
+        seconds, done = sum(s["seconds"] for s in sittings), sittings[-1]["to"] - sittings[0]["from"]
+        machine = f"{sittings[-1]['device']}, {sittings[-1]['threads']} threads, {sittings[-1]['precision']}"
+        lines.append(f"| `{model}` | {machine} | {done} | {seconds / 60:.1f} | {done / seconds:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def gains(folder: Path) -> str:
+    """What the segmentation experiment found of the published gains, a sentence each."""
+    found = sorted(folder.glob("*/conclusions.txt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        sys.exit(f"{folder} holds no experiment with conclusions: execute chapter 5 first")
+    return "".join(f"- {line}\n" for line in found[-1].read_text(encoding="utf-8").splitlines())
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with what stands between the two marks called `name` replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        sys.exit(f"{README.name} has no marks <!-- {name} --> and <!-- /{name} -->")
+    return pattern.sub(lambda found: f"{found[1]}\n{content}\n{found[2]}", text)
+
+
+def main() -> None:
+    """Read a build and write what is shown of it."""
+    parser = argparse.ArgumentParser(prog="ci/results.py", description=__doc__.splitlines()[0])
+    parser.add_argument("build", nargs="?", type=Path, default=ROOT / "build" / "book" / "laptop-sigma")
+    build = parser.parse_args().build
+    runs, picture = build / "runs", build / "source" / "assets" / "tour.png"
+    if absent := [path for path in (runs / SHOWN / "metrics.md", picture) if not path.exists()]:
+        sys.exit(f"{absent[0]} is not there: run ci/book --scale laptop --cohort sigma first")
+    parts = {
+        "results": table((runs / SHOWN / "metrics.md").read_text(encoding="utf-8")),
+        "segmentation": gains(runs / SHOWN / "segmentation"),
+        "times": times(runs),
+    }
+    readme = README.read_text(encoding="utf-8")
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, content in parts.items():
+        readme = replaced(readme, name, content)
+        (OUT / f"{name}.md").write_text(content, encoding="utf-8")
+    with Image.open(picture) as image:
+        size = WIDTH, round(WIDTH * image.height / image.width)
+        image.convert("L").resize(size, Image.Resampling.LANCZOS).save(OUT / "tour.png", optimize=True)
+    kept = {model: json.loads((runs / model / "provenance.json").read_text(encoding="utf-8")) for model in MODELS}
+    (OUT / "provenance.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    README.write_text(readme, encoding="utf-8")
+    print(*(f"{name}:\n{content}" for name, content in parts.items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

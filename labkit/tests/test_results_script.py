@@ -1,0 +1,83 @@
+"""What the first page shows of the results is what the runs' files say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "ci" / "results.py"
+if not SCRIPT.is_file():
+    pytest.skip("the script is part of a checkout, not of an installed labkit", allow_module_level=True)
+SITTING = {"device": "cpu", "threads": 2, "precision": "fp32", "from": 0, "to": 600, "seconds": 120.0}
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(ROOT / "ci"))
+    try:
+        spec = importlib.util.spec_from_file_location("ci_results", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(ROOT / "ci"))
+
+
+def metrics(script, left_out=()):
+    rows = [f"| {metric} | {flavour} | {k} ({k} to {k}) | floor |"
+            for k, (metric, flavour) in enumerate(script.ROWS) if metric not in left_out]  # fmt: skip
+    head = ["| metric | flavour | adni | floor: real |", "|---|---|---|---|", "| PSNR | paper | 9 | 9 |"]
+    return "\n".join([*head, *rows])
+
+
+@pytest.fixture
+def build(script, tmp_path):
+    for model in script.MODELS:
+        folder = tmp_path / "runs" / model
+        folder.mkdir(parents=True)
+        sittings = [SITTING, SITTING | {"from": 600, "to": 1200}]
+        (folder / "provenance.json").write_text(json.dumps({"sittings": sittings}))
+    shown = tmp_path / "runs" / script.SHOWN
+    (shown / "metrics.md").write_text(metrics(script))
+    (shown / "segmentation" / "x").mkdir(parents=True)
+    (shown / "segmentation" / "x" / "conclusions.txt").write_text("a loss\nno gain\n")
+    (tmp_path / "source" / "assets").mkdir(parents=True)
+    Image.new("RGB", (1440, 900)).save(tmp_path / "source" / "assets" / "tour.png")
+    return tmp_path
+
+
+def test_the_first_page_shows_the_results_that_are_kept(script):
+    readme = script.README.read_text(encoding="utf-8")
+    for name in ("results", "segmentation", "times"):
+        kept = (script.OUT / f"{name}.md").read_text(encoding="utf-8")
+        assert script.replaced(readme, name, kept) == readme
+    assert "book/reference/results/tour.png" in readme and (script.OUT / "tour.png").is_file()
+
+
+def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
+    marks = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("results", "segmentation", "times"))
+    (tmp_path / "README.md").write_text(f"before\n{marks}after\n")
+    monkeypatch.setattr(script, "README", tmp_path / "README.md")
+    monkeypatch.setattr(script, "OUT", tmp_path / "kept")
+    monkeypatch.setattr(sys, "argv", ["results", str(build)])
+    script.main()
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| recall | 5 (5 to 5) | floor |" in text and "- a loss\n- no gain\n" in text
+    assert "| `adni` | cpu, 2 threads, fp32 | 1200 | 4.0 | 5.0 |" in text
+    with Image.open(tmp_path / "kept" / "tour.png") as picture:
+        assert picture.size == (720, 450)
+
+
+def test_what_is_missing_is_named(script, build, monkeypatch):
+    with pytest.raises(SystemExit, match="no row for recall"):
+        script.table(metrics(script, left_out=("recall",)))
+    with pytest.raises(SystemExit, match="no marks"):
+        script.replaced("text", "results", "")
+    monkeypatch.setattr(sys, "argv", ["results", str(build / "nowhere")])
+    with pytest.raises(SystemExit, match="run ci/book"):
+        script.main()
