@@ -28,6 +28,7 @@ from chapters import (
     data_digest,
     digest,
     execute,
+    fitted,
     pages,
     sources_digest,
 )  # fmt: skip
@@ -121,6 +122,13 @@ def write_page(
     nbformat.write(notebook, target / f"{page.stem}.ipynb")
 
 
+def write_left_out(stem: str, reason: str, target: Path) -> None:
+    """A page in place of a chapter that this cohort does not allow."""
+    title = nbformat.read(BOOK / f"{stem}.ipynb", 4).cells[0].source.splitlines()[0]
+    text = f"{title}\n\nThis chapter was left out: {reason}.\n"
+    (target / f"{stem}.md").write_text(text, encoding="utf-8")
+
+
 def vendored(target: Path) -> None:
     """Scripts that pages need, beside `_static` and not in it: what lies there loads on every page."""
     from plotly.offline import get_plotlyjs
@@ -139,7 +147,7 @@ def tour(work: Path, target: Path) -> None:
     cohort = run.cohort()
     train, synthetic = run.train_part(cohort), labkit.generate(run, 1, seed=0)
     distances = (train.volumes(32) - synthetic.volumes(32)).square().mean((1, 2, 3, 4))
-    shown = [run.held_out(cohort)[0], synthetic[0], train[int(distances.argmin())]]
+    shown = [(run.held_out(cohort) or cohort)[0], synthetic[0], train[int(distances.argmin())]]
     figures.three_planes(shown).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
 
 
@@ -205,8 +213,8 @@ def toc_stems() -> set[str]:
     return {entry["file"] for part in toc["parts"] for entry in part["chapters"]}
 
 
-def main() -> None:
-    """Parse, execute, assemble, build, and say where it is."""
+def arguments() -> argparse.Namespace:
+    """What was asked for, refused before any work if it cannot be done."""
     parser = argparse.ArgumentParser(prog="ci/book", description=__doc__)
     parser.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
     parser.add_argument("--cohort", default="phantom", help="phantom, sigma, or a folder of NIfTI scans")
@@ -220,37 +228,55 @@ def main() -> None:
         args.cohort = str((Path(args.here) / args.cohort).resolve())
         if not Path(args.cohort).is_dir():
             parser.error(f"--cohort {args.cohort}: phantom, sigma, or a folder of NIfTI scans that is there")
-    if args.n is not None and args.n < 4:
-        parser.error(f"--n {args.n}: needed are 4 animals or more, some to train with and some to hold out")
+    if args.n is not None and args.n < 5:
+        parser.error(f"--n {args.n}: needed are 5 animals or more, some to train with and some to hold out")
     if args.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repository):
         parser.error(f"--repository {args.repository}: write OWNER/NAME, as in github.com/OWNER/NAME")
-    final = Path(args.here) / args.to if args.to else BOOK / "_build" / "html"
-    if final.exists() and any(final.iterdir()) and not (final / "objects.inv").exists():
-        parser.error(f"--to {final}: holds something that is not a built book; name another folder")
-    began = time.monotonic()
-    work = ROOT / "build" / "book" / f"{args.scale}-{Path(args.cohort).name}{f'-n{args.n}' if args.n else ''}"
-    target = work / "source"
-    wanted = pages(args.scale, args.cohort, args.n)
-    if missing := {page.stem for page in wanted} - toc_stems():
-        sys.exit(f"_toc.yml lacks {', '.join(sorted(missing))}")
-    assemble(target)
-    vendored(target)
+    args.to = Path(args.here) / args.to if args.to else BOOK / "_build" / "html"
+    if args.to.exists() and any(args.to.iterdir()) and not (args.to / "objects.inv").exists():
+        parser.error(f"--to {args.to}: holds something that is not a built book; name another folder")
+    return args
+
+
+def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
+    """Execute every chapter that changed, or leave it out where the cohort does not allow it, and put it into the book."""
     keys: dict[str, str] = {}
     common = digest(sources_digest(), data_digest(args.cohort))
-    print(f"book at {args.scale} scale on {args.cohort}", flush=True)
-    for page in wanted:
+    for page in pages(args.scale, args.cohort, args.n):
+        stem = page.stem
+        if page.after:
+            page = fitted(page, work / "runs" / SHOWN, args.cohort)
+        if isinstance(page, str):
+            print(f"  {stem}: left out, {page}", flush=True)
+            write_left_out(stem, page, target)
+            keys[stem] = ""
+            continue
         own = code_of(nbformat.read(BOOK / f"{page.notebook}.ipynb", 4))
         parameters = json.dumps(page.parameters, sort_keys=True)
-        keys[page.stem] = digest(common, own, parameters, *(keys[stem] for stem in page.after))
-        notebook, known = execute(page, work, keys[page.stem], LIMITS[args.scale])
+        keys[stem] = digest(common, own, parameters, *(keys[other] for other in page.after))
+        notebook, known = execute(page, work, keys[stem], LIMITS[args.scale])
         write_page(page, notebook, known, target, args, work)
+
+
+def main() -> None:
+    """Parse, assemble, execute, build, and say where it is."""
+    args = arguments()
+    if missing := {page.stem for page in pages(args.scale, args.cohort, args.n)} - toc_stems():
+        sys.exit(f"_toc.yml lacks {', '.join(sorted(missing))}")
+    work = ROOT / "build" / "book" / f"{args.scale}-{Path(args.cohort).name}{f'-n{args.n}' if args.n else ''}"
+    target = work / "source"
+    began = time.monotonic()
+    assemble(target)
+    vendored(target)
+    print(f"book at {args.scale} scale on {args.cohort}", flush=True)
+    write_chapters(args, work, target)
     executed = time.monotonic() - began
     diagrams.write(target / "assets")
     tour(work, target)
-    build(work, target, final)
-    size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
+    build(work, target, args.to)
+    size = sum(path.stat().st_size for path in args.to.rglob("*") if path.is_file())
     print(
-        f"{final / 'index.html'}\n{size / 2**20:.0f} MiB; chapters {executed:.0f} s, pages "
+        f"{args.to / 'index.html'}\n{size / 2**20:.0f} MiB; chapters {executed:.0f} s, pages "
         f"{time.monotonic() - began - executed:.0f} s"
     )
 

@@ -10,7 +10,7 @@ import sys
 import time
 import tomllib
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ SHOWN = "sigmarat2"
 
 LIMITS = {"smoke": 300, "laptop": 7200, "paper": 1_000_000}
 """Seconds a cell may take."""
+
+MEASURING = ("04_quality", "07_judge")
+ENOUGH = 12
+"""Animals that no model saw, which these chapters need; simulated ones can be made anew."""
 
 SIMULATED = ("phantom", "sigma")
 """Cohorts that need no folder of scans."""
@@ -73,6 +77,31 @@ def pages(scale: str, cohort: str, n: int | None) -> list[Page]:
         "07_judge": (every, training),
     }
     return found + [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]
+
+
+def fitted(page: Page, run: Path, cohort: str) -> Page | str:
+    """A chapter about trained runs as it suits what they were trained on, or why it is left out.
+
+    Parameters
+    ----------
+    page : Page
+        As :func:`pages` has it.
+    run : pathlib.Path
+        One of the runs: all have the same cohort and held out the same animals.
+    cohort : str
+        What was given to ``--cohort``.
+    """
+    import labkit
+
+    trained = labkit.load_run(run)
+    unseen = len(set(trained.config["held_out"]["subjects"]))
+    if page.notebook in MEASURING and unseen < ENOUGH:
+        if cohort in SIMULATED:
+            return replace(page, parameters=page.parameters | {"cohort": "fresh"})
+        return f"it needs {ENOUGH} animals or more that no model has seen, and of this cohort {unseen} were held out"
+    if page.notebook == "05_segmentation" and not trained.cohort().labelled:
+        return "it needs scans with labels, and this cohort has none: put `*_dseg.nii.gz` beside the scans"
+    return page
 
 
 def digest(*parts: object) -> str:

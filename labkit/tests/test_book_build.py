@@ -132,10 +132,10 @@ def test_what_was_fetched_has_to_be_what_is_listed(book, tmp_path, monkeypatch):
 def test_small_parameters_are_for_simulated_cohorts_and_every_chapter_has_a_table(book, chapters):
     assert set(chapters.sized("smoke", "phantom")) == {path.stem for path in book.BOOK.glob("[0-9]*.ipynb")}
     by_stem = {page.stem: page.parameters for page in book.pages("smoke", "phantom", None)}
-    assert by_stem["02_train_adni"]["n"] == 8 and by_stem["04_quality"]["cohort"] == "fresh"
+    assert by_stem["02_train_adni"]["n"] == 8
     assert {page.stem: page.parameters for page in book.pages("smoke", "phantom", 5)}["01_explore"]["n"] == 5
     own = {page.stem: page.parameters for page in book.pages("smoke", "/scans", None)}
-    assert "n" not in own["02_train_adni"] and "cohort" not in own["04_quality"] and own["07_judge"]["trials"] == 8
+    assert "n" not in own["02_train_adni"] and own["07_judge"]["trials"] == 8
 
 
 def test_a_chapter_says_how_to_run_it_live(book):
@@ -157,7 +157,7 @@ def test_the_repository_is_the_one_on_github_if_it_is_there(book, monkeypatch, u
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--n", "3"], "4 animals or more"), (["--cohort", "nowhere"], "a folder of NIfTI scans that is there"),
+    (["--n", "4"], "5 animals or more"), (["--cohort", "nowhere"], "a folder of NIfTI scans that is there"),
     (["--repository", "https://github.com/a/b"], "write OWNER/NAME"), (["--to", "."], "not a built book"),
     (["--scale", "huge"], "smoke"),
 ])  # fmt: skip
@@ -167,3 +167,32 @@ def test_what_cannot_be_built_is_refused_before_any_work(book, monkeypatch, caps
     with pytest.raises(SystemExit):
         book.main()
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held_out, labelled, cohort, expected", [
+    (36, True, "sigma", {}), (2, True, "sigma", {"04_quality": "fresh", "07_judge": "fresh"}),
+    (2, True, "/scans", {"04_quality": "12 animals", "07_judge": "of this cohort 2 were"}),
+    (36, False, "/scans", {"05_segmentation": "dseg"}),
+])  # fmt: skip
+def test_a_chapter_suits_the_cohort_or_is_left_out(chapters, monkeypatch, held_out, labelled, cohort, expected):
+    class Run:
+        config = {"held_out": {"subjects": [str(k) for k in range(held_out)]}}
+
+        def cohort(self):
+            return type("Cohort", (), {"labelled": labelled})
+
+    monkeypatch.setattr("labkit.load_run", lambda _: Run())
+    for page in chapters.pages("laptop", cohort, None):
+        found = chapters.fitted(page, Path("run"), cohort)
+        if page.stem not in expected:
+            assert found is page
+        elif expected[page.stem] == "fresh":
+            assert found.parameters == page.parameters | {"cohort": "fresh"}
+        else:
+            assert isinstance(found, str) and expected[page.stem] in found
+
+
+def test_a_chapter_that_was_left_out_has_a_page_that_says_so(book, tmp_path):
+    book.write_left_out("07_judge", "it needs more", tmp_path)
+    text = (tmp_path / "07_judge.md").read_text()
+    assert text == "# Judge: can you tell?\n\nThis chapter was left out: it needs more.\n"
