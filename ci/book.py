@@ -239,9 +239,10 @@ def arguments() -> argparse.Namespace:
 
 
 def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
-    """Execute every chapter that changed, or leave it out where the cohort does not allow it, and put it into the book."""
+    """Put every chapter into the book: executed if it changed, left out with a reason where the cohort forbids it."""
     keys: dict[str, str] = {}
-    common = digest(sources_digest(), data_digest(args.cohort))
+    data = data_digest(args.cohort)
+    common = digest(sources_digest(), data)
     for page in pages(args.scale, args.cohort, args.n):
         stem = page.stem
         if page.after:
@@ -254,7 +255,7 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
         own = code_of(nbformat.read(BOOK / f"{page.notebook}.ipynb", 4))
         parameters = json.dumps(page.parameters, sort_keys=True)
         keys[stem] = digest(common, own, parameters, *(keys[other] for other in page.after))
-        notebook, known = execute(page, work, keys[stem], LIMITS[args.scale])
+        notebook, known = execute(page, work, keys[stem], LIMITS[args.scale], data)
         write_page(page, notebook, known, target, args, work)
 
 
@@ -263,7 +264,10 @@ def main() -> None:
     args = arguments()
     if missing := {page.stem for page in pages(args.scale, args.cohort, args.n)} - toc_stems():
         sys.exit(f"_toc.yml lacks {', '.join(sorted(missing))}")
-    work = ROOT / "build" / "book" / f"{args.scale}-{Path(args.cohort).name}{f'-n{args.n}' if args.n else ''}"
+    # folders in different places may have one name
+    own = "" if args.cohort in SIMULATED else f"-{digest(args.cohort)[:6]}"
+    name = f"{args.scale}-{Path(args.cohort).name}{own}{f'-n{args.n}' if args.n else ''}"
+    work = ROOT / "build" / "book" / name
     target = work / "source"
     began = time.monotonic()
     assemble(target)

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 import tomllib
@@ -139,12 +140,68 @@ def data_digest(cohort: str) -> str:
     return digest(*((path.relative_to(cohort), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files))
 
 
+KEPT = {
+    "02_train": ("", ("labkit.training", "labkit.sources")),
+    "03_inspect": ("synthetic", ("labkit.generation",)),
+    "05_segmentation": ("segmentation", ("labkit.segmentation.experiment",)),
+}
+"""Folders of a run in which a chapter finds what it did before, and what the content of these depends on."""
+
+
+def reached(modules: tuple[str, ...]) -> list[Path]:
+    """Files of the named modules of labkit and of all of labkit that they import, directly or not."""
+    found: set[Path] = set()
+    waiting = list(modules)
+    while waiting:
+        stem = ROOT.joinpath(*waiting.pop().split("."))
+        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+        # of labkit/__init__.py every module is reached, and only when asked for
+        if path in found or not path.exists() or stem == ROOT / "labkit":
+            continue
+        found.add(path)
+        if stem.is_dir():  # a package may import its parts only when they are asked for
+            waiting += [".".join(part.relative_to(ROOT).with_suffix("").parts) for part in stem.rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if alias.name.startswith("labkit")]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("labkit"):
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return sorted(found)
+
+
+def set_aside(page: Page, work: Path, data: str) -> None:
+    """Move what a chapter would open instead of making it anew, where it was made by other code, settings or scans.
+
+    It goes to ``before`` beside the runs, in place of what was there: a run of days is not lost to a changed line.
+    """
+    if page.notebook not in KEPT:
+        return
+    name, modules = KEPT[page.notebook]
+    key = digest(data, json.dumps(page.parameters, sort_keys=True), *(digest(meaning(p)) for p in reached(modules)))
+    mark = work / "executed" / f"{page.stem}.results"
+    if mark.exists() and mark.read_text() == key:
+        return
+    runs = [work / page.parameters["run_dir"]] if not name else sorted((work / "runs").glob("*"))
+    for folder in (run / name for run in runs if (run / name).is_dir()):
+        place = work / "before" / folder.relative_to(work / "runs")
+        print(
+            f"  {page.stem}: {folder.relative_to(work)} was made otherwise, and is moved to {place.relative_to(work)}"
+        )
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(place)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(key)
+
+
 def code_of(notebook: nbformat.NotebookNode) -> list[str]:
     """The cells that are executed: prose around them may change without executing anything again."""
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def execute(page: Page, work: Path, key: str, limit: int) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
+def execute(
+    page: Page, work: Path, key: str, limit: int, data: str = ""
+) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
     """A chapter with its outputs, and how it was executed; from the cache if nothing that matters has changed."""
     source = BOOK / f"{page.notebook}.ipynb"
     done, note = work / "executed" / f"{page.stem}.ipynb", work / "executed" / f"{page.stem}.json"
@@ -152,6 +209,7 @@ def execute(page: Page, work: Path, key: str, limit: int) -> tuple[nbformat.Note
     if known.get("key") != key:
         done.parent.mkdir(parents=True, exist_ok=True)
         note.unlink(missing_ok=True)
+        set_aside(page, work, data)
         print(f"  {page.stem}: executing", flush=True)
         began = time.monotonic()
         _papermill(page, source, done, work, limit)

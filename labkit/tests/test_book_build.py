@@ -196,3 +196,35 @@ def test_a_chapter_that_was_left_out_has_a_page_that_says_so(book, tmp_path):
     book.write_left_out("07_judge", "it needs more", tmp_path)
     text = (tmp_path / "07_judge.md").read_text()
     assert text == "# Judge: can you tell?\n\nThis chapter was left out: it needs more.\n"
+
+
+def test_code_that_training_depends_on_is_found_by_its_imports(chapters):
+    names = {path.relative_to(chapters.ROOT).as_posix() for path in chapters.reached(("labkit.training",))}
+    assert {"labkit/updates.py", "labkit/losses.py", "labkit/networks.py", "labkit/convolutions.py"} <= names
+    assert not any(name.startswith(("labkit/figures", "labkit/judging", "labkit/widgets")) for name in names)
+    assert "labkit/simulate/__init__.py" in {
+        path.relative_to(chapters.ROOT).as_posix() for path in chapters.reached(("labkit.sources",))
+    }
+
+
+def test_a_run_that_was_made_otherwise_is_moved_and_one_that_was_not_is_kept(chapters, tmp_path, monkeypatch):
+    page = chapters.Page("02_train_adni", "02_train", {"run_dir": "runs/adni", "n": 8})
+    run, before = tmp_path / "runs" / "adni", tmp_path / "before" / "adni"
+    (run / "synthetic").mkdir(parents=True)
+    (run / "weights").write_text("first")
+    chapters.set_aside(page, tmp_path, "scans")  # nobody knows what made it
+    assert not run.exists() and (before / "weights").read_text() == "first"
+    (run / "synthetic").mkdir(parents=True)
+    (run / "weights").write_text("second")
+    chapters.set_aside(page, tmp_path, "scans")
+    assert (run / "weights").exists()  # also if it was interrupted: it goes on
+    inspect = chapters.Page("03_inspect", "03_inspect", {"run_dir": "runs/adni"})
+    chapters.set_aside(inspect, tmp_path, "scans")
+    assert not (run / "synthetic").exists() and (run / "weights").exists()
+    chapters.set_aside(page, tmp_path, "other scans")
+    assert not run.exists() and (before / "weights").read_text() == "second"
+    (run / "x").mkdir(parents=True)
+    monkeypatch.setattr(chapters, "meaning", lambda path: "other code")
+    chapters.set_aside(page, tmp_path, "other scans")
+    assert not run.exists()
+    chapters.set_aside(chapters.Page("07_judge", "07_judge", {}), tmp_path, "")
