@@ -44,7 +44,9 @@ def build(script, tmp_path):
     shown = tmp_path / "runs" / script.SHOWN
     (shown / "metrics.md").write_text(metrics(script))
     (shown / "segmentation" / "x").mkdir(parents=True)
-    (shown / "segmentation" / "x" / "conclusions.txt").write_text("a loss\nno gain\n")
+    found = ["arm,tissue,difference,ci_low,ci_high,score", "r100+s200,whole brain,-0.00184,-0.0022,-0.0015,dice",
+             "r100+s200,whole brain,9,9,9,hd95_mm", "r100+t200,whole brain,0.001,0.0,0.002,dice"]  # fmt: skip
+    (shown / "segmentation" / "x" / "differences.csv").write_text("\n".join(found))
     (tmp_path / "source" / "assets").mkdir(parents=True)
     Image.new("RGB", (1440, 900)).save(tmp_path / "source" / "assets" / "tour.png")
     return tmp_path
@@ -67,7 +69,9 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
     script.main()
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| recall | 5 (5 to 5) | floor |" in text and "- a loss\n- no gain\n" in text
+    assert "| recall | 5 (5 to 5) | floor |" in text and "| CSF | 87 | +0.0764 | not trained |" in text
+    gained = "−0.0018 (−0.0022 to −0.0015) | +0.0010 (+0.0000 to +0.0020) |"
+    assert f"| whole brain | 348 | +0.0172 | {gained}" in text
     assert "| `adni` | cpu, 2 threads, fp32 | 1200 | 4.0 | 5.0 |" in text
     with Image.open(tmp_path / "kept" / "tour.png") as picture:
         assert picture.size == (720, 450)
