@@ -36,6 +36,8 @@ from chapters import (
 
 def git(*words: str) -> str:
     """What git says in the repository, or nothing."""
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
@@ -77,7 +79,8 @@ def launch(page: Page, repository: str | None, branch: str) -> str:
 
 def origin() -> str | None:
     """``OWNER/NAME`` of the repository on GitHub from which this one was cloned, if it was."""
-    found = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", git("remote", "get-url", "origin"))
+    address = git("remote", "get-url", "origin")
+    found = re.fullmatch(r"(?:https://|ssh://git@|git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?", address)
     return found[1] if found else None
 
 
@@ -94,9 +97,10 @@ def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> n
     text = nbformat.writes(notebook)
     own = {} if cohort in SIMULATED else {cohort: Path(cohort).name}
     for folder, name in {**own, str(work): ".", str(ROOT): ".", str(Path.home()): "~"}.items():
-        # a home that is the root of all would take every slash with it
+        # a home that is the root of all would take every slash with it, and letters before it are those of a picture
         if len(folder) > 1:
-            text = text.replace(json.dumps(folder)[1:-1], name)
+            written = re.escape(json.dumps(folder)[1:-1])
+            text = re.sub(rf"(?<![A-Za-z0-9+]){written}(?![\w-])", name.replace("\\", r"\\"), text)
     return nbformat.reads(text, 4)
 
 
@@ -233,7 +237,7 @@ def arguments() -> argparse.Namespace:
     if args.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repository):
         parser.error(f"--repository {args.repository}: write OWNER/NAME, as in github.com/OWNER/NAME")
     args.to = Path(args.here) / args.to if args.to else BOOK / "_build" / "html"
-    if args.to.exists() and any(args.to.iterdir()) and not (args.to / "objects.inv").exists():
+    if args.to.exists() and any(args.to.iterdir()) and not (args.to / "_static" / "book.css").exists():
         parser.error(f"--to {args.to}: holds something that is not a built book; name another folder")
     return args
 

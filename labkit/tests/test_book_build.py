@@ -68,6 +68,11 @@ def test_a_page_names_no_folder_of_the_machine_that_built_it(book):
     cleaned = book.without_paths(page, "/data/secret/rats", work)
     assert cleaned.cells[0].source == 'cohort = "rats"'
     assert cleaned.cells[0].outputs[0].text == "written: ./runs/a, ~/b and ./c"
+    shown = [new_output("stream", text=f"abc{Path.home()}xyz")]  # as in the letters of a picture
+    assert (
+        book.without_paths(new_notebook(cells=[new_code_cell("", outputs=shown)]), "phantom", work).cells[0].outputs
+        == shown
+    )
     assert book.without_paths(page, "phantom", work).cells[0].source == 'cohort = "/data/secret/rats"'
 
 
@@ -149,7 +154,7 @@ def test_a_chapter_says_how_to_run_it_live(book):
 
 @pytest.mark.parametrize("url, name", [
     ("https://github.com/someone/rat-brains.git", "someone/rat-brains"), ("git@github.com:a/b.c", "a/b.c"),
-    ("https://example.org/a/b", None), ("/home/me/github.com.copy/x", None), ("", None),
+    ("https://example.org/a/b", None), ("/home/me/github.com/a/b", None), ("ssh://git@github.com/a/b/", "a/b"), ("", None),
 ])  # fmt: skip
 def test_the_repository_is_the_one_on_github_if_it_is_there(book, monkeypatch, url, name):
     monkeypatch.setattr(book, "git", lambda *_: url)
