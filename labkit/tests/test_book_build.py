@@ -154,7 +154,8 @@ def test_a_chapter_says_how_to_run_it_live(book):
 
 @pytest.mark.parametrize("url, name", [
     ("https://github.com/someone/rat-brains.git", "someone/rat-brains"), ("git@github.com:a/b.c", "a/b.c"),
-    ("https://example.org/a/b", None), ("/home/me/github.com/a/b", None), ("ssh://git@github.com/a/b/", "a/b"), ("", None),
+    ("https://example.org/a/b", None), ("/home/me/github.com/a/b", None),
+    ("ssh://git@github.com/a/b/", "a/b"), ("", None),
 ])  # fmt: skip
 def test_the_repository_is_the_one_on_github_if_it_is_there(book, monkeypatch, url, name):
     monkeypatch.setattr(book, "git", lambda *_: url)
