@@ -17,39 +17,17 @@ import diagrams
 import nbformat
 import vendor
 import yaml
-from chapters import (
-    BOOK,
-    LIMITS,
-    ROOT,
-    SHOWN,
-    SIMULATED,
-    Page,
-    code_of,
-    data_digest,
-    digest,
-    execute,
-    fitted,
-    pages,
-    sources_digest,
-)  # fmt: skip
-
-
-def git(*words: str) -> str:
-    """What git says in the repository, or nothing."""
-    if shutil.which("git") is None:
-        return ""
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+from cache import ROOT, SIMULATED, data_digest, digest, sources_digest
+from chapters import BOOK, LIMITS, SHOWN, Page, code_of, execute, fitted, git, pages
 
 
 def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work: Path) -> str:
     """What a page ends with: where its numbers come from."""
-    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    changed = " with changes that are not committed" if git("status", "--porcelain") else ""
-    runs = sorted(work.glob("runs/*/config.json"))
-    prints = [json.loads(path.read_text())["train"]["fingerprint"][:12] for path in runs]
+    runs = ",".join(str(page.parameters.get(name, "")) for name in ("run_dir", "run_dirs")).strip(",").split(",")
+    configs = [json.loads((work / run / "config.json").read_text(encoding="utf-8")) for run in runs if run]
+    prints = [config["train"]["fingerprint"][:12] for config in configs]
     rows = {
-        "commit": commit + changed,
+        "executed at commit": known["commit"],
         "scale": scale,
         "cohort": cohort if cohort in SIMULATED else Path(cohort).name,
         "training scans": ", ".join(dict.fromkeys(prints)) or "none",
@@ -93,15 +71,27 @@ BANNERS = {
 
 
 def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> nbformat.NotebookNode:
-    """The notebook without the folders of the machine that built it: a page is given to others."""
-    text = nbformat.writes(notebook)
-    own = {} if cohort in SIMULATED else {cohort: Path(cohort).name}
-    for folder, name in {**own, str(work): ".", str(ROOT): ".", str(Path.home()): "~"}.items():
-        # a home that is the root of all would take every slash with it, and letters before it are those of a picture
-        if len(folder) > 1:
-            written = re.escape(json.dumps(folder)[1:-1])
-            text = re.sub(rf"(?<![A-Za-z0-9+]){written}(?![\w-])", name.replace("\\", r"\\"), text)
-    return nbformat.reads(text, 4)
+    """Take the folders of the machine that built it out of a notebook: a page is given to others."""
+    names = {str(work): ".", str(ROOT): ".", str(Path.home()): "~"}
+    names |= {} if cohort in SIMULATED else {cohort: Path(cohort).name}
+    # the longest first, as one may lie in another; a home that is the root of all would take every slash with it
+    folders = sorted((folder for folder in names if len(folder) > 1), key=len, reverse=True)
+
+    def cleaned(text: str, guard: str = "") -> str:
+        for folder in folders:
+            text = re.sub(rf"{guard}{re.escape(folder)}(?![\w-])", lambda _, name=names[folder]: name, text)
+        return text
+
+    for cell in notebook.cells:
+        cell.source = cleaned(cell.source)
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output.text = cleaned(output.text)
+            for kind, value in output.get("data", {}).items():
+                if kind.startswith("text/") and isinstance(value, str):
+                    # letters before it are those of a picture within the page
+                    output.data[kind] = cleaned(value, "(?<![A-Za-z0-9+])" if kind == "text/html" else "")
+    return notebook
 
 
 def write_page(
@@ -129,7 +119,7 @@ def write_page(
 def write_left_out(stem: str, reason: str, target: Path) -> None:
     """A page in place of a chapter that this cohort does not allow."""
     title = nbformat.read(BOOK / f"{stem}.ipynb", 4).cells[0].source.splitlines()[0]
-    text = f"{title}\n\nThis chapter was left out: {reason}.\n"
+    text = f"{title}\n\nThis chapter was left out: {reason.rstrip('.')}.\n"
     (target / f"{stem}.md").write_text(text, encoding="utf-8")
 
 
@@ -164,7 +154,7 @@ if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = f
 def tidy(page: str) -> str:
     """A built page without what the theme puts in twice, for a live kernel on another host, or for other pages.
 
-    Every script once (of two that differ in ``defer`` the deferred one), none of Thebe's, the megabytes of MathJax
+    Every script once, where it first stands, none of Thebe's, the megabytes of MathJax
     where there are equations, those of plotly where the page itself asks for them at its end; and without the list role
     that the bibliography gives to something that holds no list items.
     """
@@ -201,8 +191,16 @@ def build(work: Path, target: Path, final: Path) -> None:
     options.write_text(options.read_text(encoding="utf-8") + SEARCH_FROM_DISK, encoding="utf-8")
     for path in html.rglob("*.html"):
         path.write_text(tidy(path.read_text(encoding="utf-8")), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    shutil.copytree(html, final)
+    # beside it and then in its place: a full disk leaves the book that was there
+    fresh, old = (final.with_name(f".{final.name}-{kind}") for kind in ("new", "old"))
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(html, fresh)
+    if final.exists():
+        final.rename(old)
+    fresh.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def assemble(target: Path) -> None:
@@ -217,6 +215,19 @@ def toc_stems() -> set[str]:
     return {entry["file"] for part in toc["parts"] for entry in part["chapters"]}
 
 
+LEAST = 5
+"""Animals of which one is held out."""
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether nothing is lost with a folder: it is empty, or a built book without a repository around it."""
+    if not folder.is_dir():
+        return False
+    inside = list(folder.iterdir())
+    hidden = any(path.name.startswith(".") and path.name not in (".buildinfo", ".nojekyll") for path in inside)
+    return not inside or (folder / "_static" / "book.css").exists() and not hidden
+
+
 def arguments() -> argparse.Namespace:
     """What was asked for, refused before any work if it cannot be done."""
     parser = argparse.ArgumentParser(prog="ci/book", description=__doc__)
@@ -226,19 +237,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repository", default=origin(), help="OWNER/NAME on GitHub, for links to Binder and Colab")
     parser.add_argument("--branch", default="main", help="of that repository")
     parser.add_argument("--to", type=Path, help="folder for the pages; default book/_build/html; what it held is gone")
+    parser.add_argument("--work", type=Path, help="folder for runs and executed chapters; default build/book")
     parser.add_argument("--here", default=".", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cohort not in SIMULATED:
         args.cohort = str((Path(args.here) / args.cohort).resolve())
         if not Path(args.cohort).is_dir():
             parser.error(f"--cohort {args.cohort}: phantom, sigma, or a folder of NIfTI scans that is there")
-    if args.n is not None and args.n < 5:
-        parser.error(f"--n {args.n}: needed are 5 animals or more, some to train with and some to hold out")
+        import labkit
+
+        try:
+            animals = len(set(labkit.open_cohort(args.cohort, n=args.n).subjects))
+        except labkit.CohortError as error:
+            parser.error(f"--cohort {args.cohort}: {error}")
+        if animals < LEAST:
+            parser.error(f"--cohort {args.cohort}: {animals} animals; needed are {LEAST}, one to hold out")
+    elif args.n is not None and args.n < LEAST:
+        parser.error(f"--n {args.n}: needed are {LEAST} animals or more, some to train with and some to hold out")
     if args.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repository):
         parser.error(f"--repository {args.repository}: write OWNER/NAME, as in github.com/OWNER/NAME")
     args.to = Path(args.here) / args.to if args.to else BOOK / "_build" / "html"
-    if args.to.exists() and any(args.to.iterdir()) and not (args.to / "_static" / "book.css").exists():
-        parser.error(f"--to {args.to}: holds something that is not a built book; name another folder")
+    if args.to.is_symlink() or args.to.exists() and not replaceable(args.to):
+        parser.error(f"--to {args.to}: is not an empty folder, nor one that holds a built book and nothing else")
     return args
 
 
@@ -249,13 +269,13 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
     common = digest(sources_digest(), data)
     for page in pages(args.scale, args.cohort, args.n):
         stem = page.stem
-        if page.after:
-            page = fitted(page, work / "runs" / SHOWN, args.cohort)
-        if isinstance(page, str):
-            print(f"  {stem}: left out, {page}", flush=True)
-            write_left_out(stem, page, target)
+        suited = fitted(page, work / "runs" / SHOWN, args.cohort) if page.after else page
+        if isinstance(suited, str):
+            print(f"  {stem}: left out, {suited}", flush=True)
+            write_left_out(stem, suited, target)
             keys[stem] = ""
             continue
+        page = suited
         own = code_of(nbformat.read(BOOK / f"{page.notebook}.ipynb", 4))
         parameters = json.dumps(page.parameters, sort_keys=True)
         keys[stem] = digest(common, own, parameters, *(keys[other] for other in page.after))
@@ -271,7 +291,7 @@ def main() -> None:
     # folders in different places may have one name
     own = "" if args.cohort in SIMULATED else f"-{digest(args.cohort)[:6]}"
     name = f"{args.scale}-{Path(args.cohort).name}{own}{f'-n{args.n}' if args.n else ''}"
-    work = ROOT / "build" / "book" / name
+    work = (Path(args.here) / args.work if args.work else ROOT / "build" / "book").resolve() / name
     target = work / "source"
     began = time.monotonic()
     assemble(target)

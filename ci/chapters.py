@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 import tomllib
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from cache import ROOT, SIMULATED, digest, manifest_digest, set_aside
 
-ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 MODELS = ("adni", "sigmarat1", "sigmarat2")
 
@@ -30,9 +29,6 @@ LIMITS = {"smoke": 300, "laptop": 7200, "paper": 1_000_000}
 MEASURING = ("04_quality", "07_judge")
 ENOUGH = 12
 """Animals that no model saw, which these chapters need; simulated ones can be made anew."""
-
-SIMULATED = ("phantom", "sigma")
-"""Cohorts that need no folder of scans."""
 
 
 @dataclass
@@ -62,6 +58,7 @@ def pages(scale: str, cohort: str, n: int | None) -> list[Page]:
     rats = {"cohort": cohort} | ({"n": n} if n else {})
     training = [f"02_train_{model}" for model in MODELS]
     runs = {model: f"runs/{model}" for model in MODELS}
+    shown = [f"02_train_{SHOWN}"]
     one, every = {"run_dir": runs[SHOWN]}, {"run_dirs": ",".join(runs.values())}
     size = defaultdict(dict, sized(scale, cohort))
     found = [Page("01_explore", "01_explore", size["01_explore"] | rats)]
@@ -70,11 +67,11 @@ def pages(scale: str, cohort: str, n: int | None) -> list[Page]:
         for stem, model in zip(training, MODELS, strict=True)
     ]
     after = {
-        "03_inspect": (one, training[2:]),
-        "05_segmentation": (one, training[2:]),
+        "03_inspect": (one, shown),
+        "05_segmentation": (one, shown),
         # the network of chapter 5 is one more measure of chapter 4
         "04_quality": (every, [*training, "05_segmentation"]),
-        "06_latent": (one, training[2:]),
+        "06_latent": (one, shown),
         "07_judge": (every, training),
     }
     return found + [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]
@@ -100,98 +97,22 @@ def fitted(page: Page, run: Path, cohort: str) -> Page | str:
         if cohort in SIMULATED:
             return replace(page, parameters=page.parameters | {"cohort": "fresh"})
         return f"it needs {ENOUGH} animals or more that no model has seen, and of this cohort {unseen} were held out"
-    if page.notebook == "05_segmentation" and not trained.cohort().labelled:
-        return "it needs scans with labels, and this cohort has none: put `*_dseg.nii.gz` beside the scans"
+    if page.notebook == "05_segmentation":
+        from labkit.segmentation.experiment import Experiment
+
+        try:
+            Experiment(trained, seeds=page.parameters.get("seeds"))
+        except ValueError as error:
+            return str(error)
     return page
 
 
-def digest(*parts: object) -> str:
-    """Hash of anything that has a repeatable text."""
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-
-
-def meaning(path: Path) -> str:
-    """A file's text; of Python only what runs, without docstrings and comments, so that prose may change."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return text
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
-            body.pop(0)
-    return ast.dump(tree)
-
-
-def sources_digest() -> str:
-    """Of all that a chapter executes besides its own cells: labkit, the manifest, the pinned packages."""
-    files = [p for p in (ROOT / "labkit").rglob("*") if p.suffix in (".py", ".js", ".css") and "tests" not in p.parts]
-    files += [*(ROOT / "data_manifest").glob("*.toml"), ROOT / "ci" / "constraints.txt"]
-    return digest(*((path.relative_to(ROOT), digest(meaning(path))) for path in sorted(files)))
-
-
-def data_digest(cohort: str) -> str:
-    """Of a folder of scans: names and contents. Simulated cohorts follow from the sources and their parameters."""
-    if cohort in SIMULATED:
-        return cohort
-    files = sorted(path for path in Path(cohort).rglob("*") if path.is_file())
-    return digest(*((path.relative_to(cohort), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files))
-
-
-KEPT = {
-    "02_train": ("", ("labkit.training", "labkit.sources")),
-    "03_inspect": ("synthetic", ("labkit.generation",)),
-    "05_segmentation": ("segmentation", ("labkit.segmentation.experiment",)),
-}
-"""Folders of a run in which a chapter finds what it did before, and what the content of these depends on."""
-
-
-def reached(modules: tuple[str, ...]) -> list[Path]:
-    """Files of the named modules of labkit and of all of labkit that they import, directly or not."""
-    found: set[Path] = set()
-    waiting = list(modules)
-    while waiting:
-        stem = ROOT.joinpath(*waiting.pop().split("."))
-        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
-        # of labkit/__init__.py every module is reached, and only when asked for
-        if path in found or not path.exists() or stem == ROOT / "labkit":
-            continue
-        found.add(path)
-        if stem.is_dir():  # a package may import its parts only when they are asked for
-            waiting += [".".join(part.relative_to(ROOT).with_suffix("").parts) for part in stem.rglob("*.py")]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.startswith("labkit")]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("labkit"):
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return sorted(found)
-
-
-def set_aside(page: Page, work: Path, data: str) -> None:
-    """Move what a chapter would open instead of making it anew, where it was made by other code, settings or scans.
-
-    It goes to ``before`` beside the runs, in place of what was there: a run of days is not lost to a changed line.
-    """
-    if page.notebook not in KEPT:
-        return
-    name, modules = KEPT[page.notebook]
-    key = digest(data, json.dumps(page.parameters, sort_keys=True), *(digest(meaning(p)) for p in reached(modules)))
-    mark = work / "executed" / f"{page.stem}.results"
-    if mark.exists() and mark.read_text() == key:
-        return
-    runs = [work / page.parameters["run_dir"]] if not name else sorted((work / "runs").glob("*"))
-    for folder in (run / name for run in runs if (run / name).is_dir()):
-        place = work / "before" / folder.relative_to(work / "runs")
-        print(
-            f"  {page.stem}: {folder.relative_to(work)} was made otherwise, and is moved to {place.relative_to(work)}"
-        )
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(place)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.write_text(key)
+def git(*words: str) -> str:
+    """What git says in the repository, or nothing."""
+    if shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def code_of(notebook: nbformat.NotebookNode) -> list[str]:
@@ -209,15 +130,25 @@ def execute(
     if known.get("key") != key:
         done.parent.mkdir(parents=True, exist_ok=True)
         note.unlink(missing_ok=True)
-        set_aside(page, work, data)
+        # of the chapter's own cells those that make the run
+        lines = [cell for cell in code_of(nbformat.read(source, 4)) if "train(" in cell or "open_cohort(" in cell]
+        made = digest(data, json.dumps(page.parameters, sort_keys=True), manifest_digest(), *lines)
+        run = page.parameters.get("run_dir", "")
+        set_aside(page.stem, page.notebook, run, work, made if page.notebook == "02_train" else "")
         print(f"  {page.stem}: executing", flush=True)
         began = time.monotonic()
         _papermill(page, source, done, work, limit)
-        known = {"key": key, "seconds": time.monotonic() - began, "device": device()}
+        known = {"key": key, "seconds": time.monotonic() - began, "device": device(), "commit": commit()}
         note.write_text(json.dumps(known))
     else:
         print(f"  {page.stem}: unchanged", flush=True)
     return merged(nbformat.read(source, 4), nbformat.read(done, 4)), known
+
+
+def commit() -> str:
+    """Where the repository stands, in words."""
+    changed = " with changes that are not committed" if git("status", "--porcelain") else ""
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed
 
 
 def device() -> str:

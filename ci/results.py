@@ -14,11 +14,13 @@ import re
 import sys
 from pathlib import Path
 
-from chapters import BOOK, MODELS, ROOT, SHOWN
+from cache import ROOT
+from chapters import BOOK, MODELS, SHOWN
 from PIL import Image
 
 from labkit.segmentation.arms import ARMS
 from labkit.segmentation.evidence import PAPER_GAINS
+from labkit.training import PAPER_TRAIN
 
 OUT = BOOK / "reference" / "results"
 README = ROOT / "README.md"
@@ -35,7 +37,7 @@ ROWS = {
 """What a reader of the first page is shown, and in which words."""
 
 CONTROL = "r100+t200"
-PAPER_TRAIN = 174
+"""New scans with true labels, as many as the paper's most synthetic ones."""
 
 WIDTH = 720
 """Of the picture, pixels."""
@@ -63,9 +65,9 @@ def times(runs: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def gains(folder: Path) -> str:
+def gains(folder: Path, scale: str) -> str:
     """What the newest segmentation experiment found of the published gains in Dice, and what its control gained."""
-    found = sorted(folder.glob("*/differences.csv"), key=lambda path: path.stat().st_mtime)
+    found = sorted(folder.glob(f"{scale}-*/differences.csv"), key=lambda path: path.stat().st_mtime)
     if not found:
         sys.exit(f"{folder} holds no experiment with differences: execute chapter 5 first")
     with found[-1].open(encoding="utf-8", newline="") as file:
@@ -77,7 +79,8 @@ def gains(folder: Path) -> str:
         value, low, high = (f"{float(known[key][name]):+.4f}" for name in ("difference", "ci_low", "ci_high"))
         return f"{value} ({low} to {high})".replace("-", "−")
 
-    lines = ["| tissue | synthetic scans added | published gain in Dice | here | 348 scans with true labels |",
+    many = round(PAPER_TRAIN * ARMS[CONTROL].added)
+    lines = [f"| tissue | synthetic scans added | published gain in Dice | here | with true labels, {many} |",
              "|---|---|---|---|---|"]  # fmt: skip
     for (tissue, arm), published in PAPER_GAINS.items():
         added = round(PAPER_TRAIN * ARMS[arm].added)
@@ -103,7 +106,7 @@ def main() -> None:
         sys.exit(f"{absent[0]} is not there: run ci/book --scale laptop --cohort sigma first")
     parts = {
         "results": table((runs / SHOWN / "metrics.md").read_text(encoding="utf-8")),
-        "segmentation": gains(runs / SHOWN / "segmentation"),
+        "segmentation": gains(runs / SHOWN / "segmentation", build.resolve().name.split("-")[0]),
         "times": times(runs),
     }
     readme = README.read_text(encoding="utf-8")

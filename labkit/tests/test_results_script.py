@@ -36,6 +36,7 @@ def metrics(script, left_out=()):
 
 @pytest.fixture
 def build(script, tmp_path):
+    tmp_path = tmp_path / "laptop-sigma"
     for model in script.MODELS:
         folder = tmp_path / "runs" / model
         folder.mkdir(parents=True)
@@ -43,10 +44,10 @@ def build(script, tmp_path):
         (folder / "provenance.json").write_text(json.dumps({"sittings": sittings}))
     shown = tmp_path / "runs" / script.SHOWN
     (shown / "metrics.md").write_text(metrics(script))
-    (shown / "segmentation" / "x").mkdir(parents=True)
+    (shown / "segmentation" / "laptop-x").mkdir(parents=True)
     found = ["arm,tissue,difference,ci_low,ci_high,score", "r100+s200,whole brain,-0.00184,-0.0022,-0.0015,dice",
              "r100+s200,whole brain,9,9,9,hd95_mm", "r100+t200,whole brain,0.001,0.0,0.002,dice"]  # fmt: skip
-    (shown / "segmentation" / "x" / "differences.csv").write_text("\n".join(found))
+    (shown / "segmentation" / "laptop-x" / "differences.csv").write_text("\n".join(found))
     (tmp_path / "source" / "assets").mkdir(parents=True)
     Image.new("RGB", (1440, 900)).save(tmp_path / "source" / "assets" / "tour.png")
     return tmp_path
