@@ -46,18 +46,16 @@ def test_the_page_shows_what_was_measured(experiment, kept):
     assert list(kept) == list(experiment.DIFFERENCES)
 
 
-@pytest.mark.parametrize(
-    "name", ["rotation in voxels", "identity affine", "codes of 1000 for 500", "the last batch left out"]
-)
+@pytest.mark.parametrize("name", ["rotation in voxels", "identity affine", "codes of 1000 for 500"])
 def test_what_depends_on_no_scan_is_the_same_again(experiment, rats, kept, name):
     numbers, said = experiment.DIFFERENCES[name](rats)
     assert numbers == pytest.approx(kept[name]["numbers"]) and said == kept[name]["said"]
 
 
-def test_shapes_do_not_tell_the_swapped_models_apart(experiment, rats):
-    numbers, _ = experiment.swapped_files(rats, "smoke")
-    assert numbers["same shapes"] == 1
-    assert numbers["sigmarat1, spectral norms"] > numbers["sigmarat2, spectral norms"]
+def test_the_swapped_models_differ_in_norms_and_few_weights_fit_both(experiment, rats):
+    numbers, said = experiment.swapped_files(rats, "smoke")
+    assert numbers["spectral norms, 1"] > numbers["spectral norms, 2"]
+    assert [numbers[f"{name} fits"] for name in "EGDC"] == [0, 0, 1, 0] and "Weights of D fit either model" in said
 
 
 def test_the_literal_sum_outweighs_the_mse_and_as_released_pulls_at_nothing(experiment, rats):
@@ -68,7 +66,7 @@ def test_the_literal_sum_outweighs_the_mse_and_as_released_pulls_at_nothing(expe
 
 def test_scaling_undoes_the_intensity_factor_and_drowns_the_noise(experiment, rats):
     numbers, _ = experiment.augmentation_before_scaling(rats)
-    assert numbers["factor 1.1, largest change"] < 1e-9 and numbers["noise kept"] < 0.01
+    assert numbers["factor 1.1, largest change"] < 1e-9 and numbers["noise"] < 1e-4
 
 
 def test_two_steps_take_the_generator_further(experiment, rats):
@@ -84,8 +82,8 @@ def test_a_restart_without_optimisers_jumps(experiment, rats, monkeypatch):
 
 def test_a_new_iterator_repeats_the_draws_and_leaves_scans_out(experiment, rats):
     numbers, _ = experiment.new_iterators(rats)
-    assert numbers["torch, distinct"] < 0.2 and numbers["MONAI, distinct"] > 0.9
-    assert numbers["unseen"] == pytest.approx(0.364, abs=0.02)  # (1 - 4/210)^53
+    assert numbers["torch, distinct"] <= 8 and numbers["MONAI, distinct"] > 70  # of 80
+    assert numbers["unseen"] == pytest.approx(0.361, abs=0.001)
     assert numbers["torch, ms"] > numbers["one iterator, ms"]
 
 
