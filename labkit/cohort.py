@@ -19,6 +19,7 @@ import torch
 
 from labkit import bids, nifti, volumes
 from labkit.nifti import Origin
+from labkit.places import located
 from labkit.store import Store
 
 
@@ -308,7 +309,7 @@ class Cohort(Sequence[Scan]):
         FileExistsError
             If `folder` is there already.
         """
-        folder = Path(folder).expanduser()
+        folder = located(folder)
         labels_of = self.bids_labels()
         with bids.new_folder(folder) as fresh:
             for scan in self:

@@ -14,6 +14,7 @@ from labkit import __version__, bids, nifti
 from labkit.codes import decode, draw_codes, encode, in_batches
 from labkit.cohort import Cohort, Scan, restore_labels
 from labkit.likeness import SYNTHETIC, Likeness, without_identity
+from labkit.places import located
 from labkit.progress import progress_bar
 from labkit.runs import Run, RunError, load_run
 from labkit.sources import open_cohort
@@ -78,7 +79,7 @@ def generate(
     likeness = run.likeness if like is None else Likeness.of([like] if isinstance(like, Scan) else like)
     run.likeness.check_grid([like] if isinstance(like, Scan) else list(like or ()))
     made = _made(run, int(n), seed, truncation, like)
-    folder = Path(out_dir).expanduser() if out_dir else default_folder(run, int(n), seed, truncation, like)
+    folder = located(out_dir) if out_dir else default_folder(run, int(n), seed, truncation, like)
     if folder.exists():
         _check_made(folder, made)
         return open_cohort(folder, **likeness.opening)
@@ -128,9 +129,7 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
     run.likeness.check_grid(cohort)
     made = {"run": run.path.name, "run_fingerprint": run.fingerprint, "reconstructed": cohort.fingerprint}
     folder = (
-        Path(out_dir).expanduser()
-        if out_dir
-        else run.path / "reconstructed" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:8]}"
+        located(out_dir) if out_dir else run.path / "reconstructed" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:8]}"
     )
     opening = Likeness.of([cohort[0]]).opening
     if folder.exists():

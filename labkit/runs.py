@@ -36,6 +36,7 @@ from labkit.checkpoints import RunError, load_state
 from labkit.cohort import Cohort
 from labkit.fields import from_dict
 from labkit.likeness import Likeness
+from labkit.places import located
 from labkit.sources import CohortError, open_cohort
 from labkit.variants import Scale, Variant
 
@@ -386,15 +387,15 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
         `path` is no run; lists the runs beside it. There is no trained run at all.
     """
     if path is None:
-        trained = [weights.with_name("config.json") for weights in Path("runs").glob(f"*/{MODELS}")]
+        trained = [weights.with_name("config.json") for weights in located("runs").glob(f"*/{MODELS}")]
         trained.sort(key=lambda config: config.stat().st_mtime)
         if not trained:
             raise RunError(
-                f"no trained run in {Path('runs').absolute()}: train one first (papermill book/02_train.ipynb "
+                f"no trained run in {located('runs').absolute()}: train one first (papermill book/02_train.ipynb "
                 "build/run.ipynb), or name its folder in run_dir"
             )
         path = trained[-1].parent
-    folder = Path(path).expanduser()
+    folder = located(path)
     if not (folder / "config.json").exists():
         beside = sorted(p.parent.name for p in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
         listed = f"; runs in {folder.parent}: {', '.join(beside)}" if beside else ""

@@ -19,6 +19,7 @@ from labkit.cohort import Cohort
 from labkit.grids import STUDY_SHAPE, ScanFaultError
 from labkit.manifest import data_folder
 from labkit.nifti import Origin
+from labkit.places import located
 from labkit.progress import progress_bar
 from labkit.store import Record, Store, open_store, scan_digest
 
@@ -148,7 +149,7 @@ def _simulated_folder(source: str, n: int, seed: int) -> Path:
 
 
 def _existing_folder(source: str | os.PathLike) -> Path:
-    folder = Path(source).expanduser().absolute()  # what is remembered of a scan holds from wherever it is read
+    folder = located(source).absolute()  # what is remembered of a scan holds from wherever it is read
     if folder.is_dir():
         return folder
     close = difflib.get_close_matches(str(source), SIMULATED, n=1)

@@ -25,6 +25,7 @@ from labkit.capture import Captured
 from labkit.cohort import Cohort
 from labkit.likeness import Likeness
 from labkit.losses import draw_weights
+from labkit.places import located
 from labkit.progress import watched
 from labkit.runs import Run, RunError
 from labkit.sources import PAPER_N, open_cohort
@@ -102,7 +103,7 @@ def train(
     variant, size = resolve(model, scale, **overrides)
     cohort = cohort if isinstance(cohort, Cohort) else open_cohort(cohort)
     given = {key: value for key, value in overrides.items() if key not in ("iterations",)}
-    folder = Path(run_dir).expanduser() if run_dir else default_folder(variant, cohort, size, seed, given)
+    folder = located(run_dir) if run_dir else default_folder(variant, cohort, size, seed, given)
     train_part, held_out = _split(cohort, n_train)
     config = _config(variant, size, seed, cohort, train_part, held_out)
     _check_channels(variant, cohort)
@@ -143,7 +144,7 @@ def choose_scale(name: str, device: torch.device) -> str:
 def default_folder(variant: Variant, cohort: Cohort, scale: Scale, seed: int, overrides: dict[str, Any]) -> Path:
     """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was overridden behind it."""
     changed = "".join(f"-{key}={value}" for key, value in sorted(overrides.items()))
-    return Path("runs") / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
+    return located("runs") / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
 
 
 def _check_channels(variant: Variant, cohort: Cohort) -> None:

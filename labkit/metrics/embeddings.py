@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from labkit import describe, volumes
 from labkit.cohort import Cohort
+from labkit.places import located
 
 Embedding = Callable[[Tensor], np.ndarray]
 """(N, 1, S, S, S) in [0, 1] -> (N, F) float64."""
@@ -115,7 +115,7 @@ def medicalnet(weights: str | os.PathLike, box: Box, batch: int = 8) -> Embeddin
     from monai.networks import nets
     from monai.networks.nets.resnet import get_medicalnet_pretrained_resnet_args
 
-    path = Path(weights).expanduser()
+    path = located(weights)
     depth = re.search(r"resnet_?(\d+)", path.name)
     builders = {str(d): getattr(nets, f"resnet{d}") for d in (10, 18, 34, 50)}
     if not path.is_file() or depth is None or depth[1] not in builders:

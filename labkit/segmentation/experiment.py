@@ -26,6 +26,7 @@ from labkit.codes import decode, decode_with_tissues, draw_codes
 from labkit.cohort import Cohort
 from labkit.fields import known
 from labkit.metrics.sample import Sample
+from labkit.places import located
 from labkit.progress import progress_bar
 from labkit.runs import Run, load_run
 from labkit.segmentation import evidence
@@ -136,7 +137,7 @@ class Experiment:
         parts += () if label_source == "teacher" else (label_source,)
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
         default = self.run.path / "segmentation" / f"{self.plan.name}-{key}"
-        self.folder = Path(out_dir).expanduser() if out_dir else default
+        self.folder = located(out_dir) if out_dir else default
 
     @property
     def jobs(self) -> list[tuple[Arm, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import nibabel as nib
 
@@ -12,6 +11,7 @@ from labkit.bids import new_folder
 from labkit.cohort import Cohort, Scan
 from labkit.fields import known
 from labkit.likeness import Likeness
+from labkit.places import located
 from labkit.progress import progress_bar
 from labkit.runs import Run, load_run
 from labkit.segmentation.arms import ARMS
@@ -64,7 +64,7 @@ def segment(
             "(papermill book/05_segmentation.ipynb build/segmentation.ipynb), or name another arm"
         )
     default = found.place.parent / "segmented" / f"{cohort.fingerprint[:10]}-{arm}-seed{seed}"
-    folder = Path(out_dir).expanduser() if out_dir else default
+    folder = located(out_dir) if out_dir else default
     if not folder.exists():
         images, box = inputs(cohort, found.plan)
         names = cohort.bids_labels()

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROWS = [
-    {"fields", "variants"},  # configuration
+    {"fields", "variants", "places"},  # configuration
     # data: where scans come from (simulate, manifest, bids, nifti, sources), what they become, how they are kept
     {
         "grids",
