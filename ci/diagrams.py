@@ -114,8 +114,8 @@ def updates_svg() -> str:
     p += [_text(186, 128, "reconstruction loss", 12, "start")]
     legend = (
         (COLOURS["G"], "1", "moves E and G: adversarial terms, C(z_e),", "reconstruction. Equations 1, 2, 5, 6"),
-        (COLOURS["D"], "2", "moves D: real against both kinds of synthetic,", "two gradient penalties. Equation 4"),
-        (COLOURS["C"], "3", "moves C: encoded against random codes,", "one gradient penalty. Equation 3"),
+        (COLOURS["D"], "2", "moves D, on fresh scans and fresh codes:", "real against both kinds. Equation 4"),
+        (COLOURS["C"], "3", "moves C: codes of the scans that D saw", "against fresh random codes. Equation 3"),
     )
     for place, (colour, number, first, second) in enumerate(legend):
         y = 500 + 46 * place
@@ -135,9 +135,26 @@ def parameters_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings_table() -> str:
+    """What else tells the models apart, from their settings, as Markdown."""
+    lines = ["| model | λ₁ | λ₂ | λ₃ | norms of G, D, E, C | spectral norms | optimiser | augmentation |", "|---" * 8 + "|"]
+    for model in ("adni", "sigmarat1", "sigmarat2"):
+        variant, _ = labkit.resolve(model, "paper")
+        weights = " | ".join(f"{value:g}" if value else "" for value in (variant.lambda1, variant.lambda2, variant.lambda3))
+        networks = {"G": "generator", "D": "discriminator", "E": "encoder", "C": "code"}
+        norms = ", ".join(getattr(variant, f"{name}_norm") for name in networks.values())
+        spectral = ", ".join(k for k, name in networks.items() if getattr(variant, f"{name}_spectral")) or "none"
+        decay = f", weight decay {variant.weight_decay:g}" if variant.weight_decay else ""
+        optimiser = {"adam": "Adam", "adamw": "AdamW"}[variant.optimiser] + decay
+        augmentation = {"full": "all six", "flip": "the flip alone"}[variant.augmentation]
+        lines.append(f"| `{model}` | {weights} | {norms} | {spectral} | {optimiser} | {augmentation} |")
+    return "\n".join(lines) + "\n"
+
+
 def write(folder: Path) -> None:
     """All of them, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "networks.svg").write_text(networks_svg(), encoding="utf-8")
     (folder / "updates.svg").write_text(updates_svg(), encoding="utf-8")
     (folder / "parameters.md").write_text(parameters_table(), encoding="utf-8")
+    (folder / "settings.md").write_text(settings_table(), encoding="utf-8")
