@@ -45,14 +45,14 @@ def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work:
 
 def launch(page: Page, repository: str | None, branch: str) -> str:
     """Links that open a chapter with a live kernel: on Binder and Colab where the repository is public, or at home."""
-    home = f"`jupyter lab book/{page.notebook}.ipynb`"
+    home, words = f"`ci/live {page.notebook}`", "Words of the other field: [glossary](glossary.md)."
     if repository is None:
-        return f"Run it live: {home} in a clone of the repository."
+        return f"Run it live: {home} in a clone of the repository. {words}"
     path = f"book/{page.notebook}.ipynb"
     binder = f"https://mybinder.org/v2/gh/{repository}/{quote(branch, safe='')}?labpath={quote(path, safe='')}"
     colab = f"https://colab.research.google.com/github/{repository}/blob/{branch}/{path}"
     install = f"`%pip install git+https://github.com/{repository}@{branch}`"
-    return f"Run it live: [Binder]({binder}), [Colab]({colab}) (there {install} first), or {home} in a clone."
+    return f"Run it live: [Binder]({binder}), [Colab]({colab}) (there {install} first), or {home} in a clone. {words}"
 
 
 def origin() -> str | None:

@@ -137,10 +137,15 @@ def parameters_table() -> str:
 
 def settings_table() -> str:
     """What else tells the models apart, from their settings, as Markdown."""
-    lines = ["| model | λ₁ | λ₂ | λ₃ | norms of G, D, E, C | spectral norms | optimiser | augmentation |", "|---" * 8 + "|"]
+    lines = [
+        "| model | λ₁ | λ₂ | λ₃ | norms of G, D, E, C | spectral norms | optimiser | augmentation |",
+        "|---" * 8 + "|",
+    ]
     for model in ("adni", "sigmarat1", "sigmarat2"):
         variant, _ = labkit.resolve(model, "paper")
-        weights = " | ".join(f"{value:g}" if value else "" for value in (variant.lambda1, variant.lambda2, variant.lambda3))
+        weights = " | ".join(
+            f"{value:g}" if value else "" for value in (variant.lambda1, variant.lambda2, variant.lambda3)
+        )
         networks = {"G": "generator", "D": "discriminator", "E": "encoder", "C": "code"}
         norms = ", ".join(getattr(variant, f"{name}_norm") for name in networks.values())
         spectral = ", ".join(k for k, name in networks.items() if getattr(variant, f"{name}_spectral")) or "none"

@@ -28,8 +28,8 @@ ROWS = {
     ("RMSE", "paper"): "RMSE to a random real rat",
     ("MS-SSIM", "paper"): "MS-SSIM within the cohort",
     ("RBF-MMD", "PCA"): "MMD, Gaussian kernel, on principal components",
-    ("trace ratio", "PCA"): "variety: synthetic over real variance",
-    ("recall", "PCA"): "recall",
+    ("trace ratio", "PCA"): "variety on principal components: synthetic over real variance",
+    ("recall", "PCA"): "real rats with a synthetic neighbour (recall)",
     ("classifier AUC", "PCA"): "a classifier tells real from synthetic, AUC",
     ("RMSE", "reconstruction"): "reconstruction of unseen rats, RMSE",
     ("copies p", "synthetic"): "copies of training rats, p",
@@ -63,6 +63,21 @@ def times(runs: Path) -> str:
         machine = f"{sittings[-1]['device']}, {sittings[-1]['threads']} threads, {sittings[-1]['precision']}"
         lines.append(f"| `{model}` | {machine} | {done} | {seconds / 60:.1f} | {done / seconds:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def picture(runs: Path) -> str:
+    """The picture, and what made the synthetic rat in it."""
+    sittings = json.loads((runs / SHOWN / "provenance.json").read_text(encoding="utf-8"))["sittings"]
+    size = json.loads((runs / SHOWN / "config.json").read_text(encoding="utf-8"))["scale"]["size"]
+    minutes, machine = sum(s["seconds"] for s in sittings) / 60, f"{sittings[-1]['threads']} threads"
+    if sittings[-1]["device"].startswith("cuda"):
+        machine = "a GPU"
+    alt = "A real rat, a synthetic one, and the training rat nearest to it, in three planes each"
+    return (
+        f"![{alt}]({(OUT / 'tour.png').relative_to(ROOT).as_posix()})\n\n"
+        f"*A held-out rat, one by `{SHOWN}` after {minutes:.1f} minutes of training on {machine} ({size}³ voxels), and "
+        "the training rat nearest to it.*\n"
+    )
 
 
 def gains(folder: Path, scale: str) -> str:
@@ -101,10 +116,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="ci/results.py", description=__doc__.splitlines()[0])
     parser.add_argument("build", nargs="?", type=Path, default=ROOT / "build" / "book" / "laptop-sigma")
     build = parser.parse_args().build
-    runs, picture = build / "runs", build / "source" / "assets" / "tour.png"
-    if absent := [path for path in (runs / SHOWN / "metrics.md", picture) if not path.exists()]:
+    runs, tour = build / "runs", build / "source" / "assets" / "tour.png"
+    if absent := [path for path in (runs / SHOWN / "metrics.md", tour) if not path.exists()]:
         sys.exit(f"{absent[0]} is not there: run ci/book --scale laptop --cohort sigma first")
     parts = {
+        "picture": picture(runs),
         "results": table((runs / SHOWN / "metrics.md").read_text(encoding="utf-8")),
         "segmentation": gains(runs / SHOWN / "segmentation", build.resolve().name.split("-")[0]),
         "times": times(runs),
@@ -114,7 +130,7 @@ def main() -> None:
     for name, content in parts.items():
         readme = replaced(readme, name, content)
         (OUT / f"{name}.md").write_text(content, encoding="utf-8")
-    with Image.open(picture) as image:
+    with Image.open(tour) as image:
         size = WIDTH, round(WIDTH * image.height / image.width)
         image.convert("L").resize(size, Image.Resampling.LANCZOS).save(OUT / "tour.png", optimize=True)
     kept = {model: json.loads((runs / model / "provenance.json").read_text(encoding="utf-8")) for model in MODELS}

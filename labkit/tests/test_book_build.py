@@ -161,7 +161,7 @@ def test_small_parameters_are_for_simulated_cohorts_and_every_chapter_has_a_tabl
 
 def test_a_chapter_says_how_to_run_it_live(book):
     page = book.Page("02_train_adni", "02_train", {})
-    assert "jupyter lab book/02_train.ipynb" in book.launch(page, None, "main")
+    assert "`ci/live 02_train`" in book.launch(page, None, "main")
     links = book.launch(page, "someone/rats", "a/b")
     assert "https://mybinder.org/v2/gh/someone/rats/a%2Fb?labpath=book%2F02_train.ipynb" in links
     assert "https://colab.research.google.com/github/someone/rats/blob/a/b/book/02_train.ipynb" in links

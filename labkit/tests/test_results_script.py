@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "ci" / "results.py"
 if not SCRIPT.is_file():
     pytest.skip("the script is part of a checkout, not of an installed labkit", allow_module_level=True)
+PARTS = ("picture", "results", "segmentation", "times")
 SITTING = {"device": "cpu", "threads": 2, "precision": "fp32", "from": 0, "to": 600, "seconds": 120.0}
 
 
@@ -44,6 +45,7 @@ def build(script, tmp_path):
         (folder / "provenance.json").write_text(json.dumps({"sittings": sittings}))
     shown = tmp_path / "runs" / script.SHOWN
     (shown / "metrics.md").write_text(metrics(script))
+    (shown / "config.json").write_text(json.dumps({"scale": {"size": 32}}))
     (shown / "segmentation" / "laptop-x").mkdir(parents=True)
     found = ["arm,tissue,difference,ci_low,ci_high,score", "r100+s200,whole brain,-0.00184,-0.0022,-0.0015,dice",
              "r100+s200,whole brain,9,9,9,hd95_mm", "r100+t200,whole brain,0.001,0.0,0.002,dice"]  # fmt: skip
@@ -55,25 +57,27 @@ def build(script, tmp_path):
 
 def test_the_first_page_shows_the_results_that_are_kept(script):
     readme = script.README.read_text(encoding="utf-8")
-    for name in ("results", "segmentation", "times"):
+    for name in PARTS:
         kept = (script.OUT / f"{name}.md").read_text(encoding="utf-8")
         assert script.replaced(readme, name, kept) == readme
     assert "book/reference/results/tour.png" in readme and (script.OUT / "tour.png").is_file()
 
 
 def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
-    marks = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("results", "segmentation", "times"))
+    marks = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in PARTS)
     (tmp_path / "README.md").write_text(f"before\n{marks}after\n")
     monkeypatch.setattr(script, "README", tmp_path / "README.md")
     monkeypatch.setattr(script, "OUT", tmp_path / "kept")
+    monkeypatch.setattr(script, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["results", str(build)])
     script.main()
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| recall | 4 (4 to 4) | floor |" in text and "| CSF | 87 | +0.0764 | not trained |" in text
+    assert "(recall) | 4 (4 to 4) | floor |" in text and "| CSF | 87 | +0.0764 | not trained |" in text
     gained = "−0.0018 (−0.0022 to −0.0015) | +0.0010 (+0.0000 to +0.0020) |"
     assert f"| whole brain | 348 | +0.0172 | {gained}" in text
     assert "| `adni` | cpu, 2 threads, fp32 | 1200 | 4.0 | 5.0 |" in text
+    assert "(kept/tour.png)" in text and "after 4.0 minutes of training on 2 threads (32³ voxels)" in text
     with Image.open(tmp_path / "kept" / "tour.png") as picture:
         assert picture.size == (720, 450)
 
