@@ -77,6 +77,16 @@ def data_digest(cohort: str) -> str:
     )
 
 
+COMPUTING = ("torch", "numpy", "scipy", "nibabel", "monai")
+"""Packages of whose versions the numbers in a run may depend."""
+
+
+def pins_digest() -> str:
+    """Of the pinned versions of those."""
+    lines = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return digest(*(line for line in lines if line.partition("==")[0] in COMPUTING))
+
+
 def reached(modules: Iterable[str]) -> list[Path]:
     """Files of the named modules of labkit and of all of labkit that they import, directly or not."""
     found: set[Path] = set()
@@ -114,12 +124,12 @@ def set_aside(stem: str, notebook: str, run: str, work: Path, settings: str) -> 
     work : pathlib.Path
         Folder of the build.
     settings : str
-        Everything but labkit's code that the results depend on.
+        Everything but labkit's code and pinned packages that the results depend on.
     """
     if notebook not in KEPT:
         return
     names, modules = KEPT[notebook]
-    key = digest(settings, _of(reached(modules)))
+    key = digest(settings, _of(reached(modules)), pins_digest())
     mark = work / "executed" / f"{stem}.results"
     known = mark.read_text(encoding="utf-8") if mark.exists() else ""
     if known == key:

@@ -27,8 +27,7 @@ LIMITS = {"smoke": 300, "laptop": 7200, "paper": 1_000_000}
 """Seconds a cell may take."""
 
 MEASURING = ("04_quality", "07_judge")
-ENOUGH = 12
-"""Animals that no model saw, which these chapters need; simulated ones can be made anew."""
+"""Chapters that need animals that no model saw; simulated ones can be made anew."""
 
 
 @dataclass
@@ -90,13 +89,14 @@ def fitted(page: Page, run: Path, cohort: str) -> Page | str:
         What was given to ``--cohort``.
     """
     import labkit
+    from labkit.metrics.yardstick import LEAST_REAL
 
     trained = labkit.load_run(run)
     unseen = len(set(trained.config["held_out"]["subjects"]))
-    if page.notebook in MEASURING and unseen < ENOUGH:
+    if page.notebook in MEASURING and unseen < LEAST_REAL:
         if cohort in SIMULATED:
             return replace(page, parameters=page.parameters | {"cohort": "fresh"})
-        return f"it needs {ENOUGH} animals or more that no model has seen, and of this cohort {unseen} were held out"
+        return f"it needs {LEAST_REAL} animals that no model has seen, and of this cohort {unseen} were held out"
     if page.notebook == "05_segmentation":
         from labkit.segmentation.experiment import Experiment
 

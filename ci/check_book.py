@@ -89,18 +89,16 @@ def check(folder: Path, axe: Path | None = None) -> list[str]:
                 for fault in _page(browser, f"{start}/{name}", start, folder, axe if how == "http" else None):
                     faults[f"{name} ({how}): {fault}"] = None
             if (folder / "search.html").is_file():
-                for fault in _search(browser, f"{start}/search.html?q={SEARCHED}"):
+                for fault in _search(browser, start):
                     faults[f"search.html ({how}): {fault}"] = None
         browser.close()
     return list(faults)
 
 
-def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) -> list[str]:
-    faults: list[str] = []
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
+def _guard(page: Any, start: str, faults: list[str]) -> None:
+    """Refuse what a page asks of other hosts, and count it as a fault."""
 
-    def guard(route: Any) -> None:
+    def refuse(route: Any) -> None:
         asked = route.request.url
         if asked.startswith((start, "data:", "blob:")):
             route.continue_()
@@ -108,7 +106,15 @@ def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) ->
             faults.append(f"asks another host: {asked[:100]}")
             route.abort()
 
-    page.route("**/*", guard)
+    page.route("**/*", refuse)
+
+
+def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) -> list[str]:
+    faults: list[str] = []
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+
+    _guard(page, start, faults)
     page.on("pageerror", lambda error: faults.append(f"a script failed: {str(error)[:150]}"))
 
     def heard(line: Any) -> None:
@@ -134,12 +140,13 @@ def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) ->
     return faults
 
 
-def _search(browser: Any, url: str) -> list[str]:
+def _search(browser: Any, start: str) -> list[str]:
     """Whether the book finds a word that is in it, and links to where it is."""
     page = browser.new_page()
     faults: list[str] = []
     page.on("console", lambda line: faults.append(f"console: {line.text[:150]}") if line.type == "error" else None)
-    page.goto(url, wait_until="load")
+    _guard(page, start, faults)
+    page.goto(f"{start}/search.html?q={SEARCHED}", wait_until="load")
     with contextlib.suppress(Exception):
         page.wait_for_selector("#search-results li a", timeout=5000)
     page.wait_for_timeout(300)  # what stands around the words comes after the links

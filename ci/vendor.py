@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,8 @@ def fetch(name: str) -> Path:
         There is no npm, it could not fetch, or what came is not what the list says.
     """
     entry = tomllib.loads(LIST.read_text(encoding="utf-8"))[name]
-    target, stamp = KEPT / name, KEPT / f"{name}.sha256"
-    if target.is_dir() and stamp.exists() and stamp.read_text() == entry["sha256"]:
+    target, stamp, wanted = KEPT / name, KEPT / f"{name}.json", json.dumps(entry, sort_keys=True)
+    if target.is_dir() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return target
     if shutil.which("npm") is None:
         sys.exit(f"{entry['package']} is needed and npm was not found: install Node.js, which brings npm")
@@ -43,9 +44,10 @@ def fetch(name: str) -> Path:
         fresh = Path(scratch) / "fresh"
         _unpack(packed[0], entry["from"], entry["members"], fresh)
         KEPT.mkdir(parents=True, exist_ok=True)
+        stamp.unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(fresh, target)
-    stamp.write_text(entry["sha256"])
+    stamp.write_text(wanted, encoding="utf-8")
     return target
 
 

@@ -24,6 +24,9 @@ RIDGE = "off the voxels by ridge regression"
 SMALLEST_BOX = 25
 """Voxels along a side that three scales of MS-SSIM need."""
 
+LEAST_REAL = 2 * NEIGHBOURS + 2
+"""Real animals without which nothing is measured: two sets, in each of which a scan has its neighbours."""
+
 
 class Yardstick:
     """Real scans A to measure against, other real scans B for the floors, and everything learned from real scans.
@@ -83,7 +86,7 @@ class Yardstick:
         if n <= NEIGHBOURS:
             raise ValueError(
                 f"too few scans: {len(self.held_out)} real animals, parted in two halves of which {n} each would be "
-                f"used; needed are {2 * NEIGHBOURS + 2} real animals or more, and {NEIGHBOURS + 1} synthetic scans. "
+                f"used; needed are {LEAST_REAL} real animals or more, and {NEIGHBOURS + 1} synthetic scans. "
                 "Hold more animals out in training, or pass scans that were not trained on (for a simulated cohort: "
                 "'fresh')"
             )

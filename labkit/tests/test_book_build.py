@@ -304,3 +304,47 @@ def test_a_chapter_that_was_left_out_has_a_page_that_says_so(book, tmp_path):
     book.write_left_out("07_judge", "it needs more.", tmp_path)
     text = (tmp_path / "07_judge.md").read_text()
     assert text == "# Judge: can you tell?\n\nThis chapter was left out: it needs more.\n"
+
+
+def test_a_run_depends_on_packages_that_compute_and_on_no_other(cache, tmp_path, monkeypatch):
+    def key(text):
+        (tmp_path / "ci").mkdir(exist_ok=True)
+        (tmp_path / "ci" / "constraints.txt").write_text(text)
+        monkeypatch.setattr(cache, "ROOT", tmp_path)
+        return cache.pins_digest()
+
+    pins = (cache.ROOT / "ci" / "constraints.txt").read_text()
+    assert all(f"\n{name}==" in pins for name in cache.COMPUTING)
+    first = key("jupyterlab==4.0\ntorch==2.6\ntorchmetrics==1\n")
+    assert key("jupyterlab==4.1\ntorch==2.6\ntorchmetrics==2\n") == first
+    assert key("jupyterlab==4.0\ntorch==2.7\ntorchmetrics==1\n") != first
+
+
+def test_another_choice_of_members_is_fetched_again(book, tmp_path, monkeypatch):
+    import hashlib
+    import tarfile
+
+    vendor = book.vendor
+    for name in ("a.js", "b.js"):
+        (tmp_path / name).write_text(name)
+    with tarfile.open(tmp_path / "it.tgz", "w:gz") as archive:
+        for name in ("a.js", "b.js"):
+            archive.add(tmp_path / name, f"package/{name}")
+    packed = (tmp_path / "it.tgz").read_bytes()
+
+    def pack(command, cwd, **_):
+        (Path(cwd) / "it.tgz").write_bytes(packed)
+        return type("Done", (), {"returncode": 0, "stdout": "", "stderr": ""})
+
+    monkeypatch.setattr(vendor, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(vendor, "LIST", tmp_path / "list.toml")
+    monkeypatch.setattr(vendor.shutil, "which", lambda _: "npm")
+    monkeypatch.setattr(vendor.subprocess, "run", pack)
+    for members in (["package/a.js"], ["package/a.js", "package/b.js"]):
+        entry = (
+            f'[x]\npackage = "x@1"\nsha256 = "{hashlib.sha256(packed).hexdigest()}"\nfrom = ""\nmembers = {members}\n'
+        )
+        (tmp_path / "list.toml").write_text(entry)
+        assert len(list(vendor.fetch("x").iterdir())) == len(members)
+    monkeypatch.setattr(vendor.subprocess, "run", None)
+    assert vendor.fetch("x").is_dir(), "and is kept"

@@ -1,5 +1,4 @@
 import importlib.util
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,13 +18,15 @@ GOOD = f'<h1 id="top">Page</h1><p><a href="#top">up</a></p><img src="{PICTURE}" 
 @pytest.fixture(scope="module")
 def checker():
     pytest.importorskip("playwright")
-    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))):
-        pytest.skip("needs a browser: chromium or google-chrome on the path")
     sys.path.insert(0, str(CI))
     try:
         spec = importlib.util.spec_from_file_location("check_book", CI / "check_book.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        try:
+            module.browser_path()
+        except SystemExit as error:
+            pytest.skip(str(error))
         yield module
     finally:
         sys.path.remove(str(CI))
@@ -89,6 +90,19 @@ def test_a_planted_fault_is_found(found, number):
 
 def test_a_search_that_finds_nothing_is_a_fault(found):
     assert any("finds nothing" in fault for fault in found["search"])
+
+
+def test_a_search_that_works_is_none_and_one_that_asks_elsewhere_is(checker, tmp_path):
+    head = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>t</title></head>'
+    script = "document.getElementById('search-results').innerHTML = '<li><a href=good.html>rat</a></li>'; {}"
+    for name, more in (("works", ""), ("asks", "fetch('https://example.org/x').catch(() => 0)")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "good.html").write_text(f"{head}<body><main>{GOOD}</main></body></html>")
+        body = f"<main><h1>Search</h1><ul id='search-results'></ul></main><script>{script.format(more)}</script>"
+        (folder / "search.html").write_text(f"{head}<body>{body}</body></html>")
+    assert checker.check(tmp_path / "works") == []
+    assert any("search.html (file): asks another host" in fault for fault in checker.check(tmp_path / "asks"))
 
 
 def test_accessibility_is_scanned_where_axe_is_there(found, axe):
