@@ -166,6 +166,8 @@ def _papermill(page: Page, source: Path, done: Path, work: Path, limit: int) -> 
         papermill.execute_notebook(
             str(source), str(done), page.parameters, kernel_name="python3", cwd=str(work), execution_timeout=limit,
             progress_bar=False, log_output=False,
+            # a kernel on this machine is no danger for being reached without encryption, of which it warns
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         sys.exit(f"{page.stem}, cell {error.exec_count}, failed: {error.ename}: {error.evalue}\n\n{error.source}")
