@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
+from chapters import MODELS
+
 import labkit
 from labkit import architecture
 
@@ -124,35 +126,31 @@ def updates_svg() -> str:
     return _svg(WIDTH, 640, p, "One iteration of an alpha-GAN: three updates")
 
 
-def parameters_table() -> str:
-    """Parameters of each network of each model at the paper's scale, as Markdown."""
-    lines = ["| model | latent size | " + " | ".join(f"{k}, million" for k in "GDEC") + " |", "|---" * 6 + "|"]
-    for model in ("adni", "sigmarat1", "sigmarat2"):
+def models_table() -> str:
+    """What tells the models apart at the paper's scale, a column a model, as Markdown."""
+    networks = {"G": "generator", "D": "discriminator", "E": "encoder", "C": "code"}
+    subscripts = {"lambda1": "λ₁", "lambda2": "λ₂", "lambda3": "λ₃"}
+    columns = {}
+    for model in MODELS:
         variant, scale = labkit.resolve(model, "paper")
         sums = architecture.networks_table(variant, scale)["parameters"].xs("in all", level="layer")
-        cells = " | ".join(f"{value / 1e6:.2f}" for value in sums)
-        lines.append(f"| `{model}` | {variant.latent_dim} | {cells} |")
-    return "\n".join(lines) + "\n"
-
-
-def settings_table() -> str:
-    """What else tells the models apart, from their settings, as Markdown."""
-    lines = [
-        "| model | λ₁ | λ₂ | λ₃ | norms of G, D, E, C | spectral norms | optimiser | augmentation |",
-        "|---" * 8 + "|",
-    ]
-    for model in ("adni", "sigmarat1", "sigmarat2"):
-        variant, _ = labkit.resolve(model, "paper")
-        weights = " | ".join(
-            f"{value:g}" if value else "" for value in (variant.lambda1, variant.lambda2, variant.lambda3)
-        )
-        networks = {"G": "generator", "D": "discriminator", "E": "encoder", "C": "code"}
-        norms = ", ".join(getattr(variant, f"{name}_norm") for name in networks.values())
-        spectral = ", ".join(k for k, name in networks.items() if getattr(variant, f"{name}_spectral")) or "none"
+        terms = {"L1": variant.l1_weight, "MSE": variant.mse_weight, "GDL": variant.gdl_weight}
+        weights = [f"{getattr(variant, name):g}" if getattr(variant, name) else "–" for name in subscripts]
         decay = f", weight decay {variant.weight_decay:g}" if variant.weight_decay else ""
-        optimiser = {"adam": "Adam", "adamw": "AdamW"}[variant.optimiser] + decay
-        augmentation = {"full": "all six", "flip": "the flip alone"}[variant.augmentation]
-        lines.append(f"| `{model}` | {weights} | {norms} | {spectral} | {optimiser} | {augmentation} |")
+        spectral = [letter for letter, name in networks.items() if getattr(variant, f"{name}_spectral")]
+        columns[model] = {
+            "latent size": str(variant.latent_dim),
+            "parameters of G, D, E, C, million": ", ".join(f"{value / 1e6:.2f}" for value in sums),
+            "norms in G, D, E, C": ", ".join(getattr(variant, f"{name}_norm") for name in networks.values()),
+            "spectral norms in": ", ".join(spectral) or "none",
+            "λ₁, λ₂, λ₃": ", ".join(weights),
+            "reconstruction": " + ".join(f"{subscripts[w]} {term}" for term, w in terms.items() if w != "none"),
+            "optimiser": {"adam": "Adam", "adamw": "AdamW"}[variant.optimiser] + decay,
+            "augmentation": {"full": "all six transforms", "flip": "the flip alone"}[variant.augmentation],
+        }
+    lines = [f"| | {' | '.join(f'`{model}`' for model in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in next(iter(columns.values())):
+        lines.append(f"| {name} | {' | '.join(column[name] for column in columns.values())} |")
     return "\n".join(lines) + "\n"
 
 
@@ -161,5 +159,4 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "networks.svg").write_text(networks_svg(), encoding="utf-8")
     (folder / "updates.svg").write_text(updates_svg(), encoding="utf-8")
-    (folder / "parameters.md").write_text(parameters_table(), encoding="utf-8")
-    (folder / "settings.md").write_text(settings_table(), encoding="utf-8")
+    (folder / "models.md").write_text(models_table(), encoding="utf-8")
