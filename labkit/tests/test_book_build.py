@@ -348,3 +348,26 @@ def test_another_choice_of_members_is_fetched_again(book, tmp_path, monkeypatch)
         assert len(list(vendor.fetch("x").iterdir())) == len(members)
     monkeypatch.setattr(vendor.subprocess, "run", None)
     assert vendor.fetch("x").is_dir(), "and is kept"
+
+
+def test_reference_pages_show_names_and_sentences_as_they_are_written():
+    napoleon = pytest.importorskip("sphinx.ext.napoleon")
+    spec = importlib.util.spec_from_file_location("reference", CI.parent / "book" / "_ext" / "reference.py")
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+
+    def shown(what, text):
+        lines = text.splitlines()
+        extension.mend(None, what, "", None, None, lines)
+        config = napoleon.Config(napoleon_use_ivar=True)
+        lines = str(napoleon.NumpyDocstring(lines, config, what=what)).splitlines()
+        extension.restore(None, what, "", None, None, lines)
+        return "\n".join(lines)
+
+    assert shown("property", "What was asked: model, scale.") == "What was asked: model, scale."
+    text = "A pair.\n\nAttributes\n----------\na, b : float\n    Both: alike.\n\nNotes\n-----\nx, y : z\n"
+    found = shown("class", text)
+    assert ":ivar a,\u200bb: Both: alike." in found and "x, y : z" in found
+    fields = type("Pair", (tuple,), {"a": property(lambda self: 0, doc="Alias for field number 0")})
+    assert extension.pass_over(None, "class", "a", fields.a, False, None)
+    assert extension.pass_over(None, "class", "b", Path.name, False, None) is None
