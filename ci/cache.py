@@ -25,6 +25,10 @@ SHOWN_ONLY = ("labkit.progress", "labkit.samples", "labkit.segmentation.evidence
 """Imported by those, and without a part in what they compute."""
 
 
+COMPUTING = ("torch", "numpy", "scipy", "nibabel", "monai")
+"""Packages of whose versions the numbers in a run may depend."""
+
+
 def digest(*parts: object) -> str:
     """Hash of anything that has a repeatable text."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
@@ -75,10 +79,6 @@ def data_digest(cohort: str) -> str:
             if not any(part.startswith(".") for part in name.parts)
         )
     )
-
-
-COMPUTING = ("torch", "numpy", "scipy", "nibabel", "monai")
-"""Packages of whose versions the numbers in a run may depend."""
 
 
 def pins_digest() -> str:

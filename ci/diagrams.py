@@ -134,7 +134,7 @@ def models_table() -> str:
     for model in MODELS:
         variant, scale = labkit.resolve(model, "paper")
         sums = architecture.networks_table(variant, scale)["parameters"].xs("in all", level="layer")
-        terms = {"L1": variant.l1_weight, "MSE": variant.mse_weight, "GDL": variant.gdl_weight}
+        terms = {term.upper(): getattr(variant, f"{term}_weight") for term in variant.reconstruction_weights}
         weights = [f"{getattr(variant, name):g}" if getattr(variant, name) else "–" for name in subscripts]
         decay = f", weight decay {variant.weight_decay:g}" if variant.weight_decay else ""
         spectral = [letter for letter, name in networks.items() if getattr(variant, f"{name}_spectral")]
@@ -144,7 +144,7 @@ def models_table() -> str:
             "norms in G, D, E, C": ", ".join(getattr(variant, f"{name}_norm") for name in networks.values()),
             "spectral norms in": ", ".join(spectral) or "none",
             "λ₁, λ₂, λ₃": ", ".join(weights),
-            "reconstruction": " + ".join(f"{subscripts[w]} {term}" for term, w in terms.items() if w != "none"),
+            "reconstruction": " + ".join(f"{subscripts[w]} {term}" for term, w in terms.items()),
             "optimiser": {"adam": "Adam", "adamw": "AdamW"}[variant.optimiser] + decay,
             "augmentation": {"full": "all six transforms", "flip": "the flip alone"}[variant.augmentation],
         }

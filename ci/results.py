@@ -39,6 +39,9 @@ ROWS = {
 CONTROL = "r100+t200"
 """New scans with true labels, as many as the paper's most synthetic ones."""
 
+PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")
+"""What provenance calls a machine without a GPU."""
+
 WIDTH = 720
 """Of the picture, pixels."""
 
@@ -69,9 +72,9 @@ def picture(runs: Path) -> str:
     """The picture, and what made the synthetic rat in it."""
     sittings = json.loads((runs / SHOWN / "provenance.json").read_text(encoding="utf-8"))["sittings"]
     size = json.loads((runs / SHOWN / "config.json").read_text(encoding="utf-8"))["scale"]["size"]
-    minutes, machine = sum(s["seconds"] for s in sittings) / 60, f"{sittings[-1]['threads']} threads"
-    if sittings[-1]["device"].startswith("cuda"):
-        machine = "a GPU"
+    minutes, machine = sum(s["seconds"] for s in sittings) / 60, sittings[-1]["device"]
+    if machine in PROCESSORS:
+        machine = f"{sittings[-1]['threads']} threads"
     alt = "A real rat, a synthetic one, and the training rat nearest to it, in three planes each"
     return (
         f"![{alt}]({(OUT / 'tour.png').relative_to(ROOT).as_posix()})\n\n"

@@ -167,9 +167,10 @@ def save_volume(run: Run, volume: Tensor, path: str | os.PathLike, text: str = S
     -------
     pathlib.Path
     """
+    path = located(path)
     image = run.likeness.image(volume, np.random.default_rng(0))
     nifti.save(type(image)(image.dataobj, image.affine, without_identity(image.header, text)), path)
-    return Path(path)
+    return path
 
 
 def _made(run: Run, n: int, seed: int, truncation: float, like: Cohort | Scan | None) -> dict[str, Any]:

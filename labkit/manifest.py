@@ -20,6 +20,8 @@ from pathlib import Path
 from urllib.parse import quote, urljoin, urlparse
 from urllib.request import url2pathname
 
+from labkit.places import located
+
 
 class DataUnavailableError(OSError):
     """Files that are neither on this machine nor within reach; the message says what to put where."""
@@ -98,7 +100,7 @@ def data_folder() -> Path:
     The default is the place ``pooch.os_cache("labkit")`` names, found without importing pooch. Nothing is created.
     """
     if chosen := os.environ.get("LABKIT_DATA"):
-        return Path(chosen).expanduser().absolute()
+        return located(chosen).absolute()
     home = Path.home()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "labkit" / "labkit" / "Cache"
@@ -227,7 +229,7 @@ def _sources(manifest: Manifest) -> list[Callable[[RemoteFile], str | Path]]:
     parts = urlparse(value)
     if parts.scheme in ("http", "https"):
         return [lambda file: f"{value.rstrip('/')}/{quote(f'{manifest.mirror_path}/{file.name}')}", *published]
-    folder = Path(url2pathname(parts.path) if parts.scheme == "file" else value).expanduser().absolute()
+    folder = located(url2pathname(parts.path) if parts.scheme == "file" else value).absolute()
     if not folder.is_dir():
         raise NotADirectoryError(f"LABKIT_MIRROR is {value!r}, and {folder} is not a folder; correct it or unset it")
     return [lambda file: folder / manifest.mirror_path / file.name, *published]

@@ -36,7 +36,7 @@ from labkit.checkpoints import RunError, load_state
 from labkit.cohort import Cohort
 from labkit.fields import from_dict
 from labkit.likeness import Likeness
-from labkit.places import located
+from labkit.places import located, runs_folder
 from labkit.sources import CohortError, open_cohort
 from labkit.variants import Scale, Variant
 
@@ -387,11 +387,11 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
         `path` is no run; lists the runs beside it. There is no trained run at all.
     """
     if path is None:
-        trained = [weights.with_name("config.json") for weights in located("runs").glob(f"*/{MODELS}")]
+        trained = [weights.with_name("config.json") for weights in runs_folder().glob(f"*/{MODELS}")]
         trained.sort(key=lambda config: config.stat().st_mtime)
         if not trained:
             raise RunError(
-                f"no trained run in {located('runs').absolute()}: train one first (papermill book/02_train.ipynb "
+                f"no trained run in {runs_folder().absolute()}: train one first (papermill book/02_train.ipynb "
                 "build/run.ipynb), or name its folder in run_dir"
             )
         path = trained[-1].parent

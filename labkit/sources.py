@@ -154,7 +154,7 @@ def _existing_folder(source: str | os.PathLike) -> Path:
         return folder
     close = difflib.get_close_matches(str(source), SIMULATED, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    what = "it is a file, name its folder" if folder.exists() else "that folder does not exist"
+    what = "it is a file, name its folder" if folder.exists() else f"there is no folder {folder}"
     raise CohortError(
         f"cannot open cohort {str(source)!r}: {what}{hint} Allowed: 'phantom', 'sigma', or a folder of NIfTI scans."
     )

@@ -25,7 +25,7 @@ from labkit.capture import Captured
 from labkit.cohort import Cohort
 from labkit.likeness import Likeness
 from labkit.losses import draw_weights
-from labkit.places import located
+from labkit.places import located, runs_folder
 from labkit.progress import watched
 from labkit.runs import Run, RunError
 from labkit.sources import PAPER_N, open_cohort
@@ -144,7 +144,7 @@ def choose_scale(name: str, device: torch.device) -> str:
 def default_folder(variant: Variant, cohort: Cohort, scale: Scale, seed: int, overrides: dict[str, Any]) -> Path:
     """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was overridden behind it."""
     changed = "".join(f"-{key}={value}" for key, value in sorted(overrides.items()))
-    return located("runs") / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
+    return runs_folder() / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
 
 
 def _check_channels(variant: Variant, cohort: Cohort) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.judging.trials import QUESTIONS, REAL, SIDES, TASKS
+from labkit.places import located
 
 FORMAT = 1
 KINDS = ("human", "simulated", "model")
@@ -147,7 +148,7 @@ def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[d
 
 def _files(paths: list[str | os.PathLike]) -> list[Path]:
     found = []
-    for path in map(Path, paths):
+    for path in map(located, paths):
         inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not inside or not all(file.is_file() for file in inside):
             raise FileNotFoundError(f"{path}: no file of answers, and no folder with *.jsonl of them")

@@ -14,6 +14,7 @@ import numpy as np
 from labkit.bids import write_json
 from labkit.judging import answers, statistics
 from labkit.judging.trials import QUESTIONS, REAL, SIDES
+from labkit.places import located
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -301,7 +302,7 @@ class Results:
             content[name] = json.loads(table.to_json(orient="records", force_ascii=False))
         agreed = self.agreement()
         content["kappa"] = agreed and {k: v if np.isfinite(v) else None for k, v in agreed._asdict().items()}
-        write_json(path := Path(path), content)
+        write_json(path := located(path), content)
         return path
 
     def in_words(self) -> Markdown:

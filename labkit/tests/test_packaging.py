@@ -19,6 +19,7 @@ if not (ROOT / "pyproject.toml").is_file():
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT = PYPROJECT["project"]
+INSTALLED = [name for name in PROJECT["optional-dependencies"] if name != "live"]  # that one ci/live adds
 REQUIREMENTS = [
     Requirement(line)
     for line in [
@@ -85,12 +86,13 @@ def test_the_conda_environment_has_the_same_python_constraints_and_extras():
     assert "pip" in conda
     (editable,) = (line for line in pip if line.startswith("-e"))
     assert "-c ci/constraints.txt" in pip
-    assert re.fullmatch(r"-e \.\[(.*)\]", editable)[1].split(",") == list(PROJECT["optional-dependencies"])
+    assert re.fullmatch(r"-e \.\[(.*)\]", editable)[1].split(",") == INSTALLED
 
 
-def test_the_scripts_install_with_the_constraints_and_every_extra():
+def test_the_scripts_install_with_the_constraints_and_every_extra_but_one():
     text = (ROOT / "ci" / "environment").read_text("utf-8")
-    assert f"-c ci/constraints.txt -e '.[{','.join(PROJECT['optional-dependencies'])}]'" in text
+    assert f"extras={','.join(INSTALLED)}${{1:+,$1}}" in text and '-c ci/constraints.txt -e ".[$extras]"' in text
+    assert "make_environment live" in (ROOT / "ci" / "live").read_text("utf-8")
     floor = re.search(r"sys\.version_info < \((\d+), (\d+)\)", text)
     assert PROJECT["requires-python"] == f">={floor[1]}.{floor[2]}"
     assert SpecifierSet(PROJECT["requires-python"]).contains("3.11.0")

@@ -13,7 +13,7 @@ SCRIPT = ROOT / "ci" / "results.py"
 if not SCRIPT.is_file():
     pytest.skip("the script is part of a checkout, not of an installed labkit", allow_module_level=True)
 PARTS = ("picture", "results", "segmentation", "times")
-SITTING = {"device": "cpu", "threads": 2, "precision": "fp32", "from": 0, "to": 600, "seconds": 120.0}
+SITTING = {"device": "x86_64", "threads": 2, "precision": "fp32", "from": 0, "to": 600, "seconds": 120.0}
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +76,16 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
     assert "(recall) | 4 (4 to 4) | floor |" in text and "| CSF | 87 | +0.0764 | not trained |" in text
     gained = "−0.0018 (−0.0022 to −0.0015) | +0.0010 (+0.0000 to +0.0020) |"
     assert f"| whole brain | 348 | +0.0172 | {gained}" in text
-    assert "| `adni` | cpu, 2 threads, fp32 | 1200 | 4.0 | 5.0 |" in text
+    assert "| `adni` | x86_64, 2 threads, fp32 | 1200 | 4.0 | 5.0 |" in text
     assert "(kept/tour.png)" in text and "after 4.0 minutes of training on 2 threads (32³ voxels)" in text
     with Image.open(tmp_path / "kept" / "tour.png") as picture:
         assert picture.size == (720, 450)
+
+
+def test_a_picture_from_a_gpu_names_it(script, build):
+    sittings = [SITTING | {"device": "NVIDIA H100 80GB HBM3", "seconds": 3600.0}]
+    (build / "runs" / script.SHOWN / "provenance.json").write_text(json.dumps({"sittings": sittings}))
+    assert "after 60.0 minutes of training on NVIDIA H100 80GB HBM3 (32³ voxels)" in script.picture(build / "runs")
 
 
 def test_what_is_missing_is_named(script, build, monkeypatch):

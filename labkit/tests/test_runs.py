@@ -2,13 +2,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from labkit import bids, checkpoints, runs
-from labkit.places import located
 from labkit.runs import RunError
 
 
@@ -105,19 +103,3 @@ def test_what_is_no_run_is_answered_with_the_runs_there_are(tmp_path):
     bids.write_json(tmp_path / "sigmarat2-sigma-laptop-s0" / "config.json", {})
     with pytest.raises(RunError, match="no config.json.*; runs in .*: sigmarat2-sigma-laptop-s0"):
         runs.load_run(tmp_path / "sigmarat2")
-
-
-def test_a_kernel_in_the_folder_of_the_chapters_finds_what_papermill_made_at_the_top(tmp_path, monkeypatch):
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "02_train.ipynb").touch()
-    (tmp_path / "runs" / "one").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert located("runs/one") == Path("runs/one") and located(tmp_path / "x") == tmp_path / "x"
-    monkeypatch.chdir(tmp_path / "book")
-    assert located("runs/one") == tmp_path / "runs" / "one" and located("new") == tmp_path / "new"
-    (tmp_path / "book" / "mine").mkdir()
-    assert located("mine") == Path("mine"), "what is there is meant"
-    with pytest.raises(RunError, match=f"no trained run in {tmp_path / 'runs'}:"):
-        runs.load_run()
-    (tmp_path / "book" / "02_train.ipynb").unlink()
-    assert located("runs/one") == Path("runs/one"), "another folder called book"

@@ -102,7 +102,7 @@ def test_the_same_animal_under_two_names_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("sigmma", {}, "does not exist; did you mean 'sigma'"),
+        ("sigmma", {}, "there is no folder .*sigmma; did you mean 'sigma'"),
         ("/no/such/place", {}, "Allowed: 'phantom', 'sigma', or a folder"),
         (".", {"grid": "mni"}, "allowed: 'study', 'native'"),
         (__file__, {}, "it is a file, name its folder"),
