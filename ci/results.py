@@ -29,6 +29,8 @@ ROWS = {
     ("MS-SSIM", "paper"): "MS-SSIM within the cohort",
     ("RBF-MMD", "PCA"): "MMD, Gaussian kernel, on principal components",
     ("trace ratio", "PCA"): "variety on principal components: synthetic over real variance",
+    ("trace ratio", "regions"): "variety of means and standard deviations of 64 regions, likewise",
+    ("precision", "regions"): "synthetic rats among real ones, by those regions (precision)",
     ("recall", "PCA"): "real rats with a synthetic neighbour (recall)",
     ("classifier AUC", "PCA"): "a classifier tells real from synthetic, AUC",
     ("RMSE", "reconstruction"): "reconstruction of unseen rats, RMSE",

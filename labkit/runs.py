@@ -305,7 +305,7 @@ class Run:
                 "iterations": int(losses.index[-1]),
                 "sittings": len(sittings),
                 "minutes": seconds / 60,
-                "iterations per second": losses["iterations_per_s"].median(),
+                "iterations per second (median)": losses["iterations_per_s"].median(),
                 "scans per second": losses["images_per_s"].median(),
                 "peak memory, MiB": losses["peak_memory_mib"].max(),
                 "reconstruction error, training": recent["rec_mse"],
@@ -392,7 +392,7 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
         if not trained:
             raise RunError(
                 f"no trained run in {runs_folder().absolute()}: train one first (papermill book/02_train.ipynb "
-                "build/run.ipynb), or name its folder in run_dir"
+                "out.ipynb), or name its folder in run_dir"
             )
         path = trained[-1].parent
     folder = located(path)

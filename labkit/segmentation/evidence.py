@@ -18,6 +18,22 @@ PAPER_GAINS = {
 }
 """Published gains in Dice over 174 real scans alone, by tissue and this study's arm (Ferreira et al. 2022)."""
 
+OTHERWISE = {
+    "r100": "conventional augmentation",
+    "r25": "a quarter of the real scans",
+    "r5": "a twentieth of the real scans",
+    "r5+t200": "new rats with true labels added",
+    "r100+t200": "new rats with true labels added",
+}
+"""Arms without synthetic scans, which tell what the experiment can see, and what is said of them."""
+
+BESIDE_PUBLISHED = {
+    1: "a gain, as published",
+    0: "not told apart from no difference",
+    -1: "a loss, against what was published",
+}
+"""What is said of a difference where the paper found a gain."""
+
 RESAMPLES = 2000
 ALPHA, POWER = 0.05, 0.8
 
@@ -171,8 +187,8 @@ def conclusions(table: pd.DataFrame) -> list[str]:
     Returns
     -------
     list of str
-        One sentence a published gain; one on the control with true labels, if it is there: it tells whether the
-        experiment could have seen a benefit.
+        One sentence a published gain; one each on conventional augmentation, on fewer real scans and on the controls
+        with true labels, where those arms are there: they tell whether the experiment could have seen a benefit.
     """
     found = []
     by_key = table.set_index(["tissue", "arm"])
@@ -180,27 +196,26 @@ def conclusions(table: pd.DataFrame) -> list[str]:
         if (tissue, arm) not in by_key.index:
             continue
         row = by_key.loc[(tissue, arm)]
+        verdict = BESIDE_PUBLISHED[_direction(row)]
         found.append(
             f"{tissue}, {arm} against {row['reference']}: {_signed(row['difference'])} "
             f"({_signed(row['ci_low'])} to {_signed(row['ci_high'])}, {_p(row['p_holm'])} corrected), published "
-            f"{_signed(gain)}: {_direction(row)}. Smallest difference this design sees: {row['detectable']:.4f}."
+            f"{_signed(gain)}: {verdict}. Smallest difference this design sees: {row['detectable']:.4f}."
         )
-    for arm in ("r5+t200", "r100+t200"):
-        rows = table[table["arm"] == arm]
-        if len(rows):
-            seen = rows[(rows["ci_low"] > 0) & (rows["p_holm"] < ALPHA)]
-            what = ", ".join(f"{row['tissue']} {_signed(row['difference'])}" for _, row in seen.iterrows())
-            verdict = f"improve {what}" if len(seen) else "improve nothing that this design can see"
-            found.append(f"Control {arm}: new rats with true labels {verdict}.")
+    for arm, what in OTHERWISE.items():
+        rows = [row for _, row in table[table["arm"] == arm].iterrows()]
+        if rows:
+            seen = [f"{row['tissue']} {_signed(row['difference'])}" for row in rows if _direction(row)]
+            said = ", ".join(seen) or "nothing that this design can see"
+            found.append(f"{arm} against {rows[0]['reference']}, {what}: {said}.")
     return found
 
 
-def _direction(row: pd.Series) -> str:
-    if row["ci_low"] > 0 and row["p_holm"] < ALPHA:
-        return "a gain, as published"
-    if row["ci_high"] < 0 and row["p_holm"] < ALPHA:
-        return "a loss, against what was published"
-    return "not told apart from no difference"
+def _direction(row: pd.Series) -> int:
+    """1 for a gain that is told apart from none, -1 for such a loss, else 0."""
+    if row["p_holm"] >= ALPHA:
+        return 0
+    return int(row["ci_low"] > 0) - int(row["ci_high"] < 0)
 
 
 def _p(value: float) -> str:

@@ -61,7 +61,7 @@ def segment(
     if found is None:
         raise ValueError(
             f"{generator.path.name} has no network of arm {arm} with seed {seed}: do the experiment first "
-            "(papermill book/05_segmentation.ipynb build/segmentation.ipynb), or name another arm"
+            "(papermill book/05_segmentation.ipynb out.ipynb), or name another arm"
         )
     default = found.place.parent / "segmented" / f"{cohort.fingerprint[:10]}-{arm}-seed{seed}"
     folder = located(out_dir) if out_dir else default

@@ -78,5 +78,5 @@ def test_held_out_scans_come_only_from_the_cohort_of_the_run(run, rats):
 
 def test_the_summary_counts_what_was_done(run):
     summary = run.summary()
-    assert summary["iterations"] == 8 and summary["sittings"] == 1 and summary["iterations per second"] > 0
+    assert summary["iterations"] == 8 and summary["sittings"] == 1 and summary["iterations per second (median)"] > 0
     assert np.isfinite(summary["reconstruction error, held out"])

@@ -192,7 +192,13 @@ def test_conclusions_are_made_from_the_numbers():
     assert "a gain, as published" in gain and "+0.0764" in gain
     assert "a loss" in loss and "not told apart" in nothing
     control = evidence.conclusions(pd.DataFrame([row | {"arm": "r5+t200"}]))
-    assert control == ["Control r5+t200: new rats with true labels improve CSF +0.0500."]
+    assert control == ["r5+t200 against r100, new rats with true labels added: CSF +0.0500."]
+    lost = row | {"arm": "r100", "reference": "r100-plain", "ci_low": -0.07, "ci_high": -0.03, "difference": -0.05}
+    rows = [lost, lost | {"tissue": "grey matter"}, row | {"arm": "r25", "p_holm": 0.5}]
+    assert evidence.conclusions(pd.DataFrame(rows)) == [
+        "r100 against r100-plain, conventional augmentation: CSF −0.0500, grey matter −0.0500.",
+        "r25 against r100, a quarter of the real scans: nothing that this design can see.",
+    ]
 
 
 def test_arms_are_named_and_controls_need_a_simulator():
