@@ -27,7 +27,6 @@ README = ROOT / "README.md"
 ROWS = {
     ("RMSE", "paper"): "RMSE to a random real rat",
     ("MS-SSIM", "paper"): "MS-SSIM within the cohort",
-    ("RBF-MMD", "PCA"): "MMD, Gaussian kernel, on principal components",
     ("trace ratio", "PCA"): "variety on principal components: synthetic over real variance",
     ("trace ratio", "regions"): "variety of means and standard deviations of 64 regions, likewise",
     ("precision", "regions"): "synthetic rats among real ones, by those regions (precision)",
@@ -60,14 +59,15 @@ def table(metrics: str) -> str:
 
 
 def times(runs: Path) -> str:
-    """How long each model trained, and on what."""
-    lines = ["| model | machine | iterations | minutes | iterations a second |", "|---|---|---|---|---|"]
+    """How long each model trained, and on what, in a sentence for each machine."""
+    by_machine: dict[str, list[str]] = {}
     for model in MODELS:
         sittings = json.loads((runs / model / "provenance.json").read_text(encoding="utf-8"))["sittings"]
         seconds, done = sum(s["seconds"] for s in sittings), sittings[-1]["to"] - sittings[0]["from"]
         machine = f"{sittings[-1]['device']}, {sittings[-1]['threads']} threads, {sittings[-1]['precision']}"
-        lines.append(f"| `{model}` | {machine} | {done} | {seconds / 60:.1f} | {done / seconds:.1f} |")
-    return "\n".join(lines) + "\n"
+        told = f"`{model}` {seconds / 60:.1f} minutes ({done / seconds:.1f} iterations a second)"
+        by_machine.setdefault(machine, []).append(told)
+    return "".join(f"On {machine}: {', '.join(told)}.\n" for machine, told in by_machine.items())
 
 
 def picture(runs: Path) -> str:
