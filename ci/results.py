@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,15 +28,18 @@ README = ROOT / "README.md"
 ROWS = {
     ("RMSE", "paper"): "RMSE to a random real rat",
     ("MS-SSIM", "paper"): "MS-SSIM within the cohort",
-    ("trace ratio", "PCA"): "variety on principal components: synthetic over real variance",
-    ("trace ratio", "regions"): "variety of means and standard deviations of 64 regions, likewise",
-    ("precision", "regions"): "synthetic rats among real ones, by those regions (precision)",
-    ("recall", "PCA"): "real rats with a synthetic neighbour (recall)",
-    ("classifier AUC", "PCA"): "a classifier tells real from synthetic, AUC",
+    ("trace ratio", "PCA"): "synthetic over real variance, principal components",
+    ("trace ratio", "regions"): "the same, means and SDs of 64 regions",
+    ("precision", "regions"): "precision by regions: synthetic among real",
+    ("recall", "PCA"): "recall, principal components: real near synthetic",
+    ("classifier AUC", "PCA"): "classifier's AUC, real against synthetic",
     ("RMSE", "reconstruction"): "reconstruction of unseen rats, RMSE",
     ("copies p", "synthetic"): "copies of training rats, p",
 }
 """What a reader of the first page is shown, and in which words."""
+
+INTERVAL = re.compile(r" \([^()]* to [^()]*\)")
+"""In a cell; the first page has no room for them."""
 
 CONTROL = "r100+t200"
 """New scans with true labels, as many as the paper's most synthetic ones."""
@@ -43,18 +47,18 @@ CONTROL = "r100+t200"
 PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")
 """What provenance calls a machine without a GPU."""
 
-WIDTH = 720
+WIDTH = 400
 """Of the picture, pixels."""
 
 
 def table(metrics: str) -> str:
-    """The chosen rows of a run's ``metrics.md``; SystemExit if one is missing."""
+    """The chosen rows of a run's ``metrics.md``, values without intervals; SystemExit if one is missing."""
     lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in metrics.splitlines()]
     known = {(cells[0], cells[1]): cells[2:] for cells in lines[2:]}
     if missing := [f"{metric} ({flavour})" for metric, flavour in ROWS if (metric, flavour) not in known]:
         sys.exit(f"metrics.md has no row for {', '.join(missing)}")
-    head = ["measure (95 % interval)", *lines[0][2:]]
-    rows = [[words, *known[key]] for key, words in ROWS.items()]
+    head = ["measure", *lines[0][2:]]
+    rows = [[words, *(INTERVAL.sub("", cell) for cell in known[key])] for key, words in ROWS.items()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
 
 
@@ -70,18 +74,23 @@ def times(runs: Path) -> str:
     return "".join(f"On {machine}: {', '.join(told)}.\n" for machine, told in by_machine.items())
 
 
-def picture(runs: Path) -> str:
-    """The picture, and what made the synthetic rat in it."""
+def picture() -> str:
+    """The picture, beside which text flows."""
+    alt = "A real rat, a synthetic one, and the training rat nearest to it, in three planes each"
+    source = (OUT / "tour.png").relative_to(ROOT).as_posix()
+    return f'<img src="{source}" alt="{alt}" width="{WIDTH}" align="right">\n'
+
+
+def caption(runs: Path) -> str:
+    """What is in the picture, and what made the synthetic rat."""
     sittings = json.loads((runs / SHOWN / "provenance.json").read_text(encoding="utf-8"))["sittings"]
     size = json.loads((runs / SHOWN / "config.json").read_text(encoding="utf-8"))["scale"]["size"]
     minutes, machine = sum(s["seconds"] for s in sittings) / 60, sittings[-1]["device"]
     if machine in PROCESSORS:
         machine = f"{sittings[-1]['threads']} threads"
-    alt = "A real rat, a synthetic one, and the training rat nearest to it, in three planes each"
     return (
-        f"![{alt}]({(OUT / 'tour.png').relative_to(ROOT).as_posix()})\n\n"
-        f"*A held-out rat, one by `{SHOWN}` after {minutes:.1f} minutes of training on {machine} ({size}³ voxels), and "
-        "the training rat nearest to it.*\n"
+        f"*In the picture: a held-out rat, one by `{SHOWN}` after {minutes:.1f} minutes of training on {machine} ({size}³ "
+        "voxels), and the training rat nearest to it.*\n"
     )
 
 
@@ -125,7 +134,8 @@ def main() -> None:
     if absent := [path for path in (runs / SHOWN / "metrics.md", tour) if not path.exists()]:
         sys.exit(f"{absent[0]} is not there: run ci/book --scale laptop --cohort sigma first")
     parts = {
-        "picture": picture(runs),
+        "picture": picture(),
+        "caption": caption(runs),
         "results": table((runs / SHOWN / "metrics.md").read_text(encoding="utf-8")),
         "segmentation": gains(runs / SHOWN / "segmentation", build.resolve().name.split("-")[0]),
         "times": times(runs),
@@ -135,6 +145,7 @@ def main() -> None:
     for name, content in parts.items():
         readme = replaced(readme, name, content)
         (OUT / f"{name}.md").write_text(content, encoding="utf-8")
+    shutil.copy(runs / SHOWN / "metrics.md", OUT / "metrics.md")
     with Image.open(tour) as image:
         size = WIDTH, round(WIDTH * image.height / image.width)
         image.convert("L").resize(size, Image.Resampling.LANCZOS).save(OUT / "tour.png", optimize=True)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "ci" / "results.py"
 if not SCRIPT.is_file():
     pytest.skip("the script is part of a checkout, not of an installed labkit", allow_module_level=True)
-PARTS = ("picture", "results", "segmentation", "times")
+PARTS = ("picture", "caption", "results", "segmentation", "times")
 SITTING = {"device": "x86_64", "threads": 2, "precision": "fp32", "from": 0, "to": 600, "seconds": 120.0}
 
 
@@ -73,19 +73,20 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
     script.main()
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "(recall) | 5 (5 to 5) | floor |" in text and "| CSF | 87 | +0.0764 | not trained |" in text
+    assert "real near synthetic | 5 | floor |" in text and "| CSF | 87 | +0.0764 | not trained |" in text
     gained = "−0.0018 (−0.0022 to −0.0015) | +0.0010 (+0.0000 to +0.0020) |"
     assert f"| whole brain | 348 | +0.0172 | {gained}" in text
     assert "On x86_64, 2 threads, fp32: `adni` 4.0 minutes (5.0 iterations a second), `sigmarat1` 4.0" in text
-    assert "(kept/tour.png)" in text and "after 4.0 minutes of training on 2 threads (32³ voxels)" in text
+    assert 'src="kept/tour.png"' in text and "after 4.0 minutes of training on 2 threads (32³ voxels)" in text
+    assert (tmp_path / "kept" / "metrics.md").read_text() == metrics(script)
     with Image.open(tmp_path / "kept" / "tour.png") as picture:
-        assert picture.size == (720, 450)
+        assert picture.size == (400, 250)
 
 
 def test_a_picture_from_a_gpu_names_it(script, build):
     sittings = [SITTING | {"device": "NVIDIA H100 80GB HBM3", "seconds": 3600.0}]
     (build / "runs" / script.SHOWN / "provenance.json").write_text(json.dumps({"sittings": sittings}))
-    assert "after 60.0 minutes of training on NVIDIA H100 80GB HBM3 (32³ voxels)" in script.picture(build / "runs")
+    assert "after 60.0 minutes of training on NVIDIA H100 80GB HBM3 (32³ voxels)" in script.caption(build / "runs")
 
 
 def test_what_is_missing_is_named(script, build, monkeypatch):
