@@ -89,8 +89,8 @@ def caption(runs: Path) -> str:
     if machine in PROCESSORS:
         machine = f"{sittings[-1]['threads']} threads"
     return (
-        f"*In the picture: a held-out rat, one by `{SHOWN}` after {minutes:.1f} minutes of training on {machine} ({size}³ "
-        "voxels), and the training rat nearest to it.*\n"
+        f"*In the picture: a held-out rat, one by `{SHOWN}` after {minutes:.1f} minutes of training on {machine} "
+        f"({size}³ voxels), and the training rat nearest to it.*\n"
     )
 
 
