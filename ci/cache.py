@@ -82,7 +82,7 @@ def data_digest(cohort: str) -> str:
 
 
 def pins_digest() -> str:
-    """Of the pinned versions of those."""
+    """Of the pinned versions of the packages that compute."""
     lines = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return digest(*(line for line in lines if line.partition("==")[0] in COMPUTING))
 

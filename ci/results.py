@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from cache import ROOT
 from chapters import BOOK, MODELS, SHOWN
@@ -62,11 +63,16 @@ def table(metrics: str) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
 
 
+def sittings_of(runs: Path, model: str) -> list[dict[str, Any]]:
+    """What a run's provenance says of each time it was trained."""
+    return json.loads((runs / model / "provenance.json").read_text(encoding="utf-8"))["sittings"]
+
+
 def times(runs: Path) -> str:
     """How long each model trained, and on what, in a sentence for each machine."""
     by_machine: dict[str, list[str]] = {}
     for model in MODELS:
-        sittings = json.loads((runs / model / "provenance.json").read_text(encoding="utf-8"))["sittings"]
+        sittings = sittings_of(runs, model)
         seconds, done = sum(s["seconds"] for s in sittings), sittings[-1]["to"] - sittings[0]["from"]
         machine = f"{sittings[-1]['device']}, {sittings[-1]['threads']} threads, {sittings[-1]['precision']}"
         told = f"`{model}` {seconds / 60:.1f} minutes ({done / seconds:.1f} iterations a second)"
@@ -83,7 +89,7 @@ def picture() -> str:
 
 def caption(runs: Path) -> str:
     """What is in the picture, and what made the synthetic rat."""
-    sittings = json.loads((runs / SHOWN / "provenance.json").read_text(encoding="utf-8"))["sittings"]
+    sittings = sittings_of(runs, SHOWN)
     size = json.loads((runs / SHOWN / "config.json").read_text(encoding="utf-8"))["scale"]["size"]
     minutes, machine = sum(s["seconds"] for s in sittings) / 60, sittings[-1]["device"]
     if machine in PROCESSORS:
