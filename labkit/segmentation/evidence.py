@@ -213,7 +213,7 @@ def conclusions(table: pd.DataFrame) -> list[str]:
 
 def _direction(row: pd.Series) -> int:
     """1 for a gain that is told apart from none, -1 for such a loss, else 0."""
-    if row["p_holm"] >= ALPHA:
+    if not row["p_holm"] < ALPHA:  # nor where there is no p
         return 0
     return int(row["ci_low"] > 0) - int(row["ci_high"] < 0)
 

@@ -191,6 +191,7 @@ def test_conclusions_are_made_from_the_numbers():
     )
     assert "a gain, as published" in gain and "+0.0764" in gain
     assert "a loss" in loss and "not told apart" in nothing
+    assert "not told apart" in evidence.conclusions(pd.DataFrame([row | {"p_holm": np.nan}]))[0]
     control = evidence.conclusions(pd.DataFrame([row | {"arm": "r5+t200"}]))
     assert control == ["r5+t200 against r100, new rats with true labels added: CSF +0.0500."]
     lost = row | {"arm": "r100", "reference": "r100-plain", "ci_low": -0.07, "ci_high": -0.03, "difference": -0.05}
