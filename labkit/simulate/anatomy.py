@@ -38,9 +38,11 @@ class Tissue:
 # T1 at 11.7 T after de Graaf et al. 2006 (Magn Reson Med 56:386, 4.0/9.4/11.7 T, rat brain in vivo) and Pohmann et
 # al. 2011 (Magn Reson Med 66:1572, 16.4 T: T1 2272 ms cortex, 2073 ms white matter; T2 25 and 20 ms), which bracket
 # the field from below and above. T2* lies under those T2; inside grey matter the order (cortex and hippocampus longer
-# than thalamus and brainstem, white matter shortest) is theirs, the exact numbers are this study's choice.
+# than thalamus and brainstem, white matter shortest) is theirs, the exact numbers are this study's choice. CSF and the
+# eye are nearly free water, whose T1 does not depend on the field: 4.3 s for CSF in vivo (Rooney et al. 2007, Magn
+# Reson Med 57:308, 0.2 to 7 T).
 TISSUES: dict[str, Tissue] = {
-    "csf": Tissue(CSF, 1.00, 3300.0, 60.0),
+    "csf": Tissue(CSF, 1.00, 4300.0, 60.0),
     "cortex": Tissue(GREY, 0.82, 1880.0, 24.0),
     "hippocampus": Tissue(GREY, 0.83, 1900.0, 25.0),
     "striatum": Tissue(GREY, 0.81, 1800.0, 22.0),
@@ -56,7 +58,7 @@ TISSUES: dict[str, Tissue] = {
     # EPI suppresses fat; what is left of subcutaneous fat, gland and skin is this faint, watery part.
     "skin": Tissue(BACKGROUND, 0.30, 1500.0, 10.0),
     "bone": Tissue(BACKGROUND, 0.10, 1000.0, 1.0),
-    "eye": Tissue(BACKGROUND, 0.98, 3300.0, 45.0),
+    "eye": Tissue(BACKGROUND, 0.98, 4300.0, 45.0),
 }
 
 

@@ -101,6 +101,13 @@ def test_signal_is_the_spoiled_gradient_echo_equation():
     assert (steady_state(scanner, ("cortex", "csf", "white"), longer)[0] > signal).all()
 
 
+def test_free_water_recovers_as_slowly_as_at_any_field():
+    for name in ("csf", "eye"):
+        assert 4000 <= TISSUES[name].t1_ms <= 4500
+    csf, cortex = steady_state(Scanner(), ("csf", "cortex"), torch.ones(1, 3, 2))[0].tolist()
+    assert csf == pytest.approx(0.307, abs=0.002) and 1.1 < csf / cortex < 1.2
+
+
 def test_the_coil_sees_the_dorsal_cortex_two_to_three_times_better_than_the_base():
     height = torch.tensor([5.0, 4.0, -5.0])[:, None, None]
     points = torch.stack([torch.zeros_like(height), height, torch.zeros_like(height)])
