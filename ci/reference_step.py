@@ -118,12 +118,12 @@ def build(variant: Variant, scale: Scale, seed: int = 0) -> Networks:
         parts += _group(nn.ConvTranspose3d(v.latent_dim, widths[0], 4, bias=False), *settings)
         for a, b in pairwise(widths):
             parts += [nn.Upsample(scale_factor=2), *_group(nn.Conv3d(a, b, 3, padding=1, bias=False), *settings)]
-        last = nn.Conv3d(widths[-1], v.image_channels, 3, padding=1, bias=False)
+        last = nn.Conv3d(widths[-1], 1, 3, padding=1, bias=False)
         parts += [nn.Upsample(scale_factor=2), *_group(last, "none", v.generator_spectral, None), nn.Tanh()]
         width, settings = scale.code_channels, (v.code_norm, v.code_spectral, v.code_slope)
         code = _group(nn.Linear(v.latent_dim, width), *settings) + _group(nn.Linear(width, width), *settings)
-        of_d = (v.image_channels, 1, v.discriminator_norm, v.discriminator_spectral, v.discriminator_slope)
-        of_e = (v.image_channels, v.latent_dim, v.encoder_norm, v.encoder_spectral, v.encoder_slope)
+        of_d = (1, 1, v.discriminator_norm, v.discriminator_spectral, v.discriminator_slope)
+        of_e = (1, v.latent_dim, v.encoder_norm, v.encoder_spectral, v.encoder_slope)
         return Networks(
             E=_halving(scale, *of_e),
             G=nn.Sequential(*parts),

@@ -30,7 +30,7 @@ def networks_table(variant: Variant, scale: Scale) -> pd.DataFrame:
     import pandas as pd
 
     built = networks.build(variant, scale)
-    code, scan = (2, variant.latent_dim), (2, variant.image_channels, *(scale.size,) * 3)
+    code, scan = (2, variant.latent_dim), (2, 1, *(scale.size,) * 3)
     rows = []
     for name, shape in (("G", code), ("D", scan), ("E", scan), ("C", code)):
         network = getattr(built, name)

@@ -16,7 +16,6 @@ from labkit.cohort import Cohort
 from labkit.progress import progress_bar
 from labkit.runs import Run
 from labkit.training import choose_device
-from labkit.volumes import tissue_labels
 
 BATCH = 8
 """Volumes a pass. Always as many, so that a volume does not depend on how many others were asked for."""
@@ -105,29 +104,6 @@ def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") 
     return _gathered(in_batches(network, codes), (1, *(run.scale.size,) * 3))
 
 
-def decode_with_tissues(run: Run, codes: Tensor, device: str = "auto") -> tuple[Tensor, Tensor]:
-    """Random codes to volumes and their labels, of a run that was trained on both (``image_channels=4``).
-
-    Returns
-    -------
-    volumes, labels : torch.Tensor
-        float32 and uint8 (N, 1, S, S, S).
-
-    Raises
-    ------
-    ValueError
-        The run makes images alone.
-    """
-    if run.variant.image_channels == 1:
-        raise ValueError(
-            f"{run.path.name} makes images without labels: train one that makes both, with image_channels=4"
-        )
-    _check_codes(run, codes)
-    network = run.generator(choose_device(device), tissues=True)
-    made = _gathered(in_batches(network, codes), (run.variant.image_channels, *(run.scale.size,) * 3))
-    return made[:, :1], tissue_labels(made)
-
-
 def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
     """Scans to codes, (N, Z); decode them with ``kind="encoded"``.
 
@@ -145,8 +121,7 @@ def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
     """
     run.likeness.check_grid(cohort)
     network = run.encoder(choose_device(device))
-    scans = cohort.channels(run.scale.size, run.variant.image_channels)
-    return _gathered(in_batches(network, scans), (run.variant.latent_dim,))
+    return _gathered(in_batches(network, cohort.volumes(run.scale.size)), (run.variant.latent_dim,))
 
 
 def interpolate(

@@ -277,17 +277,6 @@ class Cohort(Sequence[Scan]):
             out[index] = volumes.resize_labels(cube, size)[0]
         return out
 
-    def channels(self, size: int, count: int) -> torch.Tensor:
-        """What a model of `count` channels takes: :meth:`volumes`, with tissues as further channels where it is 4.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 (N, count, size, size, size) in [-1, 1]; see :func:`labkit.volumes.with_tissues`.
-        """
-        images = self.volumes(size)
-        return images if count == 1 else volumes.with_tissues(images, self.label_maps(size))
-
     def _cubes(self, arrays: np.ndarray) -> Iterator[torch.Tensor]:
         side = volumes.cube_side(self.shape)
         return (volumes.pad_to_cube(torch.from_numpy(np.array(array))[None], side) for array in arrays)

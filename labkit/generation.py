@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labkit import __version__, bids, nifti
 from labkit.codes import decode, draw_codes, encode, in_batches
-from labkit.cohort import Cohort, Scan, restore_labels
+from labkit.cohort import Cohort, Scan
 from labkit.likeness import SYNTHETIC, Likeness, without_identity
 from labkit.places import located
 from labkit.progress import progress_bar
@@ -20,7 +20,6 @@ from labkit.runs import Run, RunError, load_run
 from labkit.sources import open_cohort
 from labkit.store import scan_digest
 from labkit.training import choose_device
-from labkit.volumes import tissue_labels
 
 DESCRIPTION = "dataset_description.json"
 
@@ -84,7 +83,7 @@ def generate(
         _check_made(folder, made)
         return open_cohort(folder, **likeness.opening)
     codes = draw_codes(run, int(n), seed, truncation=truncation)
-    network = run.generator(choose_device(device), tissues=True)
+    network = run.generator(choose_device(device))
     _check_unchanged(run, made)
     with bids.new_folder(folder) as fresh:
         index = 0
@@ -227,13 +226,10 @@ def _write_scan(folder: Path, likeness: Likeness, volume: Tensor, index: int, co
     subject = f"synthetic{index:05d}"
     # scanned rats differ in gain, and so do these; drawn apart from the code, which decides nothing about it
     gain = [made["seed"], index, 1]
-    image = likeness.image(volume[:1], np.random.default_rng(gain))
+    image = likeness.image(volume, np.random.default_rng(gain))
     _check_not_constant(image, f"code {index} of seed {made['seed']}")
     path = bids.scan_path(subject, suffix=likeness.suffix, description="synthetic")
-    labels = None
-    if len(volume) > 1:  # a model of scans and tissues
-        labels = restore_labels(tissue_labels(volume[None])[0], likeness.shape, likeness.origin)
-    bids.save_scan(folder, path, image, labels)
+    bids.save_scan(folder, path, image, None)
     sidecar = {
         "Synthetic": True,
         "Description": SYNTHETIC,

@@ -31,7 +31,7 @@ class Generator(nn.Module):
     Parameters
     ----------
     variant : Variant
-        `latent_dim`, `image_channels`, `generator_norm`, `generator_spectral` and `generator_slope` are used.
+        `latent_dim`, `generator_norm`, `generator_spectral` and `generator_slope` are used.
     scale : Scale
         `size` and `base_channels` are used.
     """
@@ -43,7 +43,7 @@ class Generator(nn.Module):
         layers += [UpsamplingConv3d(a, b) for a, b in pairwise(widths)]
         norm, spectral, slope = variant.generator_norm, variant.generator_spectral, variant.generator_slope
         self.blocks = nn.ModuleList(Block(layer, norm, spectral, slope) for layer in layers)
-        self.head = _maybe_spectral(UpsamplingConv3d(widths[-1], variant.image_channels), spectral)
+        self.head = _maybe_spectral(UpsamplingConv3d(widths[-1], 1), spectral)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode.
@@ -64,25 +64,13 @@ class Generator(nn.Module):
         return torch.tanh(self.head(x).to(z.dtype))
 
 
-class ImageOnly(nn.Module):
-    """A generator whose further channels are left out: (B, Z) -> (B, 1, S, S, S)."""
-
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Decode codes to images."""
-        return self.generator(z)[:, :1]
-
-
 class Encoder(nn.Module):
     """E: scan to code.
 
     Parameters
     ----------
     variant : Variant
-        `latent_dim`, `image_channels`, `encoder_norm`, `encoder_spectral` and `encoder_slope` are used.
+        `latent_dim`, `encoder_norm`, `encoder_spectral` and `encoder_slope` are used.
     scale : Scale
         `size` and `base_channels` are used.
     """
@@ -90,7 +78,7 @@ class Encoder(nn.Module):
     def __init__(self, variant: Variant, scale: Scale) -> None:
         super().__init__()
         norm, spectral, slope = variant.encoder_norm, variant.encoder_spectral, variant.encoder_slope
-        self.blocks = halving_blocks((variant.image_channels, *scale.channels), norm, spectral, slope)
+        self.blocks = halving_blocks((1, *scale.channels), norm, spectral, slope)
         self.head = _maybe_spectral(LastConv3d(scale.channels[-1], variant.latent_dim), spectral)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,14 +105,14 @@ class Discriminator(Critic):
     Parameters
     ----------
     variant : Variant
-        `image_channels`, `discriminator_norm`, `discriminator_spectral` and `discriminator_slope` are used.
+        `discriminator_norm`, `discriminator_spectral` and `discriminator_slope` are used.
     scale : Scale
         `size` and `base_channels` are used.
     """
 
     def __init__(self, variant: Variant, scale: Scale) -> None:
         norm, spectral, slope = variant.discriminator_norm, variant.discriminator_spectral, variant.discriminator_slope
-        blocks = halving_blocks((variant.image_channels, *scale.channels), norm, spectral, slope)
+        blocks = halving_blocks((1, *scale.channels), norm, spectral, slope)
         super().__init__(blocks, _maybe_spectral(LastConv3d(scale.channels[-1], 1), spectral))
 
 

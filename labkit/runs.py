@@ -38,7 +38,7 @@ from labkit.fields import from_dict
 from labkit.likeness import Likeness
 from labkit.places import located, runs_folder
 from labkit.sources import CohortError, open_cohort
-from labkit.variants import Scale, Variant
+from labkit.variants import Scale, Variant, asdict
 
 CHECKPOINT = "checkpoint.safetensors"
 MODELS = "models.safetensors"
@@ -88,14 +88,19 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
-    there = _comparable(json.loads(path.read_text()))
-    asked = _comparable(json.loads(json.dumps(config)))
+    there, asked = (_comparable(_complete(c)) for c in (json.loads(path.read_text()), json.loads(json.dumps(config))))
     differing = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
     if differing:
         lines = "\n".join(f"  {key}: {there.get(key)!r} there, {asked.get(key)!r} asked" for key in differing)
         raise RunError(
             f"{folder} holds a run with another configuration:\n{lines}\nChoose another run_dir, or remove that folder."
         )
+
+
+def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of settings that a run from before they existed does not name."""
+    kinds = {"variant": Variant, "scale": Scale}
+    return {**config, **{key: asdict(from_dict(kind, config[key])) for key, kind in kinds.items() if key in config}}
 
 
 def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -320,9 +325,7 @@ class Run:
             dtype=object,  # so that whole numbers stay whole
         )
 
-    def generator(
-        self, device: torch.device | str = "cpu", codes: str = "random", tissues: bool = False
-    ) -> torch.nn.Module:
+    def generator(self, device: torch.device | str = "cpu", codes: str = "random") -> networks.Generator:
         """The generator in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1].
 
         Parameters
@@ -332,8 +335,6 @@ class Run:
         codes : {"random", "encoded"}
             What it is to decode: draws from N(0, I), for which it is the moving average (EMA) of G; or codes of
             :meth:`encoder`, for which it is G as it was trained beside that encoder.
-        tissues : bool
-            All channels of a model that makes tissues too, (B, 4, S, S, S); without, the image alone.
 
         Raises
         ------
@@ -343,14 +344,10 @@ class Run:
         names = {"random": "G", "encoded": "G_encoded"}
         if codes not in names:
             raise ValueError(f"codes={codes!r} is not known; allowed: {', '.join(names)}")
-        network = self._network(networks.Generator, self._tensors(MODELS, device)[names[codes]], device)
-        return network if tissues or self.variant.image_channels == 1 else networks.ImageOnly(network)
+        return self._network(networks.Generator, self._tensors(MODELS, device)[names[codes]], device)
 
     def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder:
-        """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it.
-
-        Of a model that makes tissues too it takes them: (B, 4, S, S, S), from :meth:`labkit.cohort.Cohort.channels`.
-        """
+        """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it."""
         return self._network(networks.Encoder, self._tensors(MODELS, device)["E"], device)
 
     def discriminator(self, device: torch.device | str = "cpu") -> networks.Discriminator:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from labkit import bids, checkpoints, runs, samples, volumes
+from labkit import bids, checkpoints, runs, samples
 from labkit.augment import AUGMENTATIONS, augment
 from labkit.capture import Captured
 from labkit.cohort import Cohort
@@ -106,7 +106,6 @@ def train(
     folder = located(run_dir) if run_dir else default_folder(variant, cohort, size, seed, given)
     train_part, held_out = _split(cohort, n_train)
     config = _config(variant, size, seed, cohort, train_part, held_out)
-    _check_channels(variant, cohort)
     with runs.locked(folder):
         runs.check_config(folder, config)
         if not resume and (folder / runs.CHECKPOINT).exists():
@@ -145,20 +144,6 @@ def default_folder(variant: Variant, cohort: Cohort, scale: Scale, seed: int, ov
     """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was overridden behind it."""
     changed = "".join(f"-{key}={value}" for key, value in sorted(overrides.items()))
     return runs_folder() / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
-
-
-def _check_channels(variant: Variant, cohort: Cohort) -> None:
-    if variant.image_channels not in (1, 1 + len(volumes.TISSUES)):
-        raise ValueError(
-            f"image_channels={variant.image_channels}: 1 trains on scans, 4 on scans with CSF, grey and white matter"
-        )
-    if variant.image_channels > 1:
-        strange = [scan.subject for scan in cohort if scan.labels is None or int(scan.labels.max()) > 3]
-        if strange:
-            raise ValueError(
-                f"image_channels=4 trains on scans with their labels, but {len(strange)} scans of {cohort.name} (e.g. "
-                f"of {strange[0]}) have none, or other ones than 1 CSF, 2 grey matter, 3 white matter"
-            )
 
 
 def _split(cohort: Cohort, n_train: int | None) -> tuple[Cohort, Cohort | None]:
@@ -204,14 +189,12 @@ class _Training:
         self.rng = torch.Generator(device).manual_seed(seed)
         # the whole cohort lies on the device, and augmentation happens there: no loader, no copies while training
         self.scans = cohort.volumes(scale.size).to(device)
-        self.labels = cohort.label_maps(scale.size).to(device) if variant.image_channels > 1 else None
         held = (held_out or cohort).subset(range(min(HELD_OUT, len(held_out or cohort))))
-        self.held_out = held.channels(scale.size, variant.image_channels).to(device)
-        self.known = cohort.subset(range(min(CALIBRATION, len(cohort)))).channels(scale.size, variant.image_channels)
-        self.known = self.known.to(device)
+        self.held_out = held.volumes(scale.size).to(device)
+        self.known = self.scans[:CALIBRATION]
         self.is_held_out = held_out is not None
         # what an encoder that learned nothing about the individual would reach: the mean of the training scans
-        self.mean_scan_mse = (self.held_out[:, :1] - self.scans.mean(0)).square().mean().item()
+        self.mean_scan_mse = (self.held_out - self.scans.mean(0)).square().mean().item()
         self.augmentation = dataclasses.replace(AUGMENTATIONS[variant.augmentation], voxel_mm=cohort[0].zooms)
         codes = torch.randn(FIXED_CODES, variant.latent_dim, generator=torch.Generator().manual_seed(seed))
         self.codes = codes.to(device)
@@ -266,10 +249,7 @@ class _Training:
         def scans() -> torch.Tensor:
             order = torch.randperm(len(self.scans), generator=rng, device=self.device)
             chosen = order[:n] if len(order) >= n else order.repeat(-(-n // len(order)))[:n]
-            if self.labels is None:
-                return augment(self.scans[chosen], generator=rng, augmentation=self.augmentation)
-            moved = augment(self.scans[chosen], self.labels[chosen], generator=rng, augmentation=self.augmentation)
-            return volumes.with_tissues(*moved)
+            return augment(self.scans[chosen], generator=rng, augmentation=self.augmentation)
 
         def codes() -> torch.Tensor:
             return torch.randn(n, self.codes.shape[1], generator=rng, device=self.device)
@@ -313,7 +293,7 @@ class _Training:
         samples.save_samples(
             self.folder / "samples", self.iteration, random, self.held_out[:FIXED_SCANS], back[:FIXED_SCANS]
         )
-        error = (back - self.held_out)[:, :1].square().mean().item()  # of the image, whatever else there is
+        error = (back - self.held_out).square().mean().item()
         # a training scan's reconstruction must not pass for a held-out one's
         measured = (error, self.mean_scan_mse, codes.std().item())
         return dict(zip(HELD_OUT_COLUMNS, measured, strict=True)) if self.is_held_out else {}

@@ -31,8 +31,6 @@ class Variant:
         Key in `VARIANTS` this variant was resolved from; overrides keep it.
     latent_dim : int
         Length of a code; 1000 for the baseline, 500 for SigmaRat1 and SigmaRat2.
-    image_channels : int
-        Channels of a scan: 1.
     generator_norm, discriminator_norm, encoder_norm : str
         "batch", "instance" (no affine parameters) or "none"; after every hidden convolution of G, after hidden
         convolutions 2 and on of D and E (the paper's architecture figures).
@@ -68,7 +66,6 @@ class Variant:
 
     name: str
     latent_dim: int = number(1, default=500)
-    image_channels: int = number(1, default=1)
     generator_norm: str = one_of("batch", "instance", "none")
     generator_spectral: bool = False
     generator_slope: float = number(0, 0.999, default=0.01)

@@ -97,38 +97,6 @@ def resize(cubes: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(cubes, size=(size,) * 3, mode="trilinear", align_corners=False)
 
 
-TISSUES = (1, 2, 3)
-"""Labels that have a channel of their own beside the image: CSF, grey matter, white matter."""
-
-
-def with_tissues(cubes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Image and tissues as channels of one volume, for a generator that makes both.
-
-    Parameters
-    ----------
-    cubes : torch.Tensor
-        (N, 1, S, S, S) in [-1, 1].
-    labels : torch.Tensor
-        uint8 (N, 1, S, S, S), 0 to 3.
-
-    Returns
-    -------
-    torch.Tensor
-        (N, 4, S, S, S): the image, then 1 where a tissue is and -1 elsewhere, for each of :data:`TISSUES`.
-    """
-    masks = [(labels == tissue).to(cubes.dtype) * 2 - 1 for tissue in TISSUES]
-    return torch.cat([cubes, *masks], 1)
-
-
-def tissue_labels(channels: torch.Tensor) -> torch.Tensor:
-    """Labels of volumes as :func:`with_tissues` makes them: (N, 4, S, S, S) -> uint8 (N, 1, S, S, S).
-
-    The tissue with the largest value, where that is above 0; else background.
-    """
-    largest, place = channels[:, 1:].max(1, keepdim=True)
-    return torch.where(largest > 0, place + 1, 0).to(torch.uint8)
-
-
 def resize_labels(maps: torch.Tensor, size: int) -> torch.Tensor:
     """Resample label maps by majority: every label's share is resampled as an image is, the largest share wins.
 

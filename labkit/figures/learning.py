@@ -173,7 +173,7 @@ def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
         blue (too dark) with its own window of [-1, 1].
     """
     shown = cohort.subset(range(min(scans, len(cohort))))
-    channels = shown.channels(run.scale.size, run.variant.image_channels)
+    channels = shown.volumes(run.scale.size)
     with torch.no_grad():
         back = run.generator(codes="encoded")(run.encoder()(channels))
     real = channels[:, :1]

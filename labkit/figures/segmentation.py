@@ -249,7 +249,7 @@ def teacher_labels(experiment: Experiment, arm: str = "r100+s200", seed: int = 0
     Returns
     -------
     matplotlib.figure.Figure
-        Columns scan, labels, probability of the label that won; of a joint generator scan, its labels, the teacher's.
+        Columns scan, labels, probability of the label that won.
     """
     shape = experiment.train.shape
     sample = synthetic(experiment.run, n, seed, experiment.plan.size, shape)
@@ -262,32 +262,22 @@ def teacher_labels(experiment: Experiment, arm: str = "r100+s200", seed: int = 0
     first, cut = experiment.train[0], style.PLANES["coronal"]
     side = volumes.cube_side(shape)
     figure, grid = plt.subplots(3, 3, figsize=(WIDTH, WIDTH + 0.5), layout="compressed")
-    own = None
-    if experiment.label_source == "joint":  # the same codes, and so the same scans
-        own = experiment.joint(n, seed).labels
     for axes, (name, which) in zip(grid, rows.items(), strict=True):
         whole = [volumes.resize(part[which][None].float(), side) for part in (sample.even, winners)]
         image, sure = (volumes.crop_from_cube(part, shape)[0].numpy() for part in whole)
-        maps = [full_labels(chances[which][None], shape)[0].numpy()]
-        if own is not None:
-            maps.insert(0, volumes.crop_from_cube(volumes.resize_labels(own[which][None], side), shape)[0].numpy())
+        coloured = _coloured(full_labels(chances[which][None], shape)[0].numpy())
         index = (shape[cut.axis] - 1) // 2
-        for ax, drawn in zip(axes, (None, *maps), strict=False):
+        for ax in axes[:2]:
             style.show_section(ax, image, first.affine, cut, index, vmin=0, vmax=1)
-            if drawn is not None:
-                picture = np.stack([style.section(_coloured(drawn)[..., c], cut, index) for c in range(4)], -1)
-                extent = style.extent_mm(first.affine, shape, cut)
-                ax.imshow(picture, origin="lower", extent=extent, interpolation="nearest")
+        picture = np.stack([style.section(coloured[..., c], cut, index) for c in range(4)], -1)
+        extent = style.extent_mm(first.affine, shape, cut)
+        axes[1].imshow(picture, origin="lower", extent=extent, interpolation="nearest")
         axes[0].set_ylabel(f"{name}: {certain[which]:.2f}")
-        if own is None:
-            shown = style.show_section(axes[2], sure, first.affine, cut, index, cmap="cividis", vmin=0.25, vmax=1)
+        shown = style.show_section(axes[2], sure, first.affine, cut, index, cmap="cividis", vmin=0.25, vmax=1)
     titles = ("synthetic scan", "teacher's labels", "probability of label")
-    if own is not None:
-        titles = ("synthetic scan", "the generator's labels", "the teacher's labels")
     for ax, title in zip(grid[0], titles, strict=True):
         ax.set_title(title)
-    if own is None:
-        figure.colorbar(shown, ax=grid[:, 2], location="bottom", shrink=0.9)
+    figure.colorbar(shown, ax=grid[:, 2], location="bottom", shrink=0.9)
     style.bare(grid.flat)
     style.name_sides(grid[0, 0], cut)
     return figure

@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +21,8 @@ from torch import nn
 
 from labkit import bids, runs, volumes
 from labkit.checkpoints import load_state, save_state
-from labkit.codes import decode, decode_with_tissues, draw_codes
+from labkit.codes import decode, draw_codes
 from labkit.cohort import Cohort
-from labkit.fields import known
 from labkit.metrics.sample import Sample
 from labkit.places import located
 from labkit.progress import progress_bar
@@ -51,9 +49,6 @@ from labkit.sources import SIMULATED, open_cohort
 if TYPE_CHECKING:
     import pandas as pd
 
-LABEL_SOURCES = ("teacher", "joint")
-"""Labels by a network (:mod:`labkit.segmentation.labels`), or by the generator itself, trained on scans and tissues."""
-
 SCORES, MODEL, ABOUT = "scores.csv", "model.safetensors", "arm.json"
 
 
@@ -78,8 +73,6 @@ class Experiment:
         Real scans to train and to test on; default the run's training and held-out animals.
     cohort : Cohort, str or path, optional
         The cohort that the run was trained on, where it cannot find it again itself.
-    label_source : str
-        Whose labels synthetic scans get, one of :data:`LABEL_SOURCES`.
     out_dir : path, optional
         Default inside the run, a folder for each plan and pair of cohorts.
 
@@ -102,16 +95,8 @@ class Experiment:
         out_dir: str | os.PathLike | None = None,
         *,
         cohort: Cohort | str | os.PathLike | None = None,
-        label_source: str = "teacher",
     ) -> None:
-        known("label_source", label_source, LABEL_SOURCES)
         self.run = run if isinstance(run, Run) else load_run(run)
-        self.label_source = label_source
-        if label_source == "joint" and self.run.variant.image_channels == 1:
-            raise ValueError(
-                f"label_source='joint', but {self.run.path.name} makes images without labels: train a generator of "
-                "both (papermill book/02_train.ipynb with overrides, or labkit.train(..., image_channels=4))"
-            )
         self.plan = plan_called(scale or self.run.scale.name)
         self.seeds = self.plan.seeds if seeds is None else seeds
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
@@ -134,7 +119,6 @@ class Experiment:
         for name, cohort in (("training", train), ("test", test)):
             _check_labels(name, cohort)
         parts = (to_json(self.plan), train.fingerprint, test.fingerprint, self.run.fingerprint)
-        parts += () if label_source == "teacher" else (label_source,)
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
         default = self.run.path / "segmentation" / f"{self.plan.name}-{key}"
         self.folder = located(out_dir) if out_dir else default
@@ -179,8 +163,6 @@ class Experiment:
         if arm.source == "true":
             return self._true.take(range(added)).join(real), {"labels": "true"}
         if arm.source == "teacher":
-            if self.label_source == "joint":
-                return self.joint(added, seed).join(real), {"labels": "joint"}
             labelled = self.labelled(arm, seed)
             kept = labelled.confidence[labelled.kept]
             certain = {"mean": float(labelled.confidence.mean()), "least_kept": float(kept.min())}
@@ -202,13 +184,6 @@ class Experiment:
         keep = arm.counts(len(self.train))[1]
         sample = synthetic(self.run, int(np.ceil(SPARE * keep)), seed, self.plan.size, self.train.shape)
         return teach(self.teachers(arm, seed), sample.even * 2 - 1, self._real.box, keep)
-
-    def joint(self, n: int, seed: int) -> Examples:
-        """Synthetic scans with the labels that the generator made together with them."""
-        size, shape = self.plan.size, self.train.shape
-        made, labels = decode_with_tissues(self.run, draw_codes(self.run, n, seed))
-        images = _as_scanned(volumes.resize(made, size), shape).even * 2 - 1
-        return replace(self._real, images=images, labels=volumes.resize_labels(labels, size))
 
     def teachers(self, arm: Arm, seed: int) -> list[nn.Module]:
         """The networks that label an arm's synthetic scans: they learned from the arm's own real scans alone.

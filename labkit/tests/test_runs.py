@@ -8,6 +8,7 @@ import torch
 
 from labkit import bids, checkpoints, runs
 from labkit.runs import RunError
+from labkit.variants import SCALES, VARIANTS, asdict
 
 
 def nested():
@@ -81,13 +82,21 @@ def test_a_second_process_is_kept_out_and_the_lock_dies_with_its_holder(tmp_path
 
 
 def test_another_configuration_is_refused_with_what_differs(tmp_path):
-    config = {"seed": 0, "scale": {"size": 16, "iterations": 20, "log_every": 5}, "train": {"subjects": ["1", "2"]}}
+    config = {"seed": 0, "scale": asdict(SCALES["smoke"]), "train": {"subjects": ["1", "2"]}}
     bids.write_json(tmp_path / "config.json", config)
-    runs.check_config(
-        tmp_path, json.loads(json.dumps(config)) | {"scale": {"size": 16, "iterations": 90, "log_every": 1}}
-    )
+    longer = asdict(SCALES["smoke"]) | {"iterations": 90, "log_every": 5}
+    runs.check_config(tmp_path, json.loads(json.dumps(config)) | {"scale": longer})
     with pytest.raises(RunError, match="scale.size: 16 there, 32 asked"):
-        runs.check_config(tmp_path, config | {"scale": {"size": 32, "iterations": 20, "log_every": 5}})
+        runs.check_config(tmp_path, config | {"scale": longer | {"size": 32}})
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+    now = {"variant": asdict(VARIANTS["adni"]), "scale": asdict(SCALES["smoke"]), "seed": 0}
+    before = {**now, "variant": {key: value for key, value in now["variant"].items() if key != "generator_steps"}}
+    bids.write_json(tmp_path / "config.json", before)
+    runs.check_config(tmp_path, now)
+    with pytest.raises(RunError, match="variant.generator_steps: 1 there, 2 asked"):
+        runs.check_config(tmp_path, {**now, "variant": now["variant"] | {"generator_steps": 2}})
 
 
 def test_rows_after_the_checkpoint_are_dropped_with_half_written_ones(tmp_path):

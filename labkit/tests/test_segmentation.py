@@ -277,8 +277,7 @@ def test_figures_of_the_experiment_have_their_panels(done):
 
 def test_wrong_settings_are_refused_before_any_work(run):
     for settings, message in (
-        ({"scale": "huge"}, "huge"), ({"seeds": 0}, "seeds=0"), ({"label_source": "magic"}, "magic"),
-        ({"label_source": "joint"}, "makes images without labels"),
+        ({"scale": "huge"}, "huge"), ({"seeds": 0}, "seeds=0"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Experiment(run, **({"scale": "smoke"} | settings))
