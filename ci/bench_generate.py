@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-import reference_step
 from bench_training import timed
 
-from labkit import bids, networks
-from labkit.codes import BATCH, in_batches
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
-from labkit.likeness import Likeness
-from labkit.nifti import Origin, encode_header, image_on_grid
-from labkit.training import choose_device
+from labkit import networks, published
+from labkit.data import bids
+from labkit.data.file_template import FileTemplate
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
+from labkit.data.nifti import Origin, encode_header, image_on_grid
+from labkit.generation import BATCH, in_batches
+from labkit.runs import choose_device
 from labkit.variants import SCALES, VARIANTS, resolve
 
 
@@ -38,8 +38,8 @@ def main() -> None:
     rounds = options.iterations or (3 if options.scale == "paper" and device.type == "cpu" else 15)
     variant, scale = resolve(options.model, options.scale)
     ours = networks.build(variant, scale).G.to(device).eval()
-    plain = reference_step.build(variant, scale).G.to(device).eval()
-    networks.load_by_position(ours, plain.state_dict())
+    plain = published.build(variant, scale).G.to(device).eval()
+    published.load_by_position(ours, plain.state_dict())
     codes = torch.randn(BATCH, variant.latent_dim, generator=torch.Generator().manual_seed(0)).to(device)
 
     def one_by_one() -> torch.Tensor:  # as the release generates
@@ -92,11 +92,11 @@ def writing_seconds(volumes: torch.Tensor) -> float:
     header = image_on_grid(np.zeros(STUDY_SHAPE, np.int16), affine).header
     matrix = tuple(map(tuple, affine.tolist()))
     origin = Origin("", STUDY_SHAPE, "RSA", matrix, encode_header(header), matrix, False, 0.0, 3000.0)
-    likeness = Likeness(STUDY_SHAPE, "boldref", origin, ((0.0, 3000.0),))
+    template = FileTemplate(STUDY_SHAPE, "boldref", origin, ((0.0, 3000.0),))
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         for index, volume in enumerate(volumes):
-            image = likeness.image(volume, np.random.default_rng(index))
+            image = template.image(volume, np.random.default_rng(index))
             bids.save_scan(Path(folder), bids.scan_path(f"{index}"), image, None)
         return (time.perf_counter() - began) / len(volumes)
 

@@ -14,12 +14,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-import reference_step
-
-from labkit.augment import AUGMENTATIONS, augment
+from labkit import published
 from labkit.capture import WARM_UP, Captured
-from labkit.runs import peak_memory_mib
-from labkit.training import choose_device
+from labkit.data.augment import AUGMENTATIONS, augment
+from labkit.runs import choose_device, peak_memory_mib
 from labkit.updates import Draws, Learner, choose_precision
 from labkit.variants import SCALES, VARIANTS, Scale, resolve
 
@@ -89,16 +87,16 @@ def contender(model: str, scale_name: str, device: torch.device, kind: str) -> C
     """One iteration of the reference, or of ours in a precision, ready to be called again and again."""
     variant, scale = resolve(model, scale_name, precision="fp32" if kind == "reference" else kind)
     x_real, x_critic = scans(scale, device), scans(scale, device)
-    drawn = reference_step.draw(variant, scale, seed=0)
+    drawn = published.draw(variant, scale, seed=0)
     drawn = type(drawn)(*(value.to(device) for value in drawn))
     if kind == "reference":
-        networks = reference_step.build(variant, scale)
+        networks = published.build(variant, scale)
         networks = type(networks)(*(network.to(device) for network in networks))
-        optimisers = reference_step.optimisers(networks, variant)
-        return lambda: reference_step.step(networks, optimisers, variant, x_real, x_critic, drawn)
+        optimisers = published.optimisers(networks, variant)
+        return lambda: published.step(networks, optimisers, variant, x_real, x_critic, drawn)
     learner = Learner(variant, scale, device)
-    draws = Draws(x_real, drawn.z_generator, x_critic, drawn.z_discriminator, drawn.z_code,
-                  drawn.weight_rec, drawn.weight_rand, drawn.weight_code)  # fmt: skip
+    draws = Draws(x_real, drawn.z_rand, x_critic, drawn.z_critic, drawn.z_code,
+                  drawn.mix_rec, drawn.mix_rand, drawn.mix_code)  # fmt: skip
     advance = Captured(learner)  # on a GPU recorded, as in a run; on a CPU the step
     return lambda: advance(draws)
 

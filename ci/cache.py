@@ -15,13 +15,13 @@ SIMULATED = ("phantom", "sigma")
 """Cohorts that need no folder of scans."""
 
 KEPT = {
-    "02_train": (("",), ("labkit.training", "labkit.sources")),
+    "02_train": (("",), ("labkit.training", "labkit.data.sources")),
     "03_inspect": (("synthetic", "reconstructed"), ("labkit.generation",)),
-    "05_segmentation": (("segmentation",), ("labkit.segmentation.experiment",)),
+    "05_segmentation": (("segmentation",), ("labkit.evidence.segmentation.experiment",)),
 }
 """Folders of a run in which a chapter finds what it did before, and the modules that their content depends on."""
 
-SHOWN_ONLY = ("labkit.progress", "labkit.samples", "labkit.segmentation.evidence")
+SHOWN_ONLY = ("labkit.files", "labkit.recording", "labkit.evidence.segmentation.gains")
 """Imported by those, and without a part in what they compute."""
 
 

@@ -89,7 +89,7 @@ def fitted(page: Page, run: Path, cohort: str) -> Page | str:
         What was given to ``--cohort``.
     """
     import labkit
-    from labkit.metrics.yardstick import LEAST_REAL
+    from labkit.evidence.metrics.yardstick import LEAST_REAL
 
     trained = labkit.load_run(run)
     unseen = len(set(trained.config["held_out"]["subjects"]))
@@ -98,7 +98,7 @@ def fitted(page: Page, run: Path, cohort: str) -> Page | str:
             return replace(page, parameters=page.parameters | {"cohort": "fresh"})
         return f"it needs {LEAST_REAL} animals that no model has seen, and of this cohort {unseen} were held out"
     if page.notebook == "05_segmentation":
-        from labkit.segmentation.experiment import Experiment
+        from labkit.evidence.segmentation.experiment import Experiment
 
         try:
             Experiment(trained, seeds=page.parameters.get("seeds"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from chapters import MODELS
 
 import labkit
-from labkit import architecture
+from labkit.figures import architecture
 
 INK, PAPER = "#1b1b1b", "#ffffff"
 COLOURS = {"G": "#b9d7ea", "D": "#f3d3a4", "E": "#b8e0d2", "C": "#e6c9dc"}

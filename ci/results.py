@@ -20,8 +20,8 @@ from cache import ROOT
 from chapters import BOOK, MODELS, SHOWN
 from PIL import Image
 
-from labkit.segmentation.arms import ARMS
-from labkit.segmentation.evidence import PAPER_GAINS
+from labkit.evidence.segmentation.arms import ARMS
+from labkit.evidence.segmentation.gains import PAPER_GAINS
 from labkit.training import PAPER_TRAIN
 
 OUT = BOOK / "reference" / "results"

@@ -1,27 +1,207 @@
-"""From a run to files: what a generator makes, written as NIfTI like a reference scan."""
+"""From codes to rats and back: draw, decode, encode, interpolate; and the same as NIfTI files like a reference scan.
+
+Codes are float32 tensors (N, Z). Random ones are decoded by the average of G, encoded ones by the G that was trained
+beside the encoder (:meth:`labkit.runs.Run.generator`); `kind` says which, ``"random"`` or ``"encoded"``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from labkit import __version__, bids, nifti
-from labkit.codes import decode, draw_codes, encode, in_batches
-from labkit.cohort import Cohort, Scan
-from labkit.likeness import SYNTHETIC, Likeness, without_identity
-from labkit.places import located
-from labkit.progress import progress_bar
-from labkit.runs import Run, RunError, load_run
-from labkit.sources import open_cohort
-from labkit.store import scan_digest
-from labkit.training import choose_device
+from labkit import __version__
+from labkit.data import bids, nifti
+from labkit.data.cohort import Cohort, Scan
+from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
+from labkit.data.sources import open_cohort
+from labkit.data.store import scan_digest
+from labkit.files import located, new_folder, progress_bar, write_json, write_text
+from labkit.runs import Run, RunError, choose_device, load_run
 
 DESCRIPTION = "dataset_description.json"
+
+BATCH = 8
+"""Volumes a pass. Always as many, so that a volume does not depend on how many others were asked for."""
+
+
+def draw_codes(run: Run, n: int, seed: int = 0, first: int = 0, truncation: float = 1.0) -> Tensor:
+    """Random codes; number i of a seed is the same whatever `n` and `first`.
+
+    Parameters
+    ----------
+    run : Run
+        Says how long a code is.
+    n : int
+        How many.
+    seed : int
+        Of the sequence.
+    first : int
+        Number of the first.
+    truncation : float
+        Standard deviation, 0 or more: 1 is N(0, I), which G was trained on; less makes rats more alike.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (n, Z).
+    """
+    if n < 0 or not 0 <= truncation < np.inf:
+        raise ValueError(f"n={n} and truncation={truncation}: both must be 0 or more, and finite")
+    length = run.variant.latent_dim
+    rows = [np.random.default_rng([seed, i]).standard_normal(length, np.float32) for i in range(first, first + n)]
+    return torch.from_numpy(np.array(rows, np.float32).reshape(n, length)) * truncation
+
+
+def in_batches(network: nn.Module, inputs: Tensor, show: str = "") -> Iterator[Tensor]:
+    """Pass inputs through a network, :data:`BATCH` at a time, the last batch filled up.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        In evaluation mode.
+    inputs : torch.Tensor
+        (N, ...), on any device.
+    show : str
+        Words for a progress bar; none if empty.
+
+    Yields
+    ------
+    torch.Tensor
+        (up to 8, ...) on the CPU.
+    """
+    device = next(network.parameters()).device
+    parts = inputs.split(BATCH)
+    for part in progress_bar(parts, show, len(parts)) if show else parts:
+        full = torch.cat([part, part[-1:].expand(BATCH - len(part), *part.shape[1:])]) if len(part) < BATCH else part
+        with torch.no_grad():  # around the pass alone: around the yield it would reach into the caller
+            out = network(full.to(device)).float().cpu()[: len(part)]
+        yield out
+
+
+def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") -> Tensor:
+    """Codes to volumes.
+
+    Parameters
+    ----------
+    run : Run
+        Trained.
+    codes : torch.Tensor
+        (N, Z).
+    kind : {"random", "encoded"}
+        Where the codes come from.
+    device : str
+        As in :func:`labkit.training.train`.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (N, 1, S, S, S) in [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        The codes have another length than the run's.
+    """
+    _check_codes(run, codes)
+    network = run.generator(choose_device(device), kind)
+    return _gathered(in_batches(network, codes), (1, *(run.scale.size,) * 3))
+
+
+def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
+    """Scans to codes, (N, Z); decode them with ``kind="encoded"``.
+
+    Parameters
+    ----------
+    run : Run
+        Trained.
+    cohort : Cohort
+        Any scans on the grid of those the run was trained on.
+
+    Raises
+    ------
+    ValueError
+        Scans on another grid.
+    """
+    run.file_template.check_grid(cohort)
+    network = run.encoder(choose_device(device))
+    return _gathered(in_batches(network, cohort.volumes(run.scale.size)), (run.variant.latent_dim,))
+
+
+def interpolate(
+    run: Run, a: Tensor, b: Tensor, steps: int = 9, kind: str = "random", device: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Volumes on the way from one code to another.
+
+    Parameters
+    ----------
+    run : Run
+        Trained.
+    a, b : torch.Tensor
+        (Z,), both of one `kind`.
+    steps : int
+        How many, both ends included; at least 2.
+    kind : {"random", "encoded"}
+        Where the codes come from.
+    device : str
+        As in :func:`labkit.training.train`.
+
+    Returns
+    -------
+    volumes : torch.Tensor
+        (steps, 1, S, S, S) in [-1, 1].
+    codes : torch.Tensor
+        (steps, Z).
+    """
+    if steps < 2:
+        raise ValueError(f"steps={steps}: a way has two ends, so at least 2")
+    codes = slerp(a, b, torch.linspace(0, 1, steps))
+    return decode(run, codes, kind, device), codes
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Spherical interpolation of directions, linear interpolation of lengths.
+
+    Gaussian codes lie in a thin shell; the straight line between two of them leaves it for the middle, where G was
+    never trained, and the arc does not (White 2016, arXiv 1609.04468).
+
+    Parameters
+    ----------
+    a, b : torch.Tensor
+        (Z,), neither zero nor opposite.
+    t : torch.Tensor
+        (n,), 0 is `a`, 1 is `b`.
+
+    Returns
+    -------
+    torch.Tensor
+        (n, Z).
+    """
+    length_a, length_b = a.norm(), b.norm()
+    unit_a, unit_b = a / length_a.clamp_min(1e-12), b / length_b.clamp_min(1e-12)
+    angle = torch.arccos((unit_a @ unit_b).clamp(-1, 1))
+    t = t.to(a)[:, None]
+    if angle < 1e-4:  # hardly an arc, and its formula would divide by zero
+        return a + t * (b - a)
+    direction = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle)
+    return direction * (length_a + t * (length_b - length_a))
+
+
+def _check_codes(run: Run, codes: Tensor) -> None:
+    length = run.variant.latent_dim
+    if codes.ndim != 2 or codes.shape[1] != length:
+        raise ValueError(f"codes of {run.path.name} have the shape (N, {length}); got {tuple(codes.shape)}")
+
+
+def _gathered(batches: Iterator[Tensor], shape: tuple[int, ...]) -> Tensor:
+    parts = list(batches)
+    return torch.cat(parts) if parts else torch.empty(0, *shape)
 
 
 def generate(
@@ -75,24 +255,24 @@ def generate(
         raise ValueError(f"truncation={truncation!r}: a standard deviation of codes, 0 or more; 1 is the model's own")
     if not (like is None or isinstance(like, Scan) or isinstance(like, Cohort) and len(like)):
         raise ValueError(f"like={like!r}: a scan, a cohort with scans (labkit.open_cohort opens a folder), or None")
-    likeness = run.likeness if like is None else Likeness.of([like] if isinstance(like, Scan) else like)
-    run.likeness.check_grid([like] if isinstance(like, Scan) else list(like or ()))
+    file_template = run.file_template if like is None else FileTemplate.of([like] if isinstance(like, Scan) else like)
+    run.file_template.check_grid([like] if isinstance(like, Scan) else list(like or ()))
     made = _made(run, int(n), seed, truncation, like)
     folder = located(out_dir) if out_dir else default_folder(run, int(n), seed, truncation, like)
     if folder.exists():
         _check_made(folder, made)
-        return open_cohort(folder, **likeness.opening)
+        return open_cohort(folder, **file_template.opening)
     codes = draw_codes(run, int(n), seed, truncation=truncation)
     network = run.generator(choose_device(device))
     _check_unchanged(run, made)
-    with bids.new_folder(folder) as fresh:
+    with new_folder(folder) as fresh:
         index = 0
         for batch in in_batches(network, codes, f"generating {n} scans"):
             for volume in batch:
-                _write_scan(fresh, likeness, volume, index, codes[index], made)
+                _write_scan(fresh, file_template, volume, index, codes[index], made)
                 index += 1
         _write_description(fresh, run, made)
-    return open_cohort(folder, **likeness.opening)
+    return open_cohort(folder, **file_template.opening)
 
 
 def default_folder(run: Run, n: int, seed: int, truncation: float = 1.0, like: Cohort | Scan | None = None) -> Path:
@@ -125,19 +305,19 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
         raise ValueError("no scans to reconstruct: the cohort is empty (a run may hold nothing out)")
     if len(kinds := sorted({scan.suffix for scan in cohort})) > 1:
         raise ValueError(f"scans of several kinds ({', '.join(kinds)}): open one kind with suffix={kinds[0]!r}")
-    run.likeness.check_grid(cohort)
+    run.file_template.check_grid(cohort)
     made = {"run": run.path.name, "run_fingerprint": run.fingerprint, "reconstructed": cohort.fingerprint}
     folder = (
         located(out_dir) if out_dir else run.path / "reconstructed" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:8]}"
     )
-    opening = Likeness.of([cohort[0]]).opening
+    opening = FileTemplate.of([cohort[0]]).opening
     if folder.exists():
         _check_made(folder, made)
         return open_cohort(folder, **opening)
     volumes = decode(run, encode(run, cohort, device), "encoded", device)
     _check_unchanged(run, made)
     names = cohort.bids_labels()
-    with bids.new_folder(folder) as fresh:
+    with new_folder(folder) as fresh:
         for scan, volume in zip(progress_bar(cohort, "writing reconstructions"), volumes, strict=True):
             image = scan.restore(volume)
             _check_not_constant(image, f"the scan of {scan.subject}")
@@ -154,7 +334,7 @@ def save_volume(run: Run, volume: Tensor, path: str | os.PathLike, text: str = S
     Parameters
     ----------
     run : Run
-        Its likeness is used.
+        Its file_template is used.
     volume : torch.Tensor
         (1, S, S, S).
     path : path
@@ -167,7 +347,7 @@ def save_volume(run: Run, volume: Tensor, path: str | os.PathLike, text: str = S
     pathlib.Path
     """
     path = located(path)
-    image = run.likeness.image(volume, np.random.default_rng(0))
+    image = run.file_template.image(volume, np.random.default_rng(0))
     nifti.save(type(image)(image.dataobj, image.affine, without_identity(image.header, text)), path)
     return path
 
@@ -222,13 +402,15 @@ def _check_made(folder: Path, made: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _write_scan(folder: Path, likeness: Likeness, volume: Tensor, index: int, code: Tensor, made: dict) -> None:
+def _write_scan(
+    folder: Path, file_template: FileTemplate, volume: Tensor, index: int, code: Tensor, made: dict
+) -> None:
     subject = f"synthetic{index:05d}"
     # scanned rats differ in gain, and so do these; drawn apart from the code, which decides nothing about it
     gain = [made["seed"], index, 1]
-    image = likeness.image(volume, np.random.default_rng(gain))
+    image = file_template.image(volume, np.random.default_rng(gain))
     _check_not_constant(image, f"code {index} of seed {made['seed']}")
-    path = bids.scan_path(subject, suffix=likeness.suffix, description="synthetic")
+    path = bids.scan_path(subject, suffix=file_template.suffix, description="synthetic")
     bids.save_scan(folder, path, image, None)
     sidecar = {
         "Synthetic": True,
@@ -238,10 +420,10 @@ def _write_scan(folder: Path, likeness: Likeness, volume: Tensor, index: int, co
         "Seed": made["seed"],
         "Index": index,
         "Truncation": made["truncation"],
-        "IntensityRange": likeness.draw_range(np.random.default_rng(gain)),  # what -1 and 1 became
+        "IntensityRange": file_template.draw_range(np.random.default_rng(gain)),  # what -1 and 1 became
         "Code": [float(f"{value:.9g}") for value in code.tolist()],  # nine digits give a float32 back exactly
     }
-    bids.write_json(folder / path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
+    write_json(folder / path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
 
 
 def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:
@@ -250,7 +432,7 @@ def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:
         for index in range(made["n"])
     ]
     bids.write_table(folder / "participants.tsv", rows)
-    bids.write_text(
+    write_text(
         folder / "README",
         f"SYNTHETIC DATA. {made['n']} rat brain scans made by a generator ({made['model']}, run {made['run']}); no "
         "animal was scanned\nfor them. They are no measurements and no basis for a diagnosis. Each scan's JSON file "

@@ -1,7 +1,7 @@
-"""The four networks: generator G, discriminator D, encoder E and code discriminator C of one variant at one scale.
+"""The four networks: generator G, encoder E, discriminator D and code discriminator C of one variant at one scale.
 
-Layers, weights and their order are the paper's; `labkit.convolutions` says how they are computed. Two things to know
-where a variant has spectral norms:
+Layers, weights and their order are the paper's; `labkit.layers` says how they are computed, `labkit.published` has the
+same networks written plainly. Two things to know where a variant has spectral norms:
 
 - A training network makes a power iteration each time its weights are used. Open
   ``torch.nn.utils.parametrize.cached()`` around one update's passes: one iteration an update, the same weight in all of
@@ -12,52 +12,94 @@ where a variant has spectral norms:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit.blocks import Block, Critic, halving_blocks, layer_label
-from labkit.convolutions import DenseLayer, FirstConv3d, LastConv3d, UpsamplingConv3d
-from labkit.spectral import spectral_norm
+from labkit.layers import (
+    DenseLayer,
+    FirstConv3d,
+    HalvingConv3d,
+    InstanceNorm3d,
+    LastConv3d,
+    UpsamplingConv3d,
+    exact_weight,
+    spectral_norm,
+)
 from labkit.variants import Scale, Variant
 
 
-class Generator(nn.Module):
-    """G: code to scan.
+class Block(nn.Module):
+    """Layer, norm, LeakyReLU.
 
     Parameters
     ----------
-    variant : Variant
-        `latent_dim`, `generator_norm`, `generator_spectral` and `generator_slope` are used.
-    scale : Scale
-        `size` and `base_channels` are used.
+    layer : torch.nn.Module
+        Linear or convolution.
+    norm : str
+        "batch", "instance" or "none", on the layer's output.
+    spectral : bool
+        Whether the layer's weight is divided by its largest singular value (`labkit.layers.SpectralNorm`).
+    slope : float
+        LeakyReLU's slope below zero.
     """
+
+    def __init__(self, layer: nn.Module, norm: str, spectral: bool, slope: float) -> None:
+        super().__init__()
+        self.layer = spectral_norm(layer, spectral)
+        self.norm: nn.Module | None = None
+        if norm == "batch":
+            dense = isinstance(layer, nn.Linear)
+            self.norm = nn.BatchNorm1d(layer.out_features) if dense else nn.BatchNorm3d(layer.out_channels)
+        elif norm == "instance":
+            self.norm = InstanceNorm3d()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any input of the layer -> its output, normalised and rectified."""
+        x = self.layer(x)
+        return F.leaky_relu(x if self.norm is None else self.norm(x), self.slope)
+
+
+def halving_blocks(widths: Sequence[int], norm: str, spectral: bool, slope: float) -> nn.ModuleList:
+    """The hidden convolutions of D and E, of which the first has no norm.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Channels of the scan, then of each block's output.
+    norm, spectral, slope
+        As in `Block`.
+
+    Returns
+    -------
+    torch.nn.ModuleList
+        (B, 1, S, S, S) -> (B, C, S/2, S/2, S/2) -> ... -> (B, 8C, 4, 4, 4).
+    """
+    return nn.ModuleList(
+        Block(HalvingConv3d(a, b), norm if level else "none", spectral, slope)
+        for level, (a, b) in enumerate(pairwise(widths))
+    )
+
+
+class Generator(nn.Module):
+    """G: code to scan; `variant` gives latent size, norm and slope, `scale` size and width."""
 
     def __init__(self, variant: Variant, scale: Scale) -> None:
         super().__init__()
         widths = scale.channels[::-1]
+        norm, spectral, slope = variant.generator_norm, variant.generator_spectral, variant.generator_slope
         layers = [FirstConv3d(variant.latent_dim, widths[0])]
         layers += [UpsamplingConv3d(a, b) for a, b in pairwise(widths)]
-        norm, spectral, slope = variant.generator_norm, variant.generator_spectral, variant.generator_slope
         self.blocks = nn.ModuleList(Block(layer, norm, spectral, slope) for layer in layers)
-        self.head = _maybe_spectral(UpsamplingConv3d(widths[-1], 1), spectral)
+        self.head = spectral_norm(UpsamplingConv3d(widths[-1], 1), spectral)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decode.
-
-        Parameters
-        ----------
-        z : torch.Tensor
-            (B, Z), codes.
-
-        Returns
-        -------
-        torch.Tensor
-            (B, 1, S, S, S), scans in [-1, 1], dtype of `z`.
-        """
+        """Decode: codes (B, Z) -> scans (B, 1, S, S, S) in [-1, 1], dtype of `z`."""
         x = z
         for block in self.blocks:  # (B, Z) -> (B, 8C, 4, 4, 4) -> ... -> (B, C, S/2, S/2, S/2)
             x = block(x)
@@ -65,83 +107,101 @@ class Generator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """E: scan to code.
-
-    Parameters
-    ----------
-    variant : Variant
-        `latent_dim`, `encoder_norm`, `encoder_spectral` and `encoder_slope` are used.
-    scale : Scale
-        `size` and `base_channels` are used.
-    """
+    """E: scan to code; `variant` gives latent size, norm and slope, `scale` size and width."""
 
     def __init__(self, variant: Variant, scale: Scale) -> None:
         super().__init__()
         norm, spectral, slope = variant.encoder_norm, variant.encoder_spectral, variant.encoder_slope
         self.blocks = halving_blocks((1, *scale.channels), norm, spectral, slope)
-        self.head = _maybe_spectral(LastConv3d(scale.channels[-1], variant.latent_dim), spectral)
+        self.head = spectral_norm(LastConv3d(scale.channels[-1], variant.latent_dim), spectral)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            (B, 1, S, S, S), scans in [-1, 1].
-
-        Returns
-        -------
-        torch.Tensor
-            (B, Z), float32 under autocast.
-        """
+        """Encode: scans (B, 1, S, S, S) in [-1, 1] -> codes (B, Z), float32 under autocast."""
         for block in self.blocks:  # (B, 1, S, S, S) -> (B, C, S/2, S/2, S/2) -> ... -> (B, 8C, 4, 4, 4)
             x = block(x)
         return self.head(x)
 
 
-class Discriminator(Critic):
-    """D: scan to a number, higher for real. `Critic` has its methods.
+class Critic(nn.Module):
+    """What D and C have in common: blocks, a last layer of one output, and the gradient with respect to the input.
 
     Parameters
     ----------
-    variant : Variant
-        `discriminator_norm`, `discriminator_spectral` and `discriminator_slope` are used.
-    scale : Scale
-        `size` and `base_channels` are used.
+    blocks : torch.nn.ModuleList
+        Their layers have a `transpose`.
+    head : torch.nn.Module
+        Last layer, to (B, 1), without activation.
     """
+
+    def __init__(self, blocks: nn.ModuleList, head: nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.head = blocks, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Judge scans (B, 1, S, S, S) or codes (B, Z) -> (B,), higher for real, float32 under autocast."""
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).squeeze(1)
+
+    def input_gradient(self, x: Tensor) -> Tensor:
+        """Gradient of the critic's summed values with respect to its input, differentiable in the critic's parameters.
+
+        The same numbers as ``torch.autograd.grad(critic(x).sum(), x, create_graph=True)``, but computed as a network
+        that runs backwards, through each rectifier's slopes and each layer's transpose, so that training on it needs
+        no second derivative of a convolution. Where there is no norm, it depends on the forward pass by those slopes
+        alone, whose derivative is zero: no graph of that pass is kept and none is walked.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            As in `forward`; the result is not differentiable in `x`.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape and dtype of `x`.
+        """
+        normed = any(block.norm is not None for block in self.blocks)
+        weights = [exact_weight(block.layer, x) for block in self.blocks]
+        trail, h = [], x.detach()
+        with torch.set_grad_enabled(normed):  # a norm's own gradient below needs a graph of it, wanted or not
+            for block, weight in zip(self.blocks, weights, strict=True):
+                before = block.layer(h, weight)
+                if normed and not before.requires_grad:  # the critic's parameters are frozen
+                    before.requires_grad_()
+                after = before if block.norm is None else block.norm(before)
+                h = F.leaky_relu(after, block.slope)
+                trail.append((block, weight, before, after))
+        g = exact_weight(self.head, x).expand(len(x), *h.shape[1:]).to(h.dtype)
+        for block, weight, before, after in reversed(trail):
+            g = torch.ops.aten.leaky_relu_backward(g, after.detach(), block.slope, False)
+            if block.norm is not None:
+                (g,) = torch.autograd.grad(after, before, g, create_graph=torch.is_grad_enabled())
+            g = block.layer.transpose(g, weight)
+        return g.to(x.dtype)
+
+
+class Discriminator(Critic):
+    """D: scan to a number, higher for real."""
 
     def __init__(self, variant: Variant, scale: Scale) -> None:
         norm, spectral, slope = variant.discriminator_norm, variant.discriminator_spectral, variant.discriminator_slope
         blocks = halving_blocks((1, *scale.channels), norm, spectral, slope)
-        super().__init__(blocks, _maybe_spectral(LastConv3d(scale.channels[-1], 1), spectral))
+        super().__init__(blocks, spectral_norm(LastConv3d(scale.channels[-1], 1), spectral))
 
 
 class CodeDiscriminator(Critic):
-    """C: code to a number, higher for one drawn from N(0, I). `Critic` has its methods.
-
-    Parameters
-    ----------
-    variant : Variant
-        `latent_dim`, `code_norm`, `code_spectral` and `code_slope` are used.
-    scale : Scale
-        `base_channels` is used.
-    """
+    """C: code to a number, higher for one drawn from N(0, I)."""
 
     def __init__(self, variant: Variant, scale: Scale) -> None:
         width = scale.code_channels
-        layers = (DenseLayer(variant.latent_dim, width), DenseLayer(width, width))
         norm, spectral, slope = variant.code_norm, variant.code_spectral, variant.code_slope
+        layers = (DenseLayer(variant.latent_dim, width), DenseLayer(width, width))
         blocks = nn.ModuleList(Block(layer, norm, spectral, slope) for layer in layers)
-        super().__init__(blocks, _maybe_spectral(DenseLayer(width, 1), spectral))
+        super().__init__(blocks, spectral_norm(DenseLayer(width, 1), spectral))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Judge codes, (B, Z) -> (B,); see `Critic.forward`.
-
-        Raises
-        ------
-        ValueError
-            If a batch norm is to train on a single code.
-        """
+        """Judge codes, (B, Z) -> (B,); ValueError if a batch norm is to train on a single code."""
         if self.training and len(z) < 2 and self.blocks[0].norm is not None:
             raise ValueError("BatchNorm in the code discriminator needs 2 or more codes a batch to train, got 1")
         return super().forward(z)
@@ -176,85 +236,3 @@ def build(variant: Variant, scale: Scale, seed: int = 0) -> Networks:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reaches into other devices
         return Networks(*(kind(variant, scale) for kind in (Encoder, Generator, Discriminator, CodeDiscriminator)))
-
-
-def load_by_position(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights whose names differ but whose layers are the paper's, in the paper's order.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        One of the four.
-    state : mapping
-        State dict of the same layers under other names, such as a plain ``torch.nn.Sequential`` has.
-
-    Raises
-    ------
-    ValueError
-        If there are more or fewer tensors, or one has another shape; says which.
-    """
-    own = network.state_dict()
-    if len(own) != len(state):
-        raise ValueError(f"{type(network).__name__} has {len(own)} tensors, the weights have {len(state)}")
-    pairs = list(zip(own.items(), state.items(), strict=True))
-    faults = [
-        f"{theirs} {tuple(b.shape)} for {ours} {tuple(a.shape)}"
-        for (ours, a), (theirs, b) in pairs
-        if a.shape != b.shape
-    ]
-    if faults:
-        raise ValueError(f"{type(network).__name__} cannot take these shapes: " + "; ".join(faults))
-    network.load_state_dict({ours: value for (ours, _), (_, value) in pairs})
-
-
-class LayerRow(NamedTuple):
-    """One row of a `summary`.
-
-    Attributes
-    ----------
-    layer : str
-        Layer, norms and activation; n channels, k kernel, s stride, p padding.
-    output_shape : tuple of int
-        With the batch first.
-    parameters : int
-        Trained numbers in it.
-    """
-
-    layer: str
-    output_shape: tuple[int, ...]
-    parameters: int
-
-
-def summary(network: nn.Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
-    """List a network's layers with what they put out, for a table.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        One of the four; left as it was.
-    input_shape : tuple of int
-        With the batch first: (1, Z) for G and C, (1, 1, S, S, S) for D and E.
-
-    Returns
-    -------
-    list of LayerRow
-        In order; the last layer of G with its tanh.
-    """
-    rows = []
-    x = torch.zeros(input_shape, device=next(network.parameters()).device)
-    was_training = network.training
-    network.eval()  # neither power iterations nor running statistics move
-    try:
-        with torch.no_grad():
-            for part in (*network.blocks, network.head):
-                x = part(x)
-                label = part.label if isinstance(part, Block) else layer_label(part)
-                label += ", tanh" if isinstance(network, Generator) and part is network.head else ""
-                rows.append(LayerRow(label, tuple(x.shape), sum(p.numel() for p in part.parameters())))
-    finally:
-        network.train(was_training)
-    return rows
-
-
-def _maybe_spectral(layer: nn.Module, spectral: bool) -> nn.Module:
-    return spectral_norm(layer) if spectral else layer

@@ -8,7 +8,7 @@
         losses.csv          a row a logging interval
         checkpoint.safetensors   everything needed to continue bit for bit
         models.safetensors       encoder and generators for use and sharing
-        likeness.json       grid, header and intensity ranges of the training scans, for what is generated
+        file_template.json       grid, header and intensity ranges of the training scans, for what is generated
         samples/            fixed codes and scans as they change: NIfTI and montage
         events/             TensorBoard
 """
@@ -31,19 +31,21 @@ from typing import Any
 import torch
 
 from labkit import __version__, networks
-from labkit.bids import write_text
-from labkit.checkpoints import RunError, load_state
-from labkit.cohort import Cohort
+from labkit.data.cohort import Cohort
+from labkit.data.file_template import FileTemplate
+from labkit.data.sources import CohortError, open_cohort
 from labkit.fields import from_dict
-from labkit.likeness import Likeness
-from labkit.places import located, runs_folder
-from labkit.sources import CohortError, open_cohort
+from labkit.files import located, runs_folder, whole_file, write_text
 from labkit.variants import Scale, Variant, asdict
 
 CHECKPOINT = "checkpoint.safetensors"
 MODELS = "models.safetensors"
 LOSSES = "losses.csv"
-LIKENESS = "likeness.json"
+FILE_TEMPLATE = "file_template.json"
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used as asked: missing, busy, or made with another configuration."""
 
 
 @contextlib.contextmanager
@@ -142,6 +144,25 @@ def _short(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
+def choose_device(name: str) -> torch.device:
+    """``"auto"`` is a GPU if there is one.
+
+    Raises
+    ------
+    ValueError
+        The device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is not known: allowed are 'auto', 'cpu', 'cuda', 'cuda:<number>'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch finds no GPU here: use 'auto' or 'cpu'")
+    return device
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit, versions and device of this process."""
     import nibabel
@@ -179,6 +200,81 @@ def peak_memory_mib(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Split nested dicts and lists into tensors by path and the rest as JSON.
+
+    Returns
+    -------
+    tensors : dict of str to torch.Tensor
+        Keys are paths, ``generator/net.0.weight``.
+    rest : dict
+        The same nesting with tensors replaced by ``{"tensor": path}``.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[path] = value.detach()
+            return {"tensor": path}
+        if isinstance(value, Mapping):
+            return {"items": [[key, walk(item, f"{path}/{key}".lstrip("/"))] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"list": [walk(item, f"{path}/{index}") for index, item in enumerate(value)]}
+        return {"value": value}
+
+    return tensors, walk(state, "")
+
+
+def unflatten(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> Any:
+    """Inverse of :func:`flatten` (tuples come back as lists)."""
+    (kind, content), *_ = rest.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: unflatten(tensors, item) for key, item in content}
+    if kind == "list":
+        return [unflatten(tensors, item) for item in content]
+    return content
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write nested tensors and values to one safetensors file, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        The disk does not take it; the file that was there before is untouched.
+    """
+    from safetensors.torch import save_file
+
+    tensors, rest = flatten(state)
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole_file(path, sync=True) as partial:
+        try:
+            save_file(tensors, partial, metadata={"state": json.dumps(rest)})
+        except Exception as error:  # safetensors reports a full disk as its own error
+            raise OSError(f"could not write {path}: {error}; the previous file, if any, is untouched") from error
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what :func:`save_state` wrote.
+
+    Raises
+    ------
+    RunError
+        The file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+            rest = json.loads(handle.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}); remove it to start again from the beginning") from error
+    return unflatten(tensors, rest)
 
 
 @dataclass(frozen=True)
@@ -242,12 +338,12 @@ class Run:
             return hashlib.file_digest(handle, "sha256").hexdigest()
 
     @property
-    def likeness(self) -> Likeness:
+    def file_template(self) -> FileTemplate:
         """What the training scans' files were, for what is generated."""
-        path = self.path / LIKENESS
+        path = self.path / FILE_TEMPLATE
         if not path.exists():
-            raise self._untrained(LIKENESS)
-        return Likeness.from_json(json.loads(path.read_text()))
+            raise self._untrained(FILE_TEMPLATE)
+        return FileTemplate.from_json(json.loads(path.read_text()))
 
     def cohort(self) -> Cohort:
         """Open the cohort that the run was trained on, held-out animals included.

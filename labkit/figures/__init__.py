@@ -5,7 +5,7 @@ from anywhere. The exceptions bring their own: :func:`loss_curves` carries a sti
 :func:`viewer`, :func:`direction_cards` and :func:`fault_cards` are pictures under a slider of the page's own.
 """
 
-from labkit.figures.comparison import contact_sheet, mean_and_variance, reconstruction_errors, slice_pairs, viewer
+from labkit.figures.histograms import dorsal_ventral_profile, intensity_histograms, split_diagram, tissue_volumes
 from labkit.figures.judging import (
     confidence_and_learning,
     judged_scans,
@@ -14,8 +14,8 @@ from labkit.figures.judging import (
     rating_marks,
     result_figures,
 )
-from labkit.figures.latent import direction_cards, effects, film_strip, traversals
 from labkit.figures.learning import code_statistics, loss_curves, reconstructions, samples_over_time
+from labkit.figures.pairs import contact_sheet, mean_and_variance, reconstruction_errors, slice_pairs, viewer
 from labkit.figures.quality import (
     attribute_distributions,
     copy_distances,
@@ -34,9 +34,9 @@ from labkit.figures.segmentation import (
     teacher_labels,
 )
 from labkit.figures.slices import mean_and_sd, one_slice, slice_series, three_planes
-from labkit.figures.statistics import dorsal_ventral_profile, intensity_histograms, split_diagram, tissue_volumes
 from labkit.figures.style import PLANES, intensity_window, plane_called
 from labkit.figures.transforms import augmentations
+from labkit.figures.traversals import direction_cards, effects, film_strip, traversals
 
 __all__ = [
     "PLANES",

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS
-from labkit.volumes import cube_side, padding
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
+from labkit.data.volumes import cube_side, padding
 
 PIXELS_PER_MM = 7
 GAP = 4  # pixels between planes

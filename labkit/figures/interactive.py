@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from labkit.progress import in_live_kernel
+from labkit.files import in_live_kernel
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

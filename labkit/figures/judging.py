@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from labkit.evidence.judging.results import RIGHT_OR_WRONG, Results
+from labkit.evidence.judging.session import Session
+from labkit.evidence.judging.trials import QUESTIONS, REAL
 from labkit.figures import style
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
-from labkit.judging.results import RIGHT_OR_WRONG, Results
-from labkit.judging.session import Session
-from labkit.judging.trials import QUESTIONS, REAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def rater_scores(results: Results) -> Figure:
 @style.drawn
 def confidence_and_learning(results: Results) -> Figure:
     """Share right by how sure the rater was, and by part of the session, with Wilson intervals."""
-    from labkit.judging.answers import SURE
+    from labkit.evidence.judging.answers import SURE
 
     panels = {"confidence": results.by_confidence(), "part": results.learning()}
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), sharey=True, layout="constrained")

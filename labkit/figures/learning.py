@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from labkit.cohort import Cohort
+from labkit.data.cohort import Cohort
 from labkit.figures import style
 from labkit.figures.interactive import Interactive
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
+from labkit.recording import middle_sections
 from labkit.runs import Run
-from labkit.samples import three_planes
 
 PANELS = {
     "reconstruction: mean squared error, scans in [−1, 1]": {
@@ -146,7 +146,7 @@ def samples_over_time(run: Run, codes: int = 4, moments: int = 5) -> Figure:
     for row, path in zip(axes, chosen, strict=True):
         volumes = np.asarray(nib.load(path).dataobj)
         for ax, volume in zip(row, np.moveaxis(volumes, -1, 0), strict=False):
-            ax.imshow(three_planes(volume)[0], cmap="gray", vmin=-1, vmax=1)
+            ax.imshow(middle_sections(volume)[0], cmap="gray", vmin=-1, vmax=1)
         row[0].set_ylabel(f"{_iteration(path)}")
     style.bare(axes.flat)
     figure.supylabel("iteration", size=10)
@@ -184,7 +184,7 @@ def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
     for row, (name, volumes) in zip(axes, rows.items(), strict=True):
         for ax, volume in zip(row, volumes[:, 0].numpy(), strict=True):
             cmap = "RdBu_r" if name == "difference" else "gray"
-            ax.imshow(three_planes(volume)[0], cmap=cmap, vmin=-1, vmax=1)
+            ax.imshow(middle_sections(volume)[0], cmap=cmap, vmin=-1, vmax=1)
         row[0].set_ylabel(name)
     for ax, scan, volume in zip(axes[1], shown, (back - real).square().mean((1, 2, 3, 4)), strict=True):
         ax.set_title(f"rat {scan.subject}: MSE {volume.item():.4f}")

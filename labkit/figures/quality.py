@@ -10,14 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from labkit.evidence.metrics import faults
+from labkit.evidence.metrics.comparison import AUDITED, Comparison, anatomy, real_pairs
+from labkit.evidence.metrics.reading import short
+from labkit.evidence.metrics.study import Study
+from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.figures import frames, style
 from labkit.figures.frames import Card, Cards
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
-from labkit.metrics import faults
-from labkit.metrics.comparison import AUDITED, Comparison, anatomy, real_pairs
-from labkit.metrics.reading import short
-from labkit.metrics.study import Study
-from labkit.metrics.yardstick import Yardstick
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def fault_map(control: pd.DataFrame, strength: float = 1.0) -> Figure:
     Parameters
     ----------
     control : pandas.DataFrame
-        From :func:`labkit.metrics.faults.control`.
+        From :func:`labkit.evidence.metrics.faults.control`.
     strength : float
         Of the faults, one of those in `control`.
 
@@ -110,10 +110,10 @@ def fault_cards(yardstick: Yardstick, control: pd.DataFrame, scan: int = 0) -> C
 
     Parameters
     ----------
-    yardstick : labkit.metrics.yardstick.Yardstick
+    yardstick : labkit.evidence.metrics.yardstick.Yardstick
         What `control` was made with.
     control : pandas.DataFrame
-        From :func:`labkit.metrics.faults.control`; its strengths are the slider's stops.
+        From :func:`labkit.evidence.metrics.faults.control`; its strengths are the slider's stops.
     scan : int
         Which scan of B is shown.
     """
@@ -277,7 +277,7 @@ def triplets(comparison: Comparison, source: str = AUDITED[0], n: int = 4) -> Fi
 
     Parameters
     ----------
-    comparison : labkit.metrics.comparison.Comparison
+    comparison : labkit.evidence.metrics.comparison.Comparison
         With training scans.
     source : {"synthetic", "30 % copies planted"}
         The generator's scans, or the positive control.

@@ -9,16 +9,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from labkit import volumes
-from labkit.cohort import Scan
+from labkit.data import volumes
+from labkit.data.cohort import Scan
+from labkit.evidence.segmentation.arms import ARMS
+from labkit.evidence.segmentation.experiment import Experiment, synthetic
+from labkit.evidence.segmentation.gains import PAPER_GAINS
+from labkit.evidence.segmentation.labels import confidence
+from labkit.evidence.segmentation.network import full_labels, inputs, probabilities
+from labkit.evidence.segmentation.scores import TISSUES
 from labkit.figures import style
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, TISSUE_COLOURS, WIDTH
-from labkit.segmentation.arms import ARMS
-from labkit.segmentation.evidence import PAPER_GAINS
-from labkit.segmentation.experiment import Experiment, synthetic
-from labkit.segmentation.labels import confidence
-from labkit.segmentation.network import full_labels, inputs, probabilities
-from labkit.segmentation.scores import TISSUES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +144,7 @@ def gains(table: pd.DataFrame, label: str = "Dice") -> Figure:
     Parameters
     ----------
     table : pandas.DataFrame
-        From :meth:`labkit.segmentation.experiment.Experiment.differences`.
+        From :meth:`labkit.evidence.segmentation.experiment.Experiment.differences`.
     label : str
         Of the score.
 

@@ -12,8 +12,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from labkit import describe
-from labkit.cohort import Scan
+from labkit.data.cohort import Scan
+from labkit.evidence import describe
 from labkit.figures import style
 from labkit.figures.style import PLANES, TISSUE_COLOURS, WIDTH
 
@@ -174,7 +174,7 @@ def mean_and_sd(cohort: Sequence[Scan]) -> Figure:
     Parameters
     ----------
     cohort : Cohort or sequence of Scan
-        Scans on one grid, each scaled to [0, 1] (:func:`labkit.describe.mean_and_sd`).
+        Scans on one grid, each scaled to [0, 1] (:func:`labkit.evidence.describe.mean_and_sd`).
 
     Returns
     -------

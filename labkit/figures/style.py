@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from labkit.cohort import Scan
+from labkit.data.cohort import Scan
 
 P = ParamSpec("P")
 

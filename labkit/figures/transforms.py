@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from labkit import augment
+from labkit.data import augment
+from labkit.data.grids import STUDY_ZOOMS, grid_affine
 from labkit.figures import style
 from labkit.figures.style import PLANES, WIDTH
-from labkit.grids import STUDY_ZOOMS, grid_affine
 
 
 @style.drawn
@@ -25,8 +25,8 @@ def augmentations(
     Parameters
     ----------
     volume : torch.Tensor
-        (1, S, S, S), [-1, 1], as from :meth:`labkit.cohort.Cohort.volumes`.
-    augmentation : labkit.augment.Augmentation
+        (1, S, S, S), [-1, 1], as from :meth:`labkit.data.cohort.Cohort.volumes`.
+    augmentation : labkit.data.augment.Augmentation
         Which transforms, how far.
     zooms : tuple of float, optional
         Voxel size along the cube's axes, mm. Default: the study's 0.375 x 0.375 x 0.5 at 64^3, larger on fewer voxels.

@@ -7,9 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from labkit.cohort import Cohort
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
-from labkit.sources import open_cohort
+from labkit.data.cohort import Cohort
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
+from labkit.data.sources import open_cohort
 
 
 def onions(folder: Path, n: int = 10, seed: int = 0, first: int = 0) -> Cohort:

@@ -1,8 +1,6 @@
 """What every test may rely on: no screen, no network data, and never the user's own cache."""
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,14 +25,3 @@ def mirror() -> Path:
     if not os.environ.get("LABKIT_MIRROR") or not folder.is_dir():
         pytest.skip("needs the published files: set LABKIT_MIRROR to a folder that holds sigma/ and scans/")
     return folder.absolute()
-
-
-@pytest.fixture(scope="session")
-def reference():
-    """The published loop written plainly, ``ci/reference_step.py``."""
-    path = Path(__file__).resolve().parents[2] / "ci" / "reference_step.py"
-    spec = importlib.util.spec_from_file_location("reference_step", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -2,8 +2,8 @@
 
 import torch
 
-from labkit.grids import grid_affine
-from labkit.simulate import Anatomy
+from labkit.data.grids import grid_affine
+from labkit.data.simulate import Anatomy
 
 CENTRE_MM = (0.5, -2.0, 1.0)
 

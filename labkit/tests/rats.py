@@ -7,9 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from labkit.cohort import Cohort
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
-from labkit.sources import open_cohort
+from labkit.data.cohort import Cohort
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
+from labkit.data.sources import open_cohort
 
 
 def ellipsoids(folder: Path, n: int = 7, seed: int = 0) -> Cohort:

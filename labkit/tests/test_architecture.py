@@ -1,6 +1,6 @@
 import pytest
 
-from labkit import architecture
+from labkit.figures import architecture
 from labkit.variants import VARIANTS, resolve
 
 

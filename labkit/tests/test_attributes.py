@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.attributes import Gauge, measure, tissues, white
+from labkit.evidence.attributes import Gauge, measure, tissues, white
 from labkit.tests.rats import ellipsoids
 
 

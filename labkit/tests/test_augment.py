@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from labkit.augment import (
+from labkit.data.augment import (
     AUGMENTATIONS,
     FLIP_ONLY,
     FULL,
@@ -276,13 +276,13 @@ def test_preview_shows_each_transform_alone_at_its_extreme():
 def test_resampling_only_what_moves_changes_nothing(monkeypatch):
     volume, labels = head(8)
     chosen = augment(volume, labels, generator=seeded())
-    monkeypatch.setattr("labkit.augment._reading_is_free", lambda device: False)
+    monkeypatch.setattr("labkit.data.augment._reading_is_free", lambda device: False)
     everything = augment(volume, labels, generator=seeded())
     assert all(torch.equal(a, b) for a, b in zip(chosen, everything, strict=True))
 
 
 def test_nothing_is_read_back_from_a_device_with_a_queue(monkeypatch):
-    monkeypatch.setattr("labkit.augment._reading_is_free", lambda device: False)
+    monkeypatch.setattr("labkit.data.augment._reading_is_free", lambda device: False)
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():  # tensors without values: a branch or an .item() on one is an error

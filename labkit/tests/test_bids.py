@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import bids
+from labkit.data import bids
 
 
 def touch(folder, *names):

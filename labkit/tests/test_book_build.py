@@ -205,7 +205,7 @@ def test_a_chapter_suits_the_cohort_or_is_left_out(chapters, monkeypatch, held_o
             raise ValueError("the experiment needs all three on every scan")
 
     monkeypatch.setattr("labkit.load_run", lambda _: Run())
-    monkeypatch.setattr("labkit.segmentation.experiment.Experiment", experiment)
+    monkeypatch.setattr("labkit.evidence.segmentation.experiment.Experiment", experiment)
     for page in chapters.pages("laptop", cohort, None):
         found = chapters.fitted(page, Path("run"), cohort)
         if page.stem not in expected:
@@ -223,8 +223,8 @@ def test_code_that_training_depends_on_is_found_by_its_imports(cache):
     of_training = names("labkit.training")
     assert {"labkit/updates.py", "labkit/losses.py", "labkit/networks.py", "labkit/convolutions.py"} <= of_training
     assert not any(name.startswith(("labkit/figures", "labkit/judging", "labkit/widgets")) for name in of_training)
-    assert {"labkit/simulate/__init__.py", "labkit/simulate/scanner.py"} <= names("labkit.sources")
-    assert "labkit/segmentation/evidence.py" not in names("labkit.segmentation.experiment")
+    assert {"labkit/simulate/__init__.py", "labkit/simulate/scanner.py"} <= names("labkit.data.sources")
+    assert "labkit/segmentation/evidence.py" not in names("labkit.evidence.segmentation.experiment")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from labkit import open_cohort
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 
 
 @pytest.fixture

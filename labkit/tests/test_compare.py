@@ -3,7 +3,7 @@ import pytest
 
 import labkit
 from labkit import generation
-from labkit.metrics.comparison import COLUMNS, compare
+from labkit.evidence.metrics.comparison import COLUMNS, compare
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train

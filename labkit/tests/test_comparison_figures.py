@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from labkit import describe, figures, widgets
+from labkit import figures, widgets
+from labkit.evidence import describe
 from labkit.tests.rats import ellipsoids
 
 

@@ -4,11 +4,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from labkit import describe, nifti
-from labkit.cohort import Cohort
-from labkit.grids import grid_affine
-from labkit.nifti import Origin
-from labkit.store import Record, Store
+from labkit.data import nifti
+from labkit.data.cohort import Cohort
+from labkit.data.grids import grid_affine
+from labkit.data.nifti import Origin
+from labkit.data.store import Record, Store
+from labkit.evidence import describe
 
 SIDE, ZOOMS = 16, (1.0, 0.5, 2.0)  # mm; unequal, so that a mix-up of axes shows
 AFFINE = grid_affine((SIDE,) * 3, ZOOMS, centre_mm=(1.0, -2.0, 3.0))

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,22 +10,17 @@ import labkit
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "book" / "reference" / "differences"
-if not (ROOT / "ci" / "experiment_differences.py").is_file():
+SCRIPT = ROOT / "book" / "experiments" / "differences.py"
+if not SCRIPT.is_file():
     pytest.skip("the experiment is part of a checkout, not of an installed labkit", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def experiment():
-    sys.path.insert(0, str(ROOT / "ci"))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            "experiment_differences", ROOT / "ci" / "experiment_differences.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / "ci"))
+    spec = importlib.util.spec_from_file_location("differences_experiment", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")

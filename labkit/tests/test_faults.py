@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.metrics import faults
-from labkit.metrics.sample import Sample
-from labkit.metrics.yardstick import Yardstick
+from labkit.evidence.metrics import faults
+from labkit.evidence.metrics.yardstick import Yardstick
+from labkit.evidence.sample import Sample
 from labkit.tests.rats import ellipsoids
 
 SHAPE = (64, 64, 40)

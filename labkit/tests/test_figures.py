@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from labkit import describe, figures
-from labkit.augment import FULL, TRANSFORMS
+from labkit import figures
+from labkit.data.augment import FULL, TRANSFORMS
+from labkit.evidence import describe
 from labkit.figures import style
 from labkit.tests.test_describe import SIDE, brain, ramp, random_images, toy_cohort
 

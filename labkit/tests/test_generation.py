@@ -9,15 +9,14 @@ import torch
 
 import labkit
 from labkit import generation
-from labkit.codes import decode, draw_codes, encode, interpolate, slerp
-from labkit.generation import generate, reconstruct
-from labkit.likeness import Likeness, without_identity, written_range
-from labkit.metrics.sample import Sample
+from labkit.data.file_template import FileTemplate, without_identity, written_range
+from labkit.data.volumes import resize
+from labkit.evidence.sample import Sample
+from labkit.generation import decode, draw_codes, encode, generate, interpolate, reconstruct, slerp
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train
-from labkit.volumes import resize
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +72,10 @@ def test_the_intensity_range_is_one_of_the_training_scans(rats, run):
     rng = np.random.default_rng(0)
     ranges = set()
     for _ in range(30):
-        data = np.asarray(run.likeness.image(ends, rng).dataobj)
+        data = np.asarray(run.file_template.image(ends, rng).dataobj)
         ranges.add((float(data.min()), float(data.max())))
     assert ranges <= {(scan.origin.low, scan.origin.high) for scan in train_part} and len(ranges) > 2
-    middle = np.asarray(run.likeness.image(torch.zeros(1, 64, 64, 64), rng).dataobj)
+    middle = np.asarray(run.file_template.image(torch.zeros(1, 64, 64, 64), rng).dataobj)
     assert middle.min() == middle.max() and any(abs(middle.max() - sum(r) / 2) <= 0.5 for r in ranges)  # not stretched
 
 
@@ -124,7 +123,7 @@ def test_nothing_of_the_animal_is_left(tmp_path):
             assert b"Rattie" not in content and str(folder).encode() not in content
             if path.name.endswith(".gz"):
                 assert not nib.load(path).header.extensions
-    assert b"Rattie" not in (run.path / "likeness.json").read_bytes()
+    assert b"Rattie" not in (run.path / "file_template.json").read_bytes()
 
 
 def test_a_finished_folder_is_opened_and_another_is_refused(run, tmp_path):
@@ -218,9 +217,9 @@ def test_an_interpolation_begins_and_ends_with_its_rats(run):
 
 
 def test_a_likeness_survives_json(rats):
-    likeness = Likeness.of(rats)
-    assert Likeness.from_json(json.loads(json.dumps(likeness.to_json()))) == likeness
-    assert likeness.grid == "study" and likeness.origin.path == ""
+    file_template = FileTemplate.of(rats)
+    assert FileTemplate.from_json(json.loads(json.dumps(file_template.to_json()))) == file_template
+    assert file_template.grid == "study" and file_template.origin.path == ""
     assert without_identity(nib.Nifti2Header())["descrip"].item().startswith(b"synthetic")
 
 

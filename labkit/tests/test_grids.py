@@ -2,8 +2,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from labkit import grids
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, ScanFaultError, grid_affine
+from labkit.data import grids
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, ScanFaultError, grid_affine
 
 
 def test_reorienting_keeps_every_voxel_where_it_is_in_the_world():

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from labkit import figures
-from labkit.judging import answers, cues, observers
-from labkit.judging.results import Results
-from labkit.judging.session import Session
-from labkit.judging.stimuli import Stimuli
-from labkit.judging.trials import QUESTIONS, REAL, TASKS, needs, plan
-from labkit.metrics.faults import at_resolution
-from labkit.metrics.sample import Sample
+from labkit.evidence.judging import answers, cues, observers
+from labkit.evidence.judging.results import Results
+from labkit.evidence.judging.session import Session
+from labkit.evidence.judging.stimuli import Stimuli
+from labkit.evidence.judging.trials import QUESTIONS, REAL, TASKS, needs, plan
+from labkit.evidence.metrics.faults import at_resolution
+from labkit.evidence.sample import Sample
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train
@@ -256,7 +256,7 @@ def test_parts_of_sessions_of_different_length_are_parts(session):
 
 
 def test_scans_at_the_sessions_resolution_are_not_blurred_again(session, tmp_path):
-    from labkit.sources import open_cohort
+    from labkit.data.sources import open_cohort
 
     coarse = at_resolution(Sample.of(session.real, 64), 16)
     written = session.real.subset(range(6)).write(tmp_path / "coarse")

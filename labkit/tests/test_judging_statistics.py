@@ -5,7 +5,7 @@ from scipy import stats
 from statsmodels.stats.inter_rater import fleiss_kappa
 from statsmodels.stats.proportion import proportion_confint
 
-from labkit.judging import statistics
+from labkit.evidence.judging import statistics
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 9), (7, 24), (24, 24), (130, 210)])

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import labkit
-from labkit import codes, figures, widgets
-from labkit.attributes import Gauge
+from labkit import figures, generation, widgets
+from labkit.evidence.attributes import Gauge
+from labkit.evidence.latent import Directions, LatentSpace
 from labkit.figures import frames
-from labkit.figures.latent import view
-from labkit.latent import Directions, LatentSpace
+from labkit.figures.traversals import view
 from labkit.runs import RunError
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
@@ -61,7 +61,7 @@ def test_its_effect_is_read_by_another_gauge_on_other_codes(known):
     table = known.effects("random")
     assert table.loc["brain volume, mm³", "brain volume, mm³"] > 0.1
     assert table.loc["brain volume, mm³", "right way"] == 1 and table.loc["brain volume, mm³", "r"] > 0.8
-    assert not torch.equal(known.judged_on("random"), codes.draw_codes(known.run, 32, 0))
+    assert not torch.equal(known.judged_on("random"), generation.draw_codes(known.run, 32, 0))
 
 
 def test_a_direction_that_does_nothing_is_found_out(known):
@@ -220,7 +220,7 @@ def test_without_a_kernel_the_explorer_says_how_to_get_it(space, capsys):
 def test_figures_of_the_space_are_drawn(space):
     start = space.random(0)
     assert len(figures.traversals(space, start, "encoded").axes) == 6 * len(space.directions["encoded"].names) + 1
-    assert len(figures.film_strip(space, codes.draw_codes(space.run, 4), "random").axes) >= 4
+    assert len(figures.film_strip(space, generation.draw_codes(space.run, 4), "random").axes) >= 4
     assert figures.effects(space.effects("encoded")).axes[0].get_xticklabels()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import manifest
+from labkit.data import manifest
 
 CONTENT = {"brain.nii.gz": b"a rat brain", "mask.nii.gz": b"its mask"}
 SHA256 = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENT.items()}

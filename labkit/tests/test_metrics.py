@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.metrics import distributions, embeddings, intervals, memorisation, paired, similarity
+from labkit.evidence.metrics import distributions, embeddings, intervals, memorisation, paired, similarity
 from labkit.tests.rats import ellipsoids
 
 

@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn.utils.parametrize import cached
 
 from labkit import losses
-from labkit.blocks import InstanceNorm3d
-from labkit.networks import CodeDiscriminator, Discriminator, Encoder, Generator, build, load_by_position, summary
+from labkit.figures.architecture import summary
+from labkit.layers import InstanceNorm3d
+from labkit.networks import CodeDiscriminator, Discriminator, Encoder, Generator, build
+from labkit.published import load_by_position
 from labkit.variants import resolve
 
 MODELS = ["adni", "sigmarat1", "sigmarat2"]

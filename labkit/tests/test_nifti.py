@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from labkit import nifti
-from labkit.grids import ScanFaultError, grid_affine
+from labkit.data import nifti
+from labkit.data.grids import ScanFaultError, grid_affine
 
 
 def write(path, array, affine=None):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from labkit.simulate.anatomy import TISSUES
-from labkit.simulate.phantom import phantom_anatomy, phantom_structures
-from labkit.simulate.phantom.curves import monotone_cubic, outline_distance, sections, smooth_curve
+from labkit.data.simulate.anatomy import TISSUES
+from labkit.data.simulate.phantom import phantom_anatomy, phantom_structures
+from labkit.data.simulate.phantom.curves import monotone_cubic, outline_distance, sections, smooth_curve
 
 SPACING = 0.2
 FORAMEN_MAGNUM = -15.8  # y, mm: behind it lies the spinal cord

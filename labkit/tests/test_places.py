@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from labkit import runs
-from labkit.places import located, runs_folder
+from labkit.files import located, runs_folder
 from labkit.runs import RunError
 
 

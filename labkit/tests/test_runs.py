@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from labkit import bids, checkpoints, runs
+from labkit import runs
+from labkit.files import write_json
 from labkit.runs import RunError
 from labkit.variants import SCALES, VARIANTS, asdict
 
@@ -22,8 +23,8 @@ def nested():
 
 
 def test_nested_state_comes_back_as_it_was(tmp_path):
-    checkpoints.save_state(tmp_path / "a.safetensors", nested())
-    back = checkpoints.load_state(tmp_path / "a.safetensors")
+    runs.save_state(tmp_path / "a.safetensors", nested())
+    back = runs.load_state(tmp_path / "a.safetensors")
     assert back["iteration"] == 7 and back["nothing"] is None and back["optimiser"]["groups"][0]["lr"] == 1e-4
     assert list(back["optimiser"]["state"]) == [0, 1] and back["optimiser"]["state"][0]["step"] == 2
     assert torch.equal(back["networks"]["G"]["weight"], nested()["networks"]["G"]["weight"])
@@ -34,7 +35,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     import safetensors.torch
 
     path = tmp_path / "a.safetensors"
-    checkpoints.save_state(path, nested())
+    runs.save_state(path, nested())
     before = path.read_bytes()
 
     def full(tensors, target, metadata):
@@ -43,16 +44,16 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="No space left.*previous file, if any, is untouched"):
-        checkpoints.save_state(path, nested() | {"iteration": 8})
+        runs.save_state(path, nested() | {"iteration": 8})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     path = tmp_path / "a.safetensors"
-    checkpoints.save_state(path, nested())
+    runs.save_state(path, nested())
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(RunError, match="a.safetensors is damaged"):
-        checkpoints.load_state(path)
+        runs.load_state(path)
 
 
 def test_a_pickle_is_not_opened(tmp_path):
@@ -62,7 +63,7 @@ def test_a_pickle_is_not_opened(tmp_path):
 
     torch.save({"x": Payload()}, tmp_path / "a.safetensors")
     with pytest.raises(RunError):
-        checkpoints.load_state(tmp_path / "a.safetensors")
+        runs.load_state(tmp_path / "a.safetensors")
     assert not (tmp_path / "ran").exists()
 
 
@@ -83,7 +84,7 @@ def test_a_second_process_is_kept_out_and_the_lock_dies_with_its_holder(tmp_path
 
 def test_another_configuration_is_refused_with_what_differs(tmp_path):
     config = {"seed": 0, "scale": asdict(SCALES["smoke"]), "train": {"subjects": ["1", "2"]}}
-    bids.write_json(tmp_path / "config.json", config)
+    write_json(tmp_path / "config.json", config)
     longer = asdict(SCALES["smoke"]) | {"iterations": 90, "log_every": 5}
     runs.check_config(tmp_path, json.loads(json.dumps(config)) | {"scale": longer})
     with pytest.raises(RunError, match="scale.size: 16 there, 32 asked"):
@@ -93,7 +94,7 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
 def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
     now = {"variant": asdict(VARIANTS["adni"]), "scale": asdict(SCALES["smoke"]), "seed": 0}
     before = {**now, "variant": {key: value for key, value in now["variant"].items() if key != "generator_steps"}}
-    bids.write_json(tmp_path / "config.json", before)
+    write_json(tmp_path / "config.json", before)
     runs.check_config(tmp_path, now)
     with pytest.raises(RunError, match="variant.generator_steps: 1 there, 2 asked"):
         runs.check_config(tmp_path, {**now, "variant": now["variant"] | {"generator_steps": 2}})
@@ -109,6 +110,6 @@ def test_rows_after_the_checkpoint_are_dropped_with_half_written_ones(tmp_path):
 
 
 def test_what_is_no_run_is_answered_with_the_runs_there_are(tmp_path):
-    bids.write_json(tmp_path / "sigmarat2-sigma-laptop-s0" / "config.json", {})
+    write_json(tmp_path / "sigmarat2-sigma-laptop-s0" / "config.json", {})
     with pytest.raises(RunError, match="no config.json.*; runs in .*: sigmarat2-sigma-laptop-s0"):
         runs.load_run(tmp_path / "sigmarat2")

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS
-from labkit.simulate import TISSUES, Individual, Scanner
-from labkit.simulate.field import AIR_LESS_TISSUE_PPM, GYROMAGNETIC_MHZ_PER_T, field_map
-from labkit.simulate.head import FINE, coarse_points, coarse_spacing, prepare
-from labkit.simulate.individual import draw
-from labkit.simulate.scanner import (
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
+from labkit.data.simulate import TISSUES, Individual, Scanner
+from labkit.data.simulate.field import AIR_LESS_TISSUE_PPM, GYROMAGNETIC_MHZ_PER_T, field_map
+from labkit.data.simulate.head import FINE, coarse_points, coarse_spacing, prepare
+from labkit.data.simulate.individual import draw
+from labkit.data.simulate.scanner import (
     PHASE,
     READ,
     Session,
@@ -21,7 +21,7 @@ from labkit.simulate.scanner import (
     draw_session,
     steady_state,
 )
-from labkit.simulate.simulation import _distortion, _scan
+from labkit.data.simulate.simulation import _distortion, _scan
 from labkit.tests.heads import simple_head
 
 QUIET = Scanner(noise=0.0, gain=1.0)

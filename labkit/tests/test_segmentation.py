@@ -10,15 +10,23 @@ from scipy import stats
 
 import labkit
 from labkit import figures
-from labkit.attributes import tissues
-from labkit.metrics.sample import Sample
-from labkit.metrics.yardstick import Yardstick
-from labkit.segmentation import arms, evidence
-from labkit.segmentation.experiment import Experiment, LeakError
-from labkit.segmentation.labels import confidence, teach
-from labkit.segmentation.network import PLANS, Examples, build, examples, full_labels, probabilities, train_network
-from labkit.segmentation.reader import find_reader
-from labkit.segmentation.scores import score
+from labkit.evidence.attributes import tissues
+from labkit.evidence.metrics.yardstick import Yardstick
+from labkit.evidence.sample import Sample
+from labkit.evidence.segmentation import arms, gains
+from labkit.evidence.segmentation.experiment import Experiment, LeakError
+from labkit.evidence.segmentation.labels import confidence, teach
+from labkit.evidence.segmentation.network import (
+    PLANS,
+    Examples,
+    build,
+    examples,
+    full_labels,
+    probabilities,
+    train_network,
+)
+from labkit.evidence.segmentation.reader import find_reader
+from labkit.evidence.segmentation.scores import score
 from labkit.tests.brains import onions
 from labkit.tests.test_training import FAST
 from labkit.training import train
@@ -108,7 +116,7 @@ def test_an_arm_has_the_scans_its_name_says(run, done):
 
 
 def test_finished_arms_are_not_trained_again_and_an_interruption_loses_one_at_most(run, monkeypatch, tmp_path):
-    from labkit.segmentation import experiment
+    from labkit.evidence.segmentation import experiment
 
     trained = []
 
@@ -163,8 +171,8 @@ def simulated(gain, spread=0.01, animals=36, seeds=5, seed=0):
 def test_a_gain_is_seen_and_no_gain_is_not():
     false_alarms, seen = 0, 0
     for seed in range(20):
-        nothing = evidence.differences(simulated(0.0, seed=seed), {"r100+s200": "r100"}).iloc[0]
-        real = evidence.differences(simulated(0.02, seed=seed), {"r100+s200": "r100"}).iloc[0]
+        nothing = gains.differences(simulated(0.0, seed=seed), {"r100+s200": "r100"}).iloc[0]
+        real = gains.differences(simulated(0.02, seed=seed), {"r100+s200": "r100"}).iloc[0]
         false_alarms += bool(nothing["ci_low"] > 0 or nothing["ci_high"] < 0)
         seen += bool(real["ci_low"] > 0)
         assert real["p"] < 0.01 and 0.005 < real["difference"] < 0.035
@@ -174,29 +182,29 @@ def test_a_gain_is_seen_and_no_gain_is_not():
 
 def test_p_values_are_scipys_and_their_correction_is_holms():
     table = simulated(0.005)
-    row = evidence.differences(table, {"r100+s200": "r100"}).iloc[0]
-    values = evidence.difference_matrix(table, "r100+s200", "r100", "CSF")
+    row = gains.differences(table, {"r100+s200": "r100"}).iloc[0]
+    values = gains.difference_matrix(table, "r100+s200", "r100", "CSF")
     assert values.shape == (5, 36) and row["p"] == pytest.approx(stats.wilcoxon(values.mean(0)).pvalue)
     assert row["p_holm"] == row["p"]  # one arm
-    assert np.allclose(evidence.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
-    assert np.allclose(evidence.holm([0.5, 0.9]), [1.0, 1.0])
+    assert np.allclose(gains.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert np.allclose(gains.holm([0.5, 0.9]), [1.0, 1.0])
 
 
 def test_conclusions_are_made_from_the_numbers():
     row = {"arm": "r100+s50", "reference": "r100", "tissue": "CSF", "difference": 0.05, "ci_low": 0.03, "ci_high": 0.07,
            "p": 0.001, "p_holm": 0.004, "detectable": 0.01, "seeds": 5, "animals": 36}  # fmt: skip
     gain, loss, nothing = (
-        evidence.conclusions(pd.DataFrame([row | change]))[0]
+        gains.conclusions(pd.DataFrame([row | change]))[0]
         for change in ({}, {"ci_low": -0.07, "ci_high": -0.03, "difference": -0.05}, {"ci_low": -0.01})
     )
     assert "a gain, as published" in gain and "+0.0764" in gain
     assert "a loss" in loss and "not told apart" in nothing
-    assert "not told apart" in evidence.conclusions(pd.DataFrame([row | {"p_holm": np.nan}]))[0]
-    control = evidence.conclusions(pd.DataFrame([row | {"arm": "r5+t200"}]))
+    assert "not told apart" in gains.conclusions(pd.DataFrame([row | {"p_holm": np.nan}]))[0]
+    control = gains.conclusions(pd.DataFrame([row | {"arm": "r5+t200"}]))
     assert control == ["r5+t200 against r100, new rats with true labels added: CSF +0.0500."]
     lost = row | {"arm": "r100", "reference": "r100-plain", "ci_low": -0.07, "ci_high": -0.03, "difference": -0.05}
     rows = [lost, lost | {"tissue": "grey matter"}, row | {"arm": "r25", "p_holm": 0.5}]
-    assert evidence.conclusions(pd.DataFrame(rows)) == [
+    assert gains.conclusions(pd.DataFrame(rows)) == [
         "r100 against r100-plain, conventional augmentation: CSF −0.0500, grey matter −0.0500.",
         "r25 against r100, a quarter of the real scans: nothing that this design can see.",
     ]

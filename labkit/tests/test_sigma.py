@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS
-from labkit.simulate import LABEL_NAMES, Individual, Scanner, sigma_anatomy, simulate
-from labkit.simulate.sigma import FILES, HALF_WIDTH_MM, Volume, white_matter_rim
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
+from labkit.data.simulate import LABEL_NAMES, Individual, Scanner, sigma_anatomy, simulate
+from labkit.data.simulate.sigma import FILES, HALF_WIDTH_MM, Volume, white_matter_rim
 
 N = 3
 

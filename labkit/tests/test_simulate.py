@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
-from labkit.simulate import Individual, Scanner, load_anatomy, parameters, simulate
-from labkit.simulate.head import balanced_weights, most_likely, prepare, shares
-from labkit.simulate.individual import (
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
+from labkit.data.simulate import Individual, Scanner, load_anatomy, parameters, simulate
+from labkit.data.simulate.head import balanced_weights, most_likely, prepare, shares
+from labkit.data.simulate.individual import (
     JACOBIAN_FLOOR,
     diffeomorphism,
     draw,

@@ -6,8 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from labkit import CohortError, open_cohort, sources
-from labkit.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
+from labkit import CohortError, open_cohort
+from labkit.data import sources
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +269,7 @@ def test_a_data_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path
     def forbidden(*arguments):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("labkit.simulate.dataset.simulated_dataset", forbidden)
+    monkeypatch.setattr("labkit.data.simulate.dataset.simulated_dataset", forbidden)
     with pytest.raises(PermissionError) as caught:
         open_cohort("phantom", n=1)
     assert str(tmp_path / "data") in caught.value.__notes__[0] and "LABKIT_DATA" in caught.value.__notes__[0]

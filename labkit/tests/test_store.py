@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from labkit import store
-from labkit.grids import grid_affine
-from labkit.nifti import Origin
-from labkit.store import Record, Store
+from labkit.data import store
+from labkit.data.grids import grid_affine
+from labkit.data.nifti import Origin
+from labkit.data.store import Record, Store
 
 AFFINE = tuple(map(tuple, grid_affine((4, 4, 4))))
 ORIGIN = Origin("a.nii", (4, 4, 4), "RSA", AFFINE, "", AFFINE, False, 0.0, 1.0)

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from labkit import figures
-from labkit.metrics import faults, study
-from labkit.metrics.reading import separate_best
-from labkit.metrics.selection import find_runs
-from labkit.metrics.study import Study
+from labkit.evidence.metrics import faults, study
+from labkit.evidence.metrics.reading import separate_best
+from labkit.evidence.metrics.study import Study
+from labkit.evidence.selection import find_runs
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train

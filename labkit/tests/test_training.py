@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from labkit import checkpoints, runs
+from labkit import runs
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
 from labkit.training import DivergedError, train
@@ -24,7 +24,7 @@ def rats(tmp_path_factory):
 
 
 def tensors(run):
-    return checkpoints.flatten(checkpoints.load_state(run.path / runs.CHECKPOINT))[0]
+    return runs.flatten(runs.load_state(run.path / runs.CHECKPOINT))[0]
 
 
 def same(a, b):
@@ -80,7 +80,7 @@ def test_resume_continues_bit_for_bit(rats, tmp_path, model):
 SITTING = """
 import sys
 from pathlib import Path
-from labkit.sources import open_cohort
+from labkit.data.sources import open_cohort
 from labkit.training import train
 train("sigmarat2", open_cohort(sys.argv[1]), "smoke", sys.argv[2], iterations=int(sys.argv[3]), checkpoint_every=5,
       sample_every=50, log_every=7, device="cpu")
@@ -138,8 +138,8 @@ def test_another_setting_other_data_and_resume_false_are_refused(rats, tmp_path)
 
 def test_a_run_begun_on_another_kind_of_device_is_not_gone_on_with(rats, tmp_path):
     run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 3})
-    state = checkpoints.load_state(run.path / runs.CHECKPOINT)
-    checkpoints.save_state(run.path / runs.CHECKPOINT, state | {"device": "cuda"})
+    state = runs.load_state(run.path / runs.CHECKPOINT)
+    runs.save_state(run.path / runs.CHECKPOINT, state | {"device": "cuda"})
     with pytest.raises(RunError, match="begun on cuda and cannot go on bit for bit on cpu: pass device='cuda'"):
         train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
 

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from labkit import checkpoints, networks
+from labkit import published, runs
 from labkit.updates import Draws, Learner, choose_precision, step
 from labkit.variants import VARIANTS, resolve
 
@@ -16,24 +16,24 @@ def batch(size, seed):
 
 
 @pytest.mark.parametrize("model", VARIANTS)
-def test_iterations_are_those_of_the_published_loop(reference, model):
+def test_iterations_are_those_of_the_published_loop(model):
     """Losses, and the weights of all four networks after three iterations, in double precision."""
     variant, scale = resolve(model, "smoke", latent_dim=6, batch_size=3, precision="fp32")
-    plain = reference.build(variant, scale, seed=3)
+    plain = published.build(variant, scale, seed=3)
     learner = Learner(variant, scale, CPU)
     for name, theirs in zip("EGDC", plain, strict=True):
         theirs.double()
-        networks.load_by_position(learner.networks[name].double(), theirs.state_dict())
+        published.load_by_position(learner.networks[name].double(), theirs.state_dict())
     learner.average.double()
-    optimisers = reference.optimisers(plain, variant)
+    optimisers = published.optimisers(plain, variant)
     for iteration in range(3):
         x_real, x_critic = batch(3, 10 + iteration), batch(3, 20 + iteration)
-        drawn = reference.Randomness(*(t.double() for t in reference.draw(variant, scale, seed=iteration)))
-        theirs = reference.step(plain, optimisers, variant, x_real, x_critic, drawn, one_power_iteration=True)
+        drawn = published.Randomness(*(t.double() for t in published.draw(variant, scale, seed=iteration)))
+        theirs = published.step(plain, optimisers, variant, x_real, x_critic, drawn, one_power_iteration=True)
         ours = step(
             learner,
-            Draws(x_real, drawn.z_generator, x_critic, drawn.z_discriminator, drawn.z_code,
-                  drawn.weight_rec, drawn.weight_rand, drawn.weight_code),
+            Draws(x_real, drawn.z_rand, x_critic, drawn.z_critic, drawn.z_code,
+                  drawn.mix_rec, drawn.mix_rand, drawn.mix_code),
         )  # fmt: skip
         for network, mine in (("G", "loss_EG"), ("D", "loss_D"), ("C", "loss_C")):
             loss = sum(value for name, value in theirs.items() if name.startswith(f"{network}."))
@@ -102,8 +102,8 @@ def test_looking_at_the_networks_does_not_change_them():
     learner = Learner(*resolve("adni", "smoke", latent_dim=6), CPU)
     before = copy.deepcopy(learner.state())
     found = learner.evaluators(batch(8, 0).float())
-    after = checkpoints.flatten(learner.state())[0]
-    assert all(torch.equal(value, after[name]) for name, value in checkpoints.flatten(before)[0].items())
+    after = runs.flatten(learner.state())[0]
+    assert all(torch.equal(value, after[name]) for name, value in runs.flatten(before)[0].items())
     assert learner.G.training and not any(network.training for network in found.values())
 
 

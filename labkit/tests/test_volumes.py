@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit import volumes
+from labkit.data import volumes
 
 
 def scans(n=2, shape=(64, 64, 40), seed=0):

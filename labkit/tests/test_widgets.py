@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from labkit import widgets
-from labkit.cohort import Cohort
-from labkit.store import Store
+from labkit.data.cohort import Cohort
+from labkit.data.store import Store
 from labkit.tests.test_describe import brain, random_images, toy_cohort
 
 

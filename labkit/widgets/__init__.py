@@ -1,9 +1,9 @@
 """Front ends for a live notebook: controls over the functions of labkit.figures."""
 
-from labkit.progress import in_live_kernel
-from labkit.widgets.blind_test import JudgePage, judge
+from labkit.files import in_live_kernel
 from labkit.widgets.browser import NOT_LIVE, slice_browser, slice_html
 from labkit.widgets.explorer import Explorer, latent_explorer, redraw_seconds
+from labkit.widgets.judge import JudgePage, judge
 
 __all__ = [
     "NOT_LIVE",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from labkit import describe, figures
-from labkit.cohort import Cohort, Scan
-from labkit.progress import in_live_kernel
+from labkit import figures
+from labkit.data.cohort import Cohort, Scan
+from labkit.evidence import describe
+from labkit.files import in_live_kernel
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -31,7 +32,7 @@ def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | Non
     beside : Cohort, optional
         Scans on the same grid, one of which is shown at the right at the same place in the same window.
     live : bool, optional
-        Make the sliders, or only say how to get them; default: as :func:`labkit.progress.in_live_kernel` finds. A page
+        Make the sliders, or only say how to get them; default: as :func:`labkit.files.in_live_kernel` finds. A page
         built from an executed notebook would otherwise hold sliders that do nothing.
 
     Returns

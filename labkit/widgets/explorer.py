@@ -1,4 +1,4 @@
-"""Move through the latent space: sliders over `labkit.figures.latent.view`, in a live kernel."""
+"""Move through the latent space: sliders over `labkit.figures.traversals.view`, in a live kernel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from labkit import describe
-from labkit.codes import slerp
+from labkit.evidence import describe
+from labkit.evidence.latent import LatentSpace
 from labkit.figures import frames
-from labkit.figures.latent import REACH, View, view
-from labkit.generation import save_volume
-from labkit.latent import LatentSpace
-from labkit.progress import in_live_kernel
+from labkit.figures.traversals import REACH, View, view
+from labkit.files import in_live_kernel
+from labkit.generation import save_volume, slerp
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -133,7 +132,7 @@ class Explorer:
 
     def _save(self) -> None:
         volume = self.space.volume(self.code(), self.kind)
-        suffix, number = self.space.run.likeness.suffix or "T2w", 0
+        suffix, number = self.space.run.file_template.suffix or "T2w", 0
         while (path := self.folder / f"sub-explored{number:03d}_desc-synthetic_{suffix}.nii.gz").exists():
             number += 1
         self.saved.value = ""
@@ -160,7 +159,7 @@ def latent_explorer(space: LatentSpace, live: bool | None = None) -> ipywidgets.
     space : LatentSpace
         To move through.
     live : bool, optional
-        Make the controls, or only say how to get them; default: as :func:`labkit.progress.in_live_kernel` finds.
+        Make the controls, or only say how to get them; default: as :func:`labkit.files.in_live_kernel` finds.
 
     Returns
     -------

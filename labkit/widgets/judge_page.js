@@ -75,7 +75,7 @@ function pagePort(session, pictures, hidden) {
         + table(["trial", "shown", "your answer", ""], mine.map((line) => [line.trial + 1, line.sources.join(" | "), line.answer, right(line) ? "right" : "wrong"]))
         + "</details>";
     }
-    return Promise.resolve(told + "<p>Save the file and give it to <code>labkit.judging</code> for the other statistics, alone or with other raters'.</p>");
+    return Promise.resolve(told + "<p>Save the file and give it to <code>labkit.evidence.judging</code> for the other statistics, alone or with other raters'.</p>");
   }
 
   return { asks: true, open, save, answer, finish, notice, pictures: (number) => Promise.resolve(pictures[number]) };

@@ -1,0 +1,1 @@
+"""Wing 1: a folder of NIfTI files is a cohort."""

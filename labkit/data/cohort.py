@@ -1,0 +1,320 @@
+"""A cohort is a folder of NIfTI files: open one, check it, split it by animal, turn it into volumes, write it.
+
+Simulated rats, real rats, a user's own scans and a generator's output are all the same kind of folder, so that
+training, viewing, measuring and judging each take cohorts and give back cohorts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from labkit.data import bids, nifti, volumes
+from labkit.data.nifti import Origin
+from labkit.data.store import Store
+from labkit.files import located, new_folder
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan of one animal.
+
+    Attributes
+    ----------
+    subject, session : str
+        The animal, and what tells several scans of it apart (``""`` for one scan an animal).
+    image : numpy.ndarray
+        float32 (X, Y, Z), axes right, superior, anterior, the file's intensity unit.
+    labels : numpy.ndarray or None
+        uint8 (X, Y, Z).
+    affine : numpy.ndarray
+        (4, 4), voxel index to mm (right, anterior, superior).
+    suffix : str
+        BIDS suffix, the kind of scan (``boldref``, ``T2w``).
+    origin : labkit.data.nifti.Origin
+        The file it came from.
+    """
+
+    subject: str
+    session: str
+    image: np.ndarray
+    labels: np.ndarray | None
+    affine: np.ndarray
+    suffix: str
+    origin: Origin
+
+    @property
+    def zooms(self) -> tuple[float, float, float]:
+        """Voxel size along the array's axes, mm."""
+        return tuple(float(zoom) for zoom in np.round(nib.affines.voxel_sizes(self.affine), 5))
+
+    def nifti(self) -> nib.Nifti1Image:
+        """The scan on the cohort's grid as an image in memory (mm)."""
+        return nifti.image_on_grid(self.image, self.affine)
+
+    def restore(self, volume: torch.Tensor | np.ndarray) -> nib.Nifti1Image:
+        """Bring a volume back to the scan's file: grid, affine, header, orientation, data type, intensity range.
+
+        Parameters
+        ----------
+        volume : torch.Tensor or numpy.ndarray
+            (1, S, S, S) or (S, S, S) in [-1, 1], any S; as made by :meth:`Cohort.volumes` or a generator.
+
+        Returns
+        -------
+        nibabel.Nifti1Image
+            For a volume of the cube's own side on a grid that was only turned, exactly the file's voxels (to
+            rounding of the data type); otherwise interpolated.
+        """
+        return restore(volume, self.image.shape, self.origin)
+
+    def restore_labels(self, labels: torch.Tensor | np.ndarray) -> nib.Nifti1Image:
+        """Bring a label map (1, S, S, S) or (S, S, S), uint8, back to the scan's file's grid, as :meth:`restore`."""
+        return restore_labels(labels, self.image.shape, self.origin)
+
+
+def restore(volume: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
+    """Bring a volume in [-1, 1] to a file's grid and intensity range, as :meth:`Scan.restore`.
+
+    Parameters
+    ----------
+    volume : torch.Tensor or numpy.ndarray
+        (1, S, S, S) or (S, S, S) in [-1, 1].
+    shape : sequence of int
+        Voxels of the cohort's grid.
+    origin : labkit.data.nifti.Origin
+        The file to be like.
+    """
+    cube = volumes.resize(_cube(volume).float(), volumes.cube_side(tuple(shape)))
+    values = volumes.from_unit_range(cube, origin.low, origin.high)
+    return nifti.to_native(volumes.crop_from_cube(values, tuple(shape))[0].numpy(), origin)
+
+
+def restore_labels(labels: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
+    """Bring a label map (1, S, S, S) or (S, S, S), uint8, to a file's grid, as :meth:`Scan.restore_labels`.
+
+    Parameters
+    ----------
+    labels : torch.Tensor or numpy.ndarray
+        The map.
+    shape : sequence of int
+        Voxels of the cohort's grid.
+    origin : labkit.data.nifti.Origin
+        The file to be like.
+    """
+    cube = volumes.resize_labels(_cube(labels).to(torch.uint8), volumes.cube_side(tuple(shape)))
+    return nifti.to_native(volumes.crop_from_cube(cube, tuple(shape))[0].numpy(), origin)
+
+
+def _cube(volume: torch.Tensor | np.ndarray) -> torch.Tensor:
+    cube = torch.as_tensor(volume).detach().cpu()
+    if cube.ndim not in (3, 4) or len(set(cube.shape[-3:])) != 1 or (cube.ndim == 4 and cube.shape[0] != 1):
+        raise ValueError(f"a volume is a cube (S, S, S) or (1, S, S, S); got shape {tuple(cube.shape)}")
+    return cube.reshape(1, 1, *cube.shape[-3:])
+
+
+class Cohort(Sequence[Scan]):
+    """Scans on one grid, opened by :func:`labkit.data.sources.open_cohort`.
+
+    ``cohort[3]`` is a scan, ``cohort[3:9]`` a cohort.
+
+    Parameters
+    ----------
+    name : str
+        Short name, used in folder names.
+    folder : pathlib.Path
+        Where its files are.
+    store : labkit.data.store.Store
+        Voxels and records.
+    recipe : dict, optional
+        What :func:`labkit.data.sources.open_cohort` was asked, JSON-able, so that a run can open its cohort again. None
+        for a part of a cohort.
+    """
+
+    def __init__(self, name: str, folder: Path, store: Store, recipe: dict | None = None):
+        self.name = name
+        self.folder = Path(folder)
+        self._store = store
+        self.recipe = recipe
+
+    def __len__(self) -> int:
+        return len(self._store.records)
+
+    def __iter__(self) -> Iterator[Scan]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int | slice) -> Scan | Cohort:
+        if isinstance(index, slice):
+            return self.subset(range(len(self))[index])
+        index = self._position(index)
+        record = self._store.records[index]
+        labels = self._store.labels[index] if record.has_labels else None
+        image, affine = self._store.images[index], np.asarray(record.affine)
+        return Scan(record.subject, record.session, image, labels, affine, record.suffix, record.origin)
+
+    def _position(self, index: int) -> int:
+        try:
+            return range(len(self))[index]
+        except IndexError:
+            raise IndexError(f"there is no scan {index} in {self.name}: it has {len(self)}, counted from 0") from None
+
+    def __repr__(self) -> str:
+        animals = len(set(self.subjects))
+        shape = " x ".join(map(str, self.shape))
+        return f"<Cohort {self.name}: {len(self)} scans of {animals} rats, {shape}, {self.fingerprint[:12]}>"
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The animal of each scan."""
+        return tuple(record.subject for record in self._store.records)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of every scan along right, superior, anterior."""
+        return tuple(self._store.images.shape[1:])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every scan has labels."""
+        return all(record.has_labels for record in self._store.records)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Files left out by ``skip_bad=True``, and why."""
+        return dict(self._store.skipped)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash (sha256) of all scans in order: voxels, labels, place in space."""
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Content hash of each scan."""
+        return tuple(record.digest for record in self._store.records)
+
+    def subset(self, indices: Iterable[int]) -> Cohort:
+        """The scans at `indices`, in that order; voxels are copied only if `indices` is not a plain run."""
+        indices = list(indices)
+        if any(isinstance(index, bool | np.bool_) for index in indices):
+            raise TypeError("subset takes the places of scans, not a mask: pass numpy.flatnonzero(mask)")
+        chosen = [self._position(index) for index in indices]
+        run = slice(chosen[0], chosen[-1] + 1) if chosen and chosen == list(range(chosen[0], chosen[-1] + 1)) else None
+        take = chosen if run is None else run
+        labels = None if self._store.labels is None else self._store.labels[take]
+        records = tuple(self._store.records[index] for index in chosen)
+        return Cohort(self.name, self.folder, Store(self._store.images[take], labels, records, self._store.skipped))
+
+    def split(self, n_train: int, seed: int = 0) -> tuple[Cohort, Cohort]:
+        """Split by animal, so that no animal is on both sides.
+
+        Parameters
+        ----------
+        n_train : int
+            Animals (not scans) on the first side.
+        seed : int
+            Which ones.
+
+        Returns
+        -------
+        train, held_out : Cohort
+            Scans in the cohort's order.
+
+        Raises
+        ------
+        ValueError
+            If either side would be empty.
+        """
+        animals = sorted(set(self.subjects))
+        if not 1 <= n_train < len(animals):
+            raise ValueError(
+                f"n_train={n_train} leaves one side empty: {self.name} has {len(animals)} animals, "
+                f"choose 1 to {len(animals) - 1}"
+            )
+        order = np.random.default_rng(seed).permutation(len(animals))
+        chosen = {animals[index] for index in order[:n_train]}
+        inside = [index for index, subject in enumerate(self.subjects) if subject in chosen]
+        outside = [index for index, subject in enumerate(self.subjects) if subject not in chosen]
+        return self.subset(inside), self.subset(outside)
+
+    def volumes(self, size: int = 64) -> torch.Tensor:
+        """Network input: zero-padded to a cube, resampled to `size` without aliasing, per-scan min-max.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 (N, 1, size, size, size) in [-1, 1].
+        """
+        out = torch.empty(len(self), 1, size, size, size)
+        for index, cube in enumerate(self._cubes(self._store.images)):
+            out[index] = volumes.to_unit_range(volumes.resize(cube, size))[0][0]
+        return out
+
+    def label_maps(self, size: int = 64) -> torch.Tensor:
+        """Label maps on the same cubes as :meth:`volumes`: uint8 (N, 1, size, size, size).
+
+        Raises
+        ------
+        ValueError
+            If scans have no labels; names them.
+        """
+        without = [record.subject for record in self._store.records if not record.has_labels]
+        if without:
+            raise ValueError(
+                f"{len(without)} of {len(self)} scans of {self.name} have no labels ({', '.join(without[:5])}"
+                f"{', ...' if len(without) > 5 else ''}): put *_dseg.nii.gz beside them or under derivatives/"
+            )
+        out = torch.empty(len(self), 1, size, size, size, dtype=torch.uint8)
+        for index, cube in enumerate(self._cubes(self._store.labels)):
+            out[index] = volumes.resize_labels(cube, size)[0]
+        return out
+
+    def _cubes(self, arrays: np.ndarray) -> Iterator[torch.Tensor]:
+        side = volumes.cube_side(self.shape)
+        return (volumes.pad_to_cube(torch.from_numpy(np.array(array))[None], side) for array in arrays)
+
+    def write(self, folder: str | os.PathLike, name: str | None = None) -> Path:
+        """Write the scans, on the cohort's grid, as a BIDS data set that ``open_cohort`` reads back the same.
+
+        A folder is read back in the order of subjects and sessions, whatever the order here.
+
+        Parameters
+        ----------
+        folder : path
+            New folder; it appears only when everything is written.
+        name : str, optional
+            Data set's name in its description.
+
+        Raises
+        ------
+        FileExistsError
+            If `folder` is there already.
+        """
+        folder = located(folder)
+        labels_of = self.bids_labels()
+        with new_folder(folder) as fresh:
+            for scan in self:
+                path = bids.scan_path(labels_of[scan.subject], scan.session, scan.suffix)
+                labels = None if scan.labels is None else nifti.image_on_grid(scan.labels, scan.affine)
+                bids.save_scan(fresh, path, scan.nifti(), labels)
+            rows = [{"participant_id": f"sub-{labels_of[s]}", "name": s} for s in labels_of]
+            bids.write_table(fresh / "participants.tsv", rows)
+            bids.write_description(fresh, name or self.name, Fingerprint=self.fingerprint)
+        return folder
+
+    def bids_labels(self) -> dict[str, str]:
+        """A BIDS label for each subject: letters and digits only, no two alike, and sorted like the subjects."""
+        subjects = sorted(set(self.subjects))
+        labels = [bids.label(subject) for subject in subjects]
+        if labels != sorted(set(labels)):
+            width = len(str(len(labels)))
+            labels = [f"{place:0{width}d}x{text}" for place, text in enumerate(labels)]
+        return dict(zip(subjects, labels, strict=True))

@@ -1,0 +1,169 @@
+"""What a written volume should look like: grid, header and intensity range of real scans, none of their identity.
+
+A generator knows cubes in [-1, 1]. A :class:`FileTemplate` knows the files they stand for, so that a generated cohort
+opens in any tool as the original does. A run keeps the file_template of its training scans, and needs the scans no
+more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from labkit.data import grids, nifti
+from labkit.data.cohort import Scan, restore
+from labkit.data.nifti import Origin
+
+SYNTHETIC = "synthetic: made by a generator, no animal was scanned"
+"""What a written header says of itself."""
+
+
+@dataclass(frozen=True)
+class FileTemplate:
+    """Grid, header and intensity ranges of scans, without names, paths or free text of them.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Voxels of the cohort's grid, axes right, superior, anterior.
+    suffix : str
+        BIDS suffix, the kind of scan.
+    origin : labkit.data.nifti.Origin
+        The file to be like; its `path` is empty, its header's texts are :data:`SYNTHETIC` or empty.
+    ranges : tuple of (float, float)
+        Smallest and largest intensity of each scan, the files' unit.
+    """
+
+    shape: tuple[int, int, int]
+    suffix: str
+    origin: Origin
+    ranges: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def of(cls, scans: Iterable[Scan]) -> FileTemplate:
+        """FileTemplate of scans: grid and header of the first, intensity ranges of all.
+
+        Parameters
+        ----------
+        scans : iterable of Scan
+            At least one; a cohort, or a list of one scan.
+        """
+        first, ranges = None, []
+        for scan in scans:
+            first = first or scan
+            ranges.append((float(scan.origin.low), float(scan.origin.high)))
+        if first is None:
+            raise ValueError("no scans to be like: give at least one")
+        header = nifti.encode_header(without_identity(nifti.decode_header(first.origin.header)))
+        return cls(tuple(first.image.shape), first.suffix, replace(first.origin, path="", header=header), tuple(ranges))
+
+    @property
+    def grid(self) -> str:
+        """The `grid` that opens what is written on the same voxels again: ``"study"`` or ``"native"``."""
+        return "study" if grids.is_study_grid(self.shape, np.asarray(self.origin.grid_affine)) else "native"
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What :func:`labkit.data.sources.open_cohort` has to be told to read what is written as the original was read.
+
+        Its grid; where the original's header is wrong, what the caller knew of it; and that twins are welcome, because
+        a generator that makes one rat over and over has to be seen and not refused.
+        """
+        told: dict[str, Any] = {"grid": self.grid, "twins": True}
+        believed, header = np.asarray(self.origin.affine), nifti.decode_header(self.origin.header).get_best_affine()
+        if not np.allclose(believed, header, atol=1e-3):
+            told |= {"axes": self.origin.axes, "voxel_mm": [float(mm) for mm in nib.affines.voxel_sizes(believed)]}
+        return told
+
+    def check_grid(self, scans: Iterable[Scan]) -> None:
+        """Refuse scans on another grid than the one this file_template has: a network knows voxels, not mm.
+
+        Raises
+        ------
+        ValueError
+            Names both grids.
+        """
+        mine = self.shape, tuple(nib.affines.voxel_sizes(np.asarray(self.origin.grid_affine)))
+        for scan in scans:
+            if tuple(scan.image.shape) != mine[0] or not np.allclose(scan.zooms, mine[1], rtol=0.01):
+                mm = tuple(round(float(zoom), 4) for zoom in mine[1])
+                raise ValueError(
+                    f"the scan of {scan.subject} has {tuple(scan.image.shape)} voxels of {scan.zooms} mm, those of the "
+                    f"run's training {mine[0]} of {mm} mm: open the scans with grid={self.grid!r}"
+                )
+
+    def image(self, volume: torch.Tensor, rng: np.random.Generator) -> nib.Nifti1Image:
+        """Post-process a generated volume: crop, bring to the file's grid and unit.
+
+        [-1, 1] becomes the intensity range of one of the scans. The volume's own range is not stretched first: a
+        smooth sample lacks the one brightest voxel that sets the scale of a scan, and would come out too bright.
+
+        Parameters
+        ----------
+        volume : torch.Tensor
+            (1, S, S, S) in [-1, 1].
+        rng : numpy.random.Generator
+            Chooses whose intensity range the scan gets.
+
+        Returns
+        -------
+        nibabel.Nifti1Image
+            Shape, affine, header, orientation and data type of the file.
+        """
+        low, high = self.draw_range(rng)
+        return restore(volume, self.shape, replace(self.origin, low=low, high=high))
+
+    def draw_range(self, rng: np.random.Generator) -> tuple[float, float]:
+        """The intensity range of one of the scans, the files' unit: what -1 and 1 become."""
+        return self.ranges[int(rng.integers(len(self.ranges)))]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; :meth:`from_json` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> FileTemplate:
+        """Inverse of :meth:`to_json`."""
+        origin = Origin.from_json(content["origin"])
+        ranges = tuple((float(low), float(high)) for low, high in content["ranges"])
+        return cls(tuple(content["shape"]), content["suffix"], origin, ranges)
+
+
+def written_range(scan: Scan) -> tuple[float, float]:
+    """The intensities that stand for -1 and 1, the file's unit.
+
+    Of a generated scan those it was written with (``IntensityRange`` in its JSON file), because a generator's smooth
+    scan need not reach either end; of any other scan its smallest and largest value, padding included.
+    """
+    path = Path(scan.origin.path)
+    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    try:
+        low, high = (float(end) for end in json.loads(sidecar.read_text(encoding="utf-8"))["IntensityRange"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return scan.origin.low, scan.origin.high
+    return (low, high) if low < high else (scan.origin.low, scan.origin.high)
+
+
+def without_identity(header: nib.Nifti1Header, text: str = SYNTHETIC) -> nib.Nifti1Header:
+    """A copy of a header whose free texts, which may name an animal, a study or a person, are gone.
+
+    Parameters
+    ----------
+    header : nibabel.Nifti1Header
+        NIfTI-1 or 2; extensions are not part of it.
+    text : str
+        The new description, 79 characters at most.
+    """
+    fresh = header.copy()
+    for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        if field in fresh.structarr.dtype.names:  # NIfTI-2 has no db_name and no data_type
+            fresh[field] = b""
+    fresh["descrip"] = text.encode("ascii")[:79]
+    return fresh

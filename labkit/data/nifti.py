@@ -1,0 +1,253 @@
+"""One NIfTI file: read with every fault named, and written back as if it came from there.
+
+A scan keeps an :class:`Origin`, the record of what its file was; :func:`to_native` turns any array on the cohort's
+grid into an image on that file's grid, with its affine, header, data type and orientation.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+
+from labkit.data.grids import STUDY_AXES, ScanFaultError, axis_change, reorient, resample
+from labkit.files import whole_file
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a scan's file was: enough to write any volume back as if it came from there.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    shape : tuple of int
+        Its three spatial extents, voxels, in stored order.
+    axes : str
+        Its array axes' directions, e.g. ``"RAS"``.
+    affine : tuple of tuple of float
+        (4, 4) voxel index to mm that the study believes: the header's, unless the caller corrected it.
+    header : str
+        The NIfTI header's bytes, base64.
+    grid_affine : tuple of tuple of float
+        (4, 4) of the cohort's grid the scan was brought to.
+    resampled : bool
+        Whether voxels were interpolated on the way (False: only axes were permuted or flipped, which is exact).
+    low, high : float
+        Intensity range on the cohort's grid with its zero padding, the file's own unit.
+    """
+
+    path: str
+    shape: tuple[int, int, int]
+    axes: str
+    affine: tuple
+    header: str
+    grid_affine: tuple
+    resampled: bool
+    low: float
+    high: float
+
+    @classmethod
+    def from_json(cls, content: dict) -> Origin:
+        """An origin that was kept as JSON, which knows no tuples."""
+        matrices = {name: tuple(map(tuple, content[name])) for name in ("affine", "grid_affine")}
+        return cls(**{**content, **matrices, "shape": tuple(content["shape"])})
+
+
+def read_array(path: str | os.PathLike, constant: bool = False) -> tuple[np.ndarray, nib.Nifti1Header]:
+    """Read a file as one real-valued 3-D array, in stored orientation.
+
+    A 4-D series is averaged over time, complex values become their magnitude.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    constant : bool
+        Whether one value everywhere is allowed (it is no scan, but may be a label map).
+
+    Returns
+    -------
+    array : numpy.ndarray
+        float32 (X, Y, Z), header scaling applied.
+    header : nibabel.Nifti1Header
+        As stored (NIfTI-2 alike), with the scaling of its integers.
+
+    Raises
+    ------
+    ScanFaultError
+        Not there or not readable, empty, truncated, not NIfTI, misnamed, colour, 2-D, more than 4-D, NaN or infinite
+        voxels, constant, singular affine.
+    """
+    path = Path(path)
+    _check_beginning(path)
+    try:
+        image = nib.load(path)
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
+        raise ScanFaultError("not a NIfTI file, or its header is damaged") from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise ScanFaultError("truncated or corrupt gzip") from error
+    if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 images are Nifti1Image too
+        raise ScanFaultError(f"not a NIfTI file but {type(image).__name__}")
+    if image.get_data_dtype().fields:
+        raise ScanFaultError("colour (RGB) voxels: a scan needs one value a voxel")
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise ScanFaultError(f"2-D: shape {image.shape}, a scan needs three axes of at least 2 voxels")
+    if len(shape) > 4:
+        raise ScanFaultError(f"{len(shape)}-D: shape {image.shape}, allowed are 3-D scans and 4-D series")
+    affine = image.affine
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)  # the unit does not matter: headers in metres are overruled later
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * lengths.prod():
+        raise ScanFaultError("singular affine: the header does not say where voxels are in space")
+    stored = image.dataobj
+    try:
+        # a series is averaged as stored and then scaled: scaled first, an hour of int16 would be four times its size
+        array = (np.asanyarray(stored) if len(shape) == 3 else stored.get_unscaled()).reshape(shape)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise ScanFaultError("truncated or corrupt: its voxels end early") from error
+    if np.iscomplexobj(array):
+        array = np.abs(array)
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise ScanFaultError(f"{bad} of {array.size} voxels are NaN or infinite")
+    if array.ndim == 4:
+        array = array.mean(axis=-1, dtype=np.float64) * stored.slope + stored.inter
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ScanFaultError("voxels beyond the range of 32-bit floating point")
+    if not constant and array.min() == array.max():
+        raise ScanFaultError(f"constant image: every voxel is {array.flat[0]:g}")
+    header = image.header.copy()
+    header.set_slope_inter(stored.slope, stored.inter)  # nibabel takes them out of the header it has read
+    return array, header
+
+
+def _check_beginning(path: Path) -> None:
+    """Faults that nibabel would not tell from a damaged header."""
+    if path.is_symlink() and not path.exists():
+        raise ScanFaultError(f"a link to {os.readlink(path)}, which is not there (`datalad get` or `git annex get` it)")
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(2)
+    except OSError as error:
+        raise ScanFaultError(f"cannot be read: {error.strerror}") from error
+    if not start:
+        raise ScanFaultError("empty file (0 bytes)")
+    zipped = start == b"\x1f\x8b"
+    if zipped and not path.name.lower().endswith(".gz"):
+        raise ScanFaultError("gzip, but not named so: rename it to .nii.gz")
+    if not zipped and path.name.lower().endswith(".gz"):
+        raise ScanFaultError("not gzip, though named .gz: if it is a plain NIfTI file, rename it to .nii")
+
+
+def read_labels(path: str | os.PathLike, like_shape: Sequence[int], like_affine: np.ndarray) -> np.ndarray:
+    """Read a label map that must share its scan's grid: uint8 (X, Y, Z) in stored orientation.
+
+    Raises
+    ------
+    ScanFaultError
+        As for scans, and if the shape or affine is not the scan's, or values are not whole numbers in 0..255.
+    """
+    array, header = read_array(path, constant=True)
+    if array.shape != tuple(like_shape):
+        raise ScanFaultError(f"label shape {array.shape} differs from its scan's {tuple(like_shape)}")
+    if not np.allclose(header.get_best_affine(), like_affine, atol=1e-2):
+        raise ScanFaultError("label affine differs from its scan's: resample the labels onto the scan first")
+    if not np.array_equal(array, np.round(array)) or array.min() < 0 or array.max() > 255:
+        raise ScanFaultError("labels must be whole numbers from 0 to 255")
+    return array.astype(np.uint8)
+
+
+def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
+    """Write values on the cohort's grid as an image like the scan's file.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (X, Y, Z) on the cohort's grid (axes right, superior, anterior), in the file's intensity unit; an integer
+        array is taken as labels (nearest majority, written as uint8).
+    origin : Origin
+        The file to be like.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        The file's shape, affine, header and orientation; its data type where that is a plain integer or float type,
+        float32 otherwise.
+    """
+    labels = np.issubdtype(values.dtype, np.integer)
+    if origin.resampled:
+        stored = np.broadcast_to(np.uint8(0), origin.shape)
+        turned, turned_affine = reorient(stored, np.asarray(origin.affine))
+        values = resample(values, np.asarray(origin.grid_affine), turned.shape, turned_affine, labels)
+    values = orientations.apply_orientation(values, axis_change("".join(STUDY_AXES), origin.axes))
+    header = decode_header(origin.header)
+    dtype = np.dtype(np.uint8) if labels else _plain_dtype(header)
+    if dtype.kind in "iu" and not labels:
+        info = np.iinfo(dtype)
+        values = np.clip(np.round(values), info.min, info.max)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    return image_class(values.astype(dtype), header.get_best_affine(), header)
+
+
+def image_on_grid(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """An array as a NIfTI image in mm, whole numbers as integers so that files stay small and exact."""
+    if (
+        array.dtype == np.float32
+        and array.max() < 2**15
+        and array.min() >= -(2**15)
+        and (array == np.rint(array)).all()
+    ):
+        array = array.astype(np.int16)
+    image = nib.Nifti1Image(np.asarray(array), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    return image
+
+
+def encode_header(header: nib.Nifti1Header) -> str:
+    """A header's bytes as text; extensions, which may name the animal or the operator, are left behind."""
+    return base64.b64encode(header.binaryblock).decode("ascii")
+
+
+def decode_header(text: str) -> nib.Nifti1Header:
+    """Inverse of :func:`encode_header`."""
+    blob = base64.b64decode(text)
+    kind = nib.Nifti2Header if len(blob) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header
+    return kind(blob)
+
+
+def says_orientation(origin: Origin) -> bool:
+    """Whether the file's header says where its axes point (a qform or sform code that is not 0)."""
+    header = decode_header(origin.header)
+    return bool(header["qform_code"] or header["sform_code"])
+
+
+def _plain_dtype(header: nib.Nifti1Header) -> np.dtype:
+    """The stored data type if values stand in the file as they are; float32 if they were scaled or complex."""
+    dtype, (slope, inter) = header.get_data_dtype(), header.get_slope_inter()
+    scaled = slope not in (None, 1.0) or inter not in (None, 0.0)
+    if dtype.kind == "f" and dtype.itemsize <= 8 or dtype.kind in "iu" and not scaled:
+        return dtype.newbyteorder("=")
+    return np.dtype(np.float32)
+
+
+def save(image: nib.Nifti1Image, path: str | os.PathLike) -> None:
+    """Write an image under a temporary name and rename it, so that a crash leaves no half file."""
+    with whole_file(Path(path)) as partial:
+        nib.save(image, partial)

@@ -1,0 +1,122 @@
+"""The anatomies by name, and what a simulated data set is made of, so that it can be told from any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from .. import grids
+from ..manifest import fetch, load_manifest
+from .anatomy import Anatomy
+from .individual import Individual
+from .scanner import Scanner
+from .sigma import sigma_anatomy
+
+ANATOMIES = ("phantom", "sigma")
+
+
+@cache
+def load_anatomy(name: str) -> Anatomy:
+    """One of the study's anatomies, built once a process.
+
+    Parameters
+    ----------
+    name : {"phantom", "sigma"}
+        The procedural head, which needs no download, or the one of the SIGMA maps, which are fetched if need be.
+
+    Returns
+    -------
+    Anatomy
+
+    Raises
+    ------
+    ValueError
+        If there is no anatomy of that name.
+    labkit.data.manifest.DataUnavailableError
+        If the SIGMA maps are neither here nor within reach.
+    """
+    _check(name)
+    if name == "sigma":
+        return sigma_anatomy(fetch("sigma"))
+    from .phantom import phantom_anatomy
+
+    return phantom_anatomy()
+
+
+def parameters(
+    anatomy: Anatomy | str, individual: Individual | None = None, scanner: Scanner | None = None
+) -> dict[str, object]:
+    """Everything a simulated data set follows from but its seed, ready for JSON.
+
+    Parameters
+    ----------
+    anatomy : Anatomy or str
+        An anatomy, or the name of one, which does not have to be built or fetched for this.
+    individual : Individual, optional
+        How rats differ.
+    scanner : Scanner, optional
+        How they are scanned.
+
+    Returns
+    -------
+    dict
+        ``anatomy``: its name and the sha256 of each file (or of its own content, if it is none of
+        :data:`ANATOMIES`); ``individual`` and ``scanner``: their fields; ``source``: sha256 over the simulator's
+        source; ``acquisition``: the scan in BIDS terms, seconds and degrees.
+    """
+    individual, scanner = individual or Individual(), scanner or Scanner()
+    return {
+        "anatomy": _identity(anatomy),
+        "individual": dataclasses.asdict(individual),
+        "scanner": dataclasses.asdict(scanner),
+        "source": _source_hash(),
+        "acquisition": {
+            "Modality": "MR",
+            "MagneticFieldStrength": scanner.b0_tesla,
+            "PulseSequenceType": "Gradient-echo EPI (simulated)",
+            "RepetitionTime": scanner.tr_ms / 1000,
+            "EchoTime": scanner.te_ms / 1000,
+            "FlipAngle": scanner.flip_deg,
+            "EffectiveEchoSpacing": scanner.echo_spacing_ms / 1000,
+            "PhaseEncodingDirection": "j",
+            "NumberOfAverages": scanner.averages,
+            "ReceiveCoilName": "4-element surface coil (simulated)",
+        },
+    }
+
+
+def _check(name: str) -> None:
+    if name not in ANATOMIES:
+        raise ValueError(f"no anatomy is called {name!r}; allowed: {', '.join(ANATOMIES)}")
+
+
+def _identity(anatomy: Anatomy | str) -> dict[str, object]:
+    if isinstance(anatomy, Anatomy):
+        # The study's own anatomies follow from source and files; any other has to be known by its content.
+        if anatomy.name not in ANATOMIES or anatomy is not load_anatomy(anatomy.name):
+            return {"name": anatomy.name, "content": _content_hash(anatomy)}
+        anatomy = anatomy.name
+    _check(anatomy)
+    files = {file.name: file.sha256 for file in load_manifest("sigma").files} if anatomy == "sigma" else {}
+    return {"name": anatomy, "files": files}
+
+
+def _content_hash(anatomy: Anatomy) -> str:
+    digest = hashlib.sha256(repr((anatomy.tissues, anatomy.centre_mm)).encode())
+    digest.update(anatomy.affine.tobytes())
+    for volume in (anatomy.maps, anatomy.air, anatomy.texture):
+        if volume is not None:
+            digest.update(volume.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@cache
+def _source_hash() -> str:
+    """sha256 over the simulator's source files, in the order of their names."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in [*sorted(folder.rglob("*.py")), Path(grids.__file__)]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

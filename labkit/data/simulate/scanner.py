@@ -1,0 +1,259 @@
+"""The paper's acquisition: T2*-weighted gradient-echo EPI at 11.7 T with a four-element surface coil.
+
+Ferreira et al. 2022 give matrix, voxel size, TR, TE, coil and averages; what they leave open (flip angle, echo
+spacing, coil geometry, noise) is chosen here and said so. Slices are coronal, the read-out runs left to right, and the
+phase-encoding axis is dorso-ventral: the head is wider than the field of view but fades ventrally, away from the coil,
+so that this is the direction in which nothing folds back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
+
+from .anatomy import TISSUES
+from .individual import clipped_normal
+
+READ, PHASE, SLICE = 0, 1, 2  # array axes: right, superior, anterior
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """Acquisition parameters.
+
+    Attributes
+    ----------
+    te_ms, tr_ms, flip_deg : float
+        Echo time, repetition time, flip angle.
+    b0_tesla : float
+        Field strength.
+    averages : int
+        Complex averages.
+    echo_spacing_ms : float
+        Time between neighbouring lines of k-space, divided by the number of segments where there are several. With
+        the matrix it sets the bandwidth along the phase-encoding axis, and so distortion and T2* blur.
+    noise : float
+        Standard deviation of the noise of one average in each of the real and imaginary part, in units of the signal
+        of fully relaxed water at the coil's reference point.
+    gain : float
+        Grey values per unit of that signal, the same for all rats.
+    gain_cv : float
+        Spread of coil loading between rats.
+    ghost, ghost_cv : float
+        Amplitude of the N/2 ghost relative to the image, and its spread between rats.
+    coil_radius_mm, coil_distance_mm, coil_angle_deg, coil_spacing_mm, coil_shift_mm : float
+        Radius of each of the four loops; distance of their centres from the long axis through the middle of the field
+        of view; angle of the left and the right pair from the vertical; distance of the front from the rear pair; and
+        spread of the whole coil's position along each axis.
+    field_cv, shim_hz_per_mm : float
+        Spread between rats of the strength of the field of ear canals and sinuses, and of the linear shim that is
+        left over along each axis.
+    largest_shift : float
+        Distortion is held below this many voxels, where a real image holds no signal any more.
+    """
+
+    te_ms: float = 17.5
+    tr_ms: float = 2000.0
+    flip_deg: float = 80.0
+    b0_tesla: float = 11.7
+    averages: int = 9
+    echo_spacing_ms: float = 0.125
+    noise: float = 0.015
+    gain: float = 40000.0
+    gain_cv: float = 0.05
+    ghost: float = 0.03
+    ghost_cv: float = 0.2
+    coil_radius_mm: float = 11.0
+    coil_distance_mm: float = 18.0
+    coil_angle_deg: float = 42.0
+    coil_spacing_mm: float = 14.0
+    coil_shift_mm: float = 0.5
+    field_cv: float = 0.15
+    shim_hz_per_mm: float = 2.0
+    largest_shift: float = 4.0
+
+    @property
+    def hz_per_voxel(self) -> float:
+        """Bandwidth of one voxel along the phase-encoding axis, Hz."""
+        return 1000 / (self.echo_spacing_ms * STUDY_SHAPE[PHASE])
+
+
+@dataclass(frozen=True)
+class Session:
+    """The random numbers of one rat's scan; see :func:`draw_session`."""
+
+    gain: float
+    ghost: float
+    ghost_slope: float
+    coil_shift_mm: torch.Tensor
+    field_scale: float
+    shim_hz_per_mm: torch.Tensor
+    noise: torch.Tensor
+
+
+def draw_session(scanner: Scanner, generator: torch.Generator) -> Session:
+    """Draw what differs between scans: coil, gain, shim, ghost and noise (standard normal, (2, X, Y, Z))."""
+    gain, ghost, slope, coil, field, shim = clipped_normal(10, generator=generator).split([1, 1, 1, 3, 1, 3])
+    return Session(
+        gain=1 + scanner.gain_cv * gain.item(),
+        ghost=scanner.ghost * (1 + scanner.ghost_cv * ghost.item()),
+        ghost_slope=0.3 * scanner.ghost * slope.item(),
+        coil_shift_mm=scanner.coil_shift_mm * coil,
+        field_scale=1 + scanner.field_cv * field.item(),
+        shim_hz_per_mm=scanner.shim_hz_per_mm * shim,
+        noise=torch.randn(2, *STUDY_SHAPE, generator=generator),
+    )
+
+
+def steady_state(scanner: Scanner, tissues: tuple[str, ...], contrast: torch.Tensor) -> torch.Tensor:
+    """Signal of each tissue: spoiled gradient echo, after density, T1 saturation and T2* decay.
+
+    Parameters
+    ----------
+    scanner : Scanner
+        Flip angle, TR, TE.
+    tissues : tuple of str
+        Keys of :data:`TISSUES`.
+    contrast : torch.Tensor
+        (B, 3, T), factors on density, T1 and T2*.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T), in units of the signal of fully relaxed water.
+    """
+    values = [(TISSUES[name].density, TISSUES[name].t1_ms, TISSUES[name].t2star_ms) for name in tissues]
+    density, t1, t2star = (torch.tensor(values, device=contrast.device).T * contrast).unbind(1)
+    alpha = math.radians(scanner.flip_deg)
+    recovery = torch.exp(-scanner.tr_ms / t1)
+    saturated = math.sin(alpha) * (1 - recovery) / (1 - math.cos(alpha) * recovery)
+    return density * saturated * torch.exp(-scanner.te_ms / t2star)
+
+
+def coil_sensitivity(scanner: Scanner, points_mm: torch.Tensor, shift_mm: torch.Tensor) -> torch.Tensor:
+    """Sum of squares of the receive sensitivities of four circular loops bent over the head.
+
+    By reciprocity a loop receives what its current would excite: the part of its Biot-Savart field that is transverse
+    to the main field, which lies along the third axis.
+
+    Parameters
+    ----------
+    scanner : Scanner
+        Geometry of the coil.
+    points_mm : torch.Tensor
+        (3, X, Y, Z), right, superior, anterior of the middle of the field of view.
+    shift_mm : torch.Tensor
+        (B, 3), displacement of the coil.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, X, Y, Z), 1 at 5 mm above the middle of the field of view for the coil in its place.
+    """
+    reference = torch.tensor([0.0, 5.0, 0.0], device=points_mm.device)[:, None]
+    fields = torch.stack([_loops(scanner, points_mm.flatten(1) - shift[:, None]) for shift in shift_mm])
+    return (fields / _loops(scanner, reference)).unflatten(1, points_mm.shape[1:])
+
+
+def _loops(scanner: Scanner, points: torch.Tensor) -> torch.Tensor:
+    """Transverse field of the four loops, root of the sum of squares: (3, P) mm -> (P,)."""
+    segments = 16
+    angle = torch.arange(segments, device=points.device) * (2 * math.pi / segments)
+    across, along = scanner.coil_radius_mm * angle.cos(), scanner.coil_radius_mm * angle.sin()
+    power = points.new_zeros(points.shape[1])
+    for side in (-1, 1):
+        tilt = side * math.radians(scanner.coil_angle_deg)
+        for front in (-0.5, 0.5):
+            # distance from the wire, which runs around the loop's centre at a tangent to the head
+            right = points[0][:, None] - scanner.coil_distance_mm * math.sin(tilt) - across * math.cos(tilt)
+            superior = points[1][:, None] - scanner.coil_distance_mm * math.cos(tilt) + across * math.sin(tilt)
+            anterior = points[2][:, None] - front * scanner.coil_spacing_mm - along
+            # 1 mm: wire has a thickness, so that the field beside it stays finite
+            cube = (right**2 + superior**2 + anterior**2 + 1) ** 1.5
+            i_right, i_superior, i_anterior = -along * math.cos(tilt), along * math.sin(tilt), across
+            b_right = ((i_superior * anterior - i_anterior * superior) / cube).sum(1)
+            b_superior = ((i_anterior * right - i_right * anterior) / cube).sum(1)
+            power = power + b_right**2 + b_superior**2
+    return power.sqrt()
+
+
+def dephasing(scanner: Scanner, hz: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
+    """Signal left when the field varies within a voxel.
+
+    For a linear variation of D Hz across a voxel the signal falls by sinc(D TE) (Reichenbach et al. 1997, J Magn Reson
+    Imaging 7:266); the Gaussian of the same curvature is used, because real voxels do not show sinc's side lobes.
+
+    Parameters
+    ----------
+    scanner : Scanner
+        Echo time.
+    hz : torch.Tensor
+        (B, X, Y, Z), field on a grid aligned with the scan's.
+    spacing_mm : tuple of float
+        Spacing of that grid, mm.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, X, Y, Z), in (0, 1].
+    """
+    gradients = torch.gradient(hz, dim=(1, 2, 3))
+    across = sum((g / d * zoom) ** 2 for g, d, zoom in zip(gradients, spacing_mm, STUDY_ZOOMS, strict=True))
+    return torch.exp(-across * (math.pi * scanner.te_ms / 1000) ** 2 / 6)
+
+
+def acquire(scanner: Scanner, signal: torch.Tensor, sessions: list[Session]) -> torch.Tensor:
+    """From the continuous picture to the averaged magnitude image, by way of k-space.
+
+    The matrix cuts k-space off (Gibbs ringing), T2* decay along its lines blurs, the phase that odd lines have and
+    even lines have not makes the ghost. Noise is added to the combined, averaged complex image, so that its magnitude
+    is Rician; a sum of four magnitude channels would be non-central chi.
+
+    Parameters
+    ----------
+    scanner : Scanner
+        Echo spacing, noise, gain.
+    signal : torch.Tensor
+        (B, 128, 128, 40), transverse magnetisation times sensitivity on a grid twice as fine in the slice's plane.
+    sessions : list of Session
+        One for each rat.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (B, 64, 64, 40), grey values, 0 or more.
+    """
+    n = STUDY_SHAPE[PHASE]
+    # (B, S, R, P): slices are independent, and the last two axes are the ones that are transformed.
+    plane = signal.permute(0, 3, 1, 2)
+    line = torch.arange(-n // 2, n // 2, device=signal.device)
+    t2star = TISSUES["grey"].t2star_ms
+    # Lines away from the middle of k-space are acquired before and after TE: stronger and weaker.
+    decay = torch.exp(-line * scanner.echo_spacing_ms / t2star)
+    lines = _crop(torch.fft.fft(plane, dim=-1), n, -1) * decay  # (B, S, 2R, P)
+    reads = _crop(torch.fft.fft(lines, dim=-2), STUDY_SHAPE[READ], -2)
+    hybrid = torch.fft.ifft(torch.fft.ifftshift(reads, dim=-2), dim=-2)  # (B, S, R, P): image along R, k-space along P
+    across = torch.linspace(-1, 1, STUDY_SHAPE[READ], device=signal.device)
+    ghost, slope, gain = (
+        torch.tensor([getattr(s, name) for s in sessions], device=signal.device)[:, None]
+        for name in ("ghost", "ghost_slope", "gain")
+    )
+    # Odd and even lines, read in opposite directions, differ in phase; what that moves to N/2 is the ghost.
+    phase = (ghost + slope * across)[:, None, :, None] * (1 - 2 * (line % 2))
+    image = torch.fft.ifft(torch.fft.ifftshift(torch.polar(torch.ones_like(phase), phase) * hybrid, dim=-1), dim=-1)
+    image = image.permute(0, 2, 3, 1) * gain[..., None, None]
+    noise = torch.stack([s.noise for s in sessions]).to(signal.device) * (scanner.noise / scanner.averages**0.5)
+    return scanner.gain * torch.hypot(image.real + noise[:, 0], image.imag + noise[:, 1])
+
+
+def _crop(spectrum: torch.Tensor, n: int, axis: int) -> torch.Tensor:
+    """The middle `n` samples of k-space, zero frequency in their middle, moved half a fine voxel onto the image."""
+    fine = spectrum.shape[axis]
+    k = torch.arange(-n // 2, n // 2, device=spectrum.device)
+    middle = torch.fft.fftshift(spectrum, dim=axis).narrow(axis, fine // 2 - n // 2, n)
+    ramp = torch.polar(torch.full(k.shape, n / fine, device=k.device), math.pi * k / fine)
+    return middle * (ramp if axis == -1 else ramp[:, None])

@@ -1,0 +1,225 @@
+"""Anatomy x individual x scanner: labelled scans of rats, one after the other.
+
+A point of the image is traced back to the anatomy: through the distortion, then pose and size, then the individual's
+shape. All three are smooth, so they are worked out on a coarse grid; only the look-up itself is done on a fine one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from labkit.data.grids import STUDY_ZOOMS, grid_affine
+
+from .anatomy import Anatomy
+from .head import COARSE, WARP_MM, Head, coarse_points, coarse_spacing, most_likely, prepare, upsample
+from .individual import Draw, Individual, diffeomorphism, draw, random_stream, rotation_matrix, sample
+from .scanner import PHASE, Scanner, Session, acquire, coil_sensitivity, dephasing, draw_session, steady_state
+
+
+@dataclass(frozen=True)
+class SimulatedRat:
+    """One rat's scan.
+
+    Attributes
+    ----------
+    index : int
+        Which rat of its seed.
+    image : numpy.ndarray
+        int16 (64, 64, 40), magnitude in arbitrary units, 0 or more, on one scale for all rats.
+    labels : numpy.ndarray
+        uint8 (64, 64, 40): 0 background, 1 CSF, 2 grey, 3 white matter, where the distorted image shows them.
+    affine : numpy.ndarray
+        (4, 4), voxel index to mm; the scanner's, and so the same for all rats.
+    properties : dict
+        What is true of this rat: size, pose, smallest Jacobian, and the volumes of its tissues within the field of
+        view by their fractions, mm3.
+    """
+
+    index: int
+    image: np.ndarray
+    labels: np.ndarray
+    affine: np.ndarray
+    properties: dict[str, float]
+
+
+def simulate(
+    anatomy: Anatomy,
+    indices: Iterable[int],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    individual: Individual | None = None,
+    scanner: Scanner | None = None,
+    batch_size: int = 2,
+) -> Iterator[SimulatedRat]:
+    """Simulate rats.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        Such as :func:`load_anatomy` gives.
+    indices : iterable of int
+        Which rats, counted from 0. Rat i of a seed is the same whatever the others are, their order and the batch
+        size (bit for bit on the CPU).
+    seed : int
+        The cohort's seed.
+    device : str or torch.device
+        Where to compute. Random numbers are drawn on the CPU, so that devices agree to rounding.
+    individual : Individual, optional
+        How rats differ.
+    scanner : Scanner, optional
+        How they are scanned.
+    batch_size : int
+        Rats at a time.
+
+    Yields
+    ------
+    SimulatedRat
+        In the order of `indices`.
+
+    Raises
+    ------
+    ValueError
+        If an index is negative, `batch_size` is less than 1 or the anatomy's axes are not the study's.
+    """
+    indices = [int(index) for index in indices]
+    if any(index < 0 for index in indices):
+        raise ValueError(f"rats are counted from 0; rat {min(indices)} was asked for")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return _simulate(anatomy, batches, seed, torch.device(device), individual or Individual(), scanner or Scanner())
+
+
+def _simulate(
+    anatomy: Anatomy,
+    batches: list[list[int]],
+    seed: int,
+    device: torch.device,
+    individual: Individual,
+    scanner: Scanner,
+) -> Iterator[SimulatedRat]:
+    """Do the work of :func:`simulate`, as it is asked for; what was asked has been checked."""
+    head = None
+    for indices in batches:
+        with _one_thread():
+            head = head or prepare(anatomy, scanner.b0_tesla, device)
+            scans = _scan(head, indices, seed, individual, scanner)
+        yield from scans
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch on the CPU, and as many as before afterwards.
+
+    The work is many small steps: threads that wait for each other at every step gain little on idle cores and lose
+    several times the work on busy ones. It also takes the number of threads out of the rounding.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _scan(head: Head, indices: list[int], seed: int, individual: Individual, scanner: Scanner) -> list[SimulatedRat]:
+    """One batch of rats."""
+    device, tissues = head.spins.device, head.anatomy.tissues
+    warp_shape = tuple(head.ventricles.shape[1:])
+    draws = [draw(individual, seed, i, len(tissues), warp_shape, WARP_MM) for i in indices]
+    sessions = [draw_session(scanner, random_stream(seed, i, "scanner")) for i in indices]
+
+    # individual: velocity -> flow
+    spacing = torch.tensor(head.spacing(warp_shape), device=device)[:, None, None, None]
+    widening = torch.tensor([d.ventricle_mm for d in draws], device=device)[:, None, None, None, None]
+    velocity = torch.stack([d.velocity_mm for d in draws]).to(device) + widening * head.ventricles
+    warp, smallest = diffeomorphism(velocity / spacing)
+
+    # image -> true position -> animal -> anatomy, and how bright each point is, on the coarse grid
+    points = coarse_points(device)
+    shift, brightness = _distortion(head, scanner, draws, sessions, points)
+    body = _to_body(_move(points, -shift), draws)
+    body = body + spacing * sample(warp, head.index(body, warp_shape))
+    coil_shift = torch.stack([s.coil_shift_mm for s in sessions]).to(device)
+    coil = coil_sensitivity(scanner, points[0, :, ::2, ::2, ::2], coil_shift)
+    brightness = brightness * upsample(coil[:, None], COARSE)[:, 0]
+
+    # look-up and acquisition, on the fine grid
+    signals = steady_state(scanner, tissues, torch.stack([d.contrast for d in draws]).to(device))
+    picture, fractions = _look_up(head, signals, head.index(body, head.shape))
+    images = acquire(scanner, picture * upsample(brightness[:, None])[:, 0], sessions)
+    images = images.round().clamp(0, 32767).to(torch.int16).cpu().numpy()
+    labels = most_likely(fractions, head.label_weights).cpu().numpy()
+    volumes = fractions.flatten(2).sum(2).cpu().numpy() * math.prod(STUDY_ZOOMS)
+    return [
+        SimulatedRat(
+            index=index,
+            image=images[n],
+            labels=labels[n],
+            affine=grid_affine(centre_mm=head.anatomy.centre_mm),
+            properties=_properties(draws[n], smallest[n].item(), volumes[n]),
+        )
+        for n, index in enumerate(indices)
+    ]
+
+
+def _distortion(
+    head: Head, scanner: Scanner, draws: list[Draw], sessions: list[Session], points: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far the image at each point has been moved, mm, and its brightness after piling up and dephasing."""
+    scale = torch.tensor([s.field_scale for s in sessions], device=points.device)[:, None, None, None]
+    shim = torch.stack([s.shim_hz_per_mm for s in sessions]).to(points.device)[..., None, None, None]
+    field = head.field.expand(len(draws), 1, *head.field.shape)
+    shift = points.new_zeros(len(draws), *points.shape[2:])
+    # What is at y shows at y + shift(y); the point p of the image shows the y for which y + shift(y) = p.
+    for _ in range(4):
+        where = _move(points, -shift)
+        hz = scale * sample(field, head.index(_to_body(where, draws), head.field.shape))[:, 0] + (shim * where).sum(1)
+        voxels = scanner.largest_shift * torch.tanh(hz / scanner.hz_per_voxel / scanner.largest_shift)
+        shift = STUDY_ZOOMS[PHASE] * voxels
+    spacing = coarse_spacing()
+    piling_up = 1 - torch.gradient(shift, spacing=spacing[PHASE], dim=1 + PHASE)[0]
+    return shift, piling_up.clamp(0, 3) * dephasing(scanner, hz, spacing)
+
+
+def _move(points: torch.Tensor, along_phase: torch.Tensor) -> torch.Tensor:
+    """Points moved along the phase-encoding axis: (1, 3, ...), (B, ...) -> (B, 3, ...)."""
+    moved = points.expand(len(along_phase), *points.shape[1:]).clone()
+    moved[:, PHASE] += along_phase
+    return moved
+
+
+def _to_body(points: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+    """From the scanner to the animal: shift, rotation and size undone, (B, 3, x, y, z) mm."""
+    shift = torch.stack([d.shift_mm for d in draws]).to(points.device)[:, :, None, None, None]
+    size = torch.tensor([d.size for d in draws], device=points.device)[:, None, None]
+    turn = rotation_matrix(torch.stack([d.rotation_deg for d in draws])).to(points.device)
+    back = (turn.transpose(1, 2) / size)[..., None, None, None]
+    return (back * (points - shift)[:, None]).sum(2)
+
+
+def _look_up(head: Head, signals: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Signal on the fine grid (B, 128, 128, 40), and fractions of the three tissues in the study's voxels."""
+    values = torch.empty(len(signals), len(head.spins), 4, device=index.device)
+    values[..., 1:] = head.fractions
+    for n, signal in enumerate(signals):  # one product a rat: rounding must not depend on the batch
+        values[n, :, 0] = torch.mv(head.spins, signal)
+    volume = values.unflatten(1, head.shape).movedim(-1, 1)  # channels last in memory: one visit to each corner
+    seen = sample(volume, upsample(index))
+    return seen[:, 0], F.avg_pool3d(seen[:, 1:], (2, 2, 1))
+
+
+def _properties(rat: Draw, smallest: float, volumes: np.ndarray) -> dict[str, float]:
+    values = {"size": rat.size}
+    for axis, degrees, mm in zip("rsa", rat.rotation_deg.tolist(), rat.shift_mm.tolist(), strict=True):
+        values |= {f"rotation_{axis}_deg": degrees, f"shift_{axis}_mm": mm}
+    values |= {"min_jacobian": smallest, "brain_mm3": float(volumes.sum())}
+    values |= {f"{name}_mm3": float(mm3) for name, mm3 in zip(("csf", "grey", "white"), volumes, strict=True)}
+    return {name: round(value, 4) for name, value in values.items()}

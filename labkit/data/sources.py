@@ -1,0 +1,304 @@
+"""The three sources of cohorts: the embedded simulated rats, rats on SIGMA's anatomy, and a folder of scans."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import hashlib
+import operator
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from labkit.data import bids, grids, nifti, volumes
+from labkit.data.cohort import Cohort
+from labkit.data.grids import STUDY_SHAPE, ScanFaultError
+from labkit.data.manifest import data_folder
+from labkit.data.nifti import Origin
+from labkit.data.store import Record, Store, open_store, scan_digest
+from labkit.files import located, progress_bar
+
+SIMULATED = ("phantom", "sigma")
+MAX_SIDE = 256  # voxels; the largest cube the networks are built for
+PAPER_N = 210
+"""Scans in the paper's real data set, and in a simulated cohort unless told otherwise."""
+
+
+class CohortError(ValueError):
+    """Scans that cannot be used, all of them in one message.
+
+    Attributes
+    ----------
+    faults : dict of str to str
+        File and what is wrong with it.
+    """
+
+    def __init__(self, message: str, faults: dict[str, str] | None = None):
+        super().__init__(message)
+        self.faults = dict(faults or {})
+
+
+def open_cohort(
+    source: str | os.PathLike,
+    n: int | None = None,
+    seed: int = 0,
+    *,
+    grid: str = "study",
+    skip_bad: bool = False,
+    suffix: str | None = None,
+    axes: str | None = None,
+    voxel_mm: Sequence[float] | None = None,
+    twins: bool = False,
+) -> Cohort:
+    """Open a cohort: the embedded simulated one, the one on SIGMA's anatomy, or a folder of scans.
+
+    Parameters
+    ----------
+    source : str or path
+        ``"phantom"`` (procedural rat head, nothing to download), ``"sigma"`` (the same simulator on the SIGMA
+        anatomy, fetched once), or a folder: a BIDS data set, or NIfTI files side by side. Labels are
+        ``*_dseg.nii.gz`` beside a scan or under ``derivatives/``.
+    n : int, optional
+        How many scans: simulated rats 0..n-1 (default 210, the paper's), or the folder's first n by name.
+    seed : int
+        Of the simulation; rat i of a seed is the same whatever n. A folder does not use it.
+    grid : {"study", "native"}
+        ``"study"`` brings every scan onto 64 x 64 x 40 voxels of 0.375 x 0.375 x 0.5 mm, centred on the head (scans
+        that have that matrix and voxel size are only turned, never interpolated). ``"native"`` keeps the scans' own
+        grid, which they must share.
+    skip_bad : bool
+        Go on without unusable files, with a warning that lists them, instead of stopping. Scans that do not share a
+        native grid still stop it: which of them is the odd one is not for a program to say.
+    suffix : str, optional
+        Kind of scan to take (``"T2w"``); default: of a BIDS folder the kind most animals have, of a flat one all.
+    axes : str, optional
+        What the stored array axes really are, e.g. ``"RSA"``, where headers are wrong (usual for Bruker exports) or
+        say nothing (a warning tells).
+    voxel_mm : sequence of float, optional
+        The real voxel size along the stored axes, mm, where headers are wrong (some tools enlarge rodents tenfold).
+    twins : bool
+        Take scans with the same voxels under two names, which are otherwise a fault: one rat would count twice. For a
+        generator's output, where sameness is a finding.
+
+    Returns
+    -------
+    Cohort
+
+    Raises
+    ------
+    CohortError
+        Nothing to open, or unusable files: one error that names each of them with its fault, before any work.
+    """
+    if grid not in ("study", "native"):
+        raise CohortError(f"grid={grid!r} is not known; allowed: 'study', 'native'")
+    n = None if n is None else _whole("n", n, 1, "the number of scans", ", or None for all")
+    seed = _whole("seed", seed, 0, "the seed", "")
+    if axes is not None and sorted(str(axes).upper().translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
+        raise CohortError(f"axes={axes!r}: three letters, one each of R/L, A/P and S/I, e.g. 'RSA'")
+    voxel_mm = None if voxel_mm is None else _voxel_size(voxel_mm)
+    if str(source) in SIMULATED:  # the name wins over a folder of that name, which "./phantom" still reaches
+        n = PAPER_N if n is None else n
+        folder, name = _simulated_folder(str(source), n, seed), str(source)
+        asked = name
+    else:
+        folder = _existing_folder(source)
+        name = bids.label(folder.resolve().name)
+        asked = str(folder)
+    options = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
+    recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **options}
+    return Cohort(name, folder, _open_folder(folder, n, skip_bad, twins=twins, **options), recipe)
+
+
+def _whole(argument: str, value: int, least: int, what: str, otherwise: str) -> int:
+    """A whole number of any kind (numpy's too) as Python's."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise CohortError(f"{argument}={value!r}: {what} is a whole number of at least {least}{otherwise}")
+    return number
+
+
+def _voxel_size(voxel_mm: Sequence[float]) -> list[float]:
+    try:
+        sizes = [float(size) for size in voxel_mm]
+    except (TypeError, ValueError):
+        sizes = []
+    if len(sizes) != 3 or not all(0 < size < np.inf for size in sizes):
+        raise CohortError(f"voxel_mm={voxel_mm!r}: three voxel sizes in mm, each above 0, e.g. (0.375, 0.375, 0.5)")
+    return sizes
+
+
+def _simulated_folder(source: str, n: int, seed: int) -> Path:
+    from labkit.data.simulate.dataset import simulated_dataset
+
+    try:
+        return simulated_dataset(source, n, seed)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            error.add_note(
+                f"Rats are kept in {data_folder()}: set LABKIT_DATA to a writable folder with room for them."
+            )
+        raise
+
+
+def _existing_folder(source: str | os.PathLike) -> Path:
+    folder = located(source).absolute()  # what is remembered of a scan holds from wherever it is read
+    if folder.is_dir():
+        return folder
+    close = difflib.get_close_matches(str(source), SIMULATED, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    what = "it is a file, name its folder" if folder.exists() else f"there is no folder {folder}"
+    raise CohortError(
+        f"cannot open cohort {str(source)!r}: {what}{hint} Allowed: 'phantom', 'sigma', or a folder of NIfTI scans."
+    )
+
+
+def _open_folder(folder: Path, n: int | None, skip_bad: bool, suffix: str | None, twins: bool, **options) -> Store:
+    found, faults = bids.find_scans(folder, suffix)
+    if not found and not faults:
+        wanted = f" with suffix {suffix!r}" if suffix else ""
+        raise CohortError(
+            f"no NIfTI scans{wanted} in {folder}: expected sub-*/[ses-*/]{{func,anat}}/*.nii[.gz] (BIDS), "
+            "or *.nii[.gz] side by side (.hdr/.img pairs, DICOM and Bruker's own files have to be converted first)"
+        )
+    if n is not None and n > len(found):
+        raise CohortError(f"n={n} scans asked for, but {folder} holds {len(found)}: choose n <= {len(found)}")
+    found = found[:n]
+    key = {"folder": str(folder), "skip_bad": skip_bad, "suffix": suffix, **options}
+    if twins:
+        key["twins"] = True
+    if faults:  # found without reading, so that what is on disk cannot show that they are new
+        key["faults"] = sorted(f"{path.name}: {fault}" for path, fault in faults.items())
+    listing = [[_stamp(folder, scan.image), scan.labels and _stamp(folder, scan.labels)] for scan in found]
+
+    def build() -> Store:
+        return _read_all(
+            folder, found, {str(path): fault for path, fault in faults.items()}, skip_bad, twins, **options
+        )
+
+    if faults and not skip_bad:
+        build()  # a fault in the listing itself is told together with those inside the files
+    store = open_store(data_folder() / "cache", key, listing, len(found), build)
+    if store.skipped:
+        listed = "\n".join(f"  {path}: {fault}" for path, fault in store.skipped.items())
+        warnings.warn(f"left out {len(store.skipped)} unusable files of {folder}:\n{listed}", stacklevel=3)
+    silent = [record.origin for record in store.records if not nifti.says_orientation(record.origin)]
+    if silent and options["axes"] is None:
+        warnings.warn(
+            f"{len(silent)} of {len(store.records)} scans in {folder} do not say where their axes point (qform and "
+            f"sform code 0), e.g. {Path(silent[0].path).name}: taken for {silent[0].axes}, as nibabel does. Look at "
+            "them, and pass axes, e.g. axes='RSA' (right, superior, anterior), where that is wrong.",
+            stacklevel=3,
+        )
+    return store
+
+
+def _stamp(folder: Path, path: Path) -> list:
+    if not path.exists():  # a link to nothing is a fault like others, told together with them
+        return [str(path.relative_to(folder)), -1, -1]
+    status = path.stat()
+    return [str(path.relative_to(folder)), status.st_size, status.st_mtime_ns]
+
+
+def _read_all(
+    folder: Path, found: list[bids.Found], faults: dict[str, str], skip_bad: bool, twins: bool, grid: str, **options
+) -> Store:
+    """Read every scan; raise one error for all that cannot be used, or leave them out."""
+    faults = dict(faults)
+    images, label_maps, records = [], [], []
+    voxels_of: dict[bytes, Path] = {}
+    for scan in progress_bar(found, f"reading {folder.name}"):
+        if str(scan.image) in faults:
+            continue
+        try:
+            image, labels, record = _read_one(scan, grid, **options)
+        except ScanFaultError as fault:
+            faults[str(scan.image)] = str(fault)
+            continue
+        twin = voxels_of.setdefault(hashlib.sha256(image.tobytes()).digest(), scan.image)
+        if twin is not scan.image and not twins:
+            faults[str(scan.image)] = f"duplicate: the same voxels as {twin.name}, so one rat would count twice"
+            continue
+        images.append(image)
+        label_maps.append(labels)
+        records.append(record)
+    apart = _not_on_one_grid(images, records) if grid == "native" else {}
+    faults |= apart
+    if faults and not (skip_bad and images and not apart):
+        listed = "\n".join(f"  {path}: {fault}" for path, fault in sorted(faults.items()))
+        count = f"{len(faults)} unusable file{'s' if len(faults) > 1 else ''}"
+        hint = "" if skip_bad else "\nMend or move them, or pass skip_bad=True to go on with the rest."
+        raise CohortError(f"{count} in {folder}:\n{listed}{hint}", faults)
+    stacked = None
+    if any(labels is not None for labels in label_maps):
+        stacked = np.stack([np.zeros(images[0].shape, np.uint8) if m is None else m for m in label_maps])
+    return Store(np.stack(images), stacked, tuple(records), faults)
+
+
+def _read_one(
+    found: bids.Found, grid: str, axes: str | None, voxel_mm: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray | None, Record]:
+    """One scan on the cohort's grid, its labels likewise, and its record."""
+    stored, header = nifti.read_array(found.image)
+    labels = None
+    if found.labels is not None:
+        try:
+            labels = nifti.read_labels(found.labels, stored.shape, header.get_best_affine())
+        except ScanFaultError as fault:
+            raise ScanFaultError(f"its labels {found.labels.name}: {fault}") from fault
+    affine = grids.corrected_affine(header, stored.shape, axes, voxel_mm)
+    image, image_affine = grids.reorient(stored, affine)
+    labels = None if labels is None else grids.reorient(labels, affine)[0]
+    resampled = grid == "study" and not grids.is_study_grid(image.shape, image_affine)
+    if resampled:
+        target = grids.study_grid_for(image, image_affine)
+        image = grids.resample(image, image_affine, STUDY_SHAPE, target)
+        if labels is not None:
+            labels = grids.resample(labels, image_affine, STUDY_SHAPE, target, labels=True)
+        image_affine = target
+    elif grid == "native":
+        grids.head_box(image, image_affine)  # only for the voxel size it checks
+    image = np.ascontiguousarray(image, np.float32)
+    padded = any(extent < volumes.cube_side(image.shape) for extent in image.shape)
+    origin = Origin(
+        path=str(found.image),
+        shape=stored.shape,
+        axes="".join(nib.aff2axcodes(affine)),
+        affine=_nested(affine),
+        header=nifti.encode_header(header),
+        grid_affine=_nested(image_affine),
+        resampled=bool(resampled),
+        low=min(float(image.min()), 0.0) if padded else float(image.min()),
+        high=max(float(image.max()), 0.0) if padded else float(image.max()),
+    )
+    digest = scan_digest(image, labels, image_affine)
+    record = Record(
+        found.subject, found.session, found.suffix, labels is not None, _nested(image_affine), digest, origin
+    )
+    return image, labels, record
+
+
+def _nested(affine: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in affine)
+
+
+def _not_on_one_grid(images: list[np.ndarray], records: list[Record]) -> dict[str, str]:
+    """Faults of a cohort that is to keep its own grid: scans that do not share the first one's, or outsize cubes."""
+    faults = {}
+    for image, record in zip(images, records, strict=True):
+        zooms = nib.affines.voxel_sizes(np.asarray(record.affine))
+        first = nib.affines.voxel_sizes(np.asarray(records[0].affine))
+        if image.shape != images[0].shape or not np.allclose(zooms, first, rtol=0.01):
+            faults[record.origin.path] = (
+                f"its grid {image.shape} at {np.round(zooms, 4)} mm is not the first scan's {images[0].shape} at "
+                f"{np.round(first, 4)} mm; grid='study' brings all onto one"
+            )
+        elif max(image.shape) > MAX_SIDE:
+            faults[record.origin.path] = f"{max(image.shape)} voxels along an axis; a native grid may have {MAX_SIDE}"
+    return faults

@@ -1,0 +1,341 @@
+"""What a cohort holds, in numbers: headers, tissue volumes, intensities. Tables, no drawing.
+
+World directions follow the study's grid: array axes run right, superior (dorsal in a rat), anterior (rostral).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from labkit.data import nifti
+from labkit.data.cohort import Cohort, Scan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TISSUES = {1: "CSF", 2: "grey matter", 3: "white matter"}
+"""The study's labels; whole brain is every label above 0."""
+
+SIGMA_MM3 = {"CSF": 305.0, "grey matter": 1280.0, "white matter": 697.0, "brain": 2282.0}
+"""Volumes of the SIGMA tissue probability maps, mm3 (Barrière et al. 2019), and their sum."""
+
+SIGMA_IN_VIEW_MM3 = {"CSF": 244.0, "grey matter": 1170.0, "white matter": 618.0, "brain": 2032.0}
+"""The same maps summed over the 20 mm that 40 slices of 0.5 mm take in, centred 3 mm caudal of the maps' origin as the
+simulated rats are: the field of view cuts off the olfactory bulbs, the medulla and some of the cerebellum."""
+
+DORSAL_PART = 0.25
+"""Part of the brain's height that counts as its dorsal end, and as much as its ventral end."""
+
+
+class Region(NamedTuple):
+    """Where a scan is measured: a mask on its grid, and what it holds (``"brain"``, or ``"head"`` without labels)."""
+
+    mask: np.ndarray
+    name: str
+
+
+def region(scan: Scan) -> Region:
+    """The brain where labels tell it, otherwise the head.
+
+    Parameters
+    ----------
+    scan : Scan
+        With labels: every voxel labelled above 0. Without: the largest connected part brighter than 15 % of the 99th
+        percentile, its holes filled; it holds scalp, muscle and bone as well.
+
+    Returns
+    -------
+    Region
+        Mask (X, Y, Z) of bool, never empty.
+    """
+    if scan.labels is not None and (scan.labels > 0).any():
+        return Region(np.asarray(scan.labels) > 0, "brain")
+    return Region(head_mask(scan.image), "head")
+
+
+def head_mask(image: np.ndarray) -> np.ndarray:
+    """The largest connected part of an image (X, Y, Z) brighter than 15 % of its 99th percentile, holes filled."""
+    from scipy import ndimage
+
+    bright = image > 0.15 * np.percentile(image, 99)
+    parts, count = ndimage.label(ndimage.binary_opening(bright))
+    if count == 0:  # too thin for an opening: take what is brighter than the average
+        return np.asarray(image > image.mean())
+    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    return ndimage.binary_fill_holes(parts == largest)
+
+
+def scan_name(scan: Scan) -> str:
+    """Subject, and what tells several scans of it apart: ``"0003"``, ``"0003 ses-2"``; resting state goes unsaid."""
+    return " ".join([scan.subject, *(part for part in scan.session.split("_") if part not in ("", "task-rest"))])
+
+
+def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
+    """What each file was, and the grid it is on now.
+
+    Parameters
+    ----------
+    cohort : Cohort or iterable of Scan
+        The scans.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a scan. Columns ``subject``, ``session``, ``kind`` (BIDS suffix); of the file ``file voxels``,
+        ``file mm`` (voxel size), ``file axes`` (directions of its array axes, e.g. RAS), ``file type``; of the grid
+        in use ``grid voxels``, ``grid mm``, ``resampled`` (False: axes were at most turned, no voxel was
+        interpolated); ``intensity`` (smallest and largest value) and ``labels`` (the values there are).
+    """
+    import pandas as pd
+
+    rows = []
+    for scan in cohort:
+        origin, affine = scan.origin, np.asarray(scan.origin.affine)
+        labels = "none" if scan.labels is None else ", ".join(str(label) for label in np.unique(scan.labels))
+        rows.append(
+            {
+                "subject": scan.subject,
+                "session": scan.session,
+                "kind": scan.suffix,
+                "file voxels": _times(origin.shape),
+                "file mm": _times(nifti.nib.affines.voxel_sizes(affine)),
+                "file axes": origin.axes,
+                "file type": str(nifti.decode_header(origin.header).get_data_dtype()),
+                "grid voxels": _times(scan.image.shape),
+                "grid mm": _times(scan.zooms),
+                "resampled": origin.resampled,
+                "intensity": f"{scan.image.min():.5g} to {scan.image.max():.5g}",
+                "labels": labels,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def compare_headers(written: nifti.nib.Nifti1Image, original: nifti.nib.Nifti1Image) -> pd.DataFrame:
+    """Header fields and affine of two files side by side.
+
+    Parameters
+    ----------
+    written, original : nibabel.Nifti1Image
+        A synthetic scan and the scan whose file_template it has.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a property, columns ``original``, ``written``, ``equal``. The free texts are not compared: what is
+        written says there that it is synthetic, and nothing of the animal.
+    """
+    import pandas as pd
+
+    def facts(image: nifti.nib.Nifti1Image) -> dict[str, str]:
+        header = image.header
+        return {
+            "voxels": str(image.shape[:3]),
+            "voxel size, mm": str(tuple(round(float(zoom), 5) for zoom in header.get_zooms()[:3])),
+            "array axes": "".join(nifti.nib.aff2axcodes(image.affine)),
+            "affine": np.array2string(image.affine, precision=4, suppress_small=True),
+            "qform code, sform code": f"{int(header['qform_code'])}, {int(header['sform_code'])}",
+            "units": str(header.get_xyzt_units()),
+            "data type": str(header.get_data_dtype()),
+        }
+
+    both = pd.DataFrame({"original": facts(original), "written": facts(written)})
+    return both.assign(equal=both["original"] == both["written"])
+
+
+def _times(values: Iterable[float]) -> str:
+    return " × ".join(f"{value:.4g}" for value in values)
+
+
+def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
+    """Volume of each tissue in each labelled scan.
+
+    Parameters
+    ----------
+    cohort : Cohort or iterable of Scan
+        The scans; those without labels are left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a labelled scan: ``subject``, ``session``, ``CSF``, ``grey matter``, ``white matter``, ``brain`` in
+        mm3. Where labels other than 0 to 3 occur, or no label above 1 (a brain mask), tissues cannot be told: their
+        columns are NaN and only ``brain`` is given.
+
+    Raises
+    ------
+    ValueError
+        If no scan has labels.
+    """
+    import pandas as pd
+
+    rows = []
+    for scan in cohort:
+        if scan.labels is None:
+            continue
+        voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
+        counts = np.bincount(np.asarray(scan.labels).ravel(), minlength=4)
+        known = not counts[4:].any() and counts[2:4].any()
+        volumes = {name: counts[label] * voxel_mm3 if known else np.nan for label, name in TISSUES.items()}
+        brain = counts[1:].sum() * voxel_mm3
+        rows.append({"subject": scan.subject, "session": scan.session, **volumes, "brain": brain})
+    if not rows:
+        raise ValueError(
+            "none of the scans has labels, so no tissue can be measured: put *_dseg.nii.gz beside them or under "
+            "derivatives/ (1 CSF, 2 grey matter, 3 white matter)"
+        )
+    return pd.DataFrame(rows)
+
+
+def intensity_profile(cohort: Iterable[Scan]) -> pd.DataFrame:
+    """Mean intensity from the top of the brain to its base.
+
+    Parameters
+    ----------
+    cohort : Cohort or iterable of Scan
+        Scans on one grid.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One column a scan (:func:`scan_name`). Index ``depth_mm``: mm below the dorsal end
+        of the scan's own brain (head, without labels; see :func:`region`). Values: mean over the horizontal plane's
+        brain voxels divided by the mean of the whole brain, 1 = average; NaN below the ventral end. The ends are the
+        1st and 99th percentile of the voxels' heights, so that a stray voxel does not move them.
+    """
+    import pandas as pd
+
+    columns = []
+    for scan in cohort:
+        mask, _ = region(scan)
+        bottom, top = _height(mask)
+        inside = np.where(mask, scan.image, 0.0)
+        voxels = mask.sum((0, 2))[bottom : top + 1]
+        with np.errstate(invalid="ignore"):  # a plane without brain, between two parts of it
+            means = inside.sum((0, 2), dtype=np.float64)[bottom : top + 1] / voxels
+        relative = means / scan.image[mask].mean(dtype=np.float64)
+        depth = np.round(np.arange(len(relative)) * scan.zooms[1], 4)
+        columns.append(pd.Series(relative[::-1], index=pd.Index(depth, name="depth_mm"), name=scan_name(scan)))
+    return pd.concat(columns, axis=1).sort_index()
+
+
+def _height(mask: np.ndarray) -> tuple[int, int]:
+    """First and last horizontal plane (array axis 1) of a mask, without the outermost 1 % of its voxels either side."""
+    share = np.cumsum(mask.sum((0, 2))) / mask.sum()
+    return int(np.searchsorted(share, 0.01)), int(np.searchsorted(share, 0.99))
+
+
+def dorsal_ventral_ratio(scan: Scan) -> float:
+    """How much brighter the top of the brain is than its base, as a surface coil makes it.
+
+    Returns
+    -------
+    float
+        Mean intensity of the brain voxels (head, without labels; see :func:`region`) in the upper 25 % of the brain's
+        height over that in the lower 25 %; 1 = even. NaN if the lower mean is 0.
+    """
+    mask, _ = region(scan)
+    bottom, top = _height(mask)
+    planes = max(1, round((top - bottom + 1) * DORSAL_PART))
+    upper, lower = slice(top + 1 - planes, top + 1), slice(bottom, bottom + planes)
+    dorsal, ventral = (
+        float(scan.image[:, part][mask[:, part]].mean(dtype=np.float64)) if mask[:, part].any() else 0.0
+        for part in (upper, lower)
+    )
+    return dorsal / ventral if ventral else float("nan")
+
+
+def unit_range(scan: Scan) -> np.ndarray:
+    """The scan's image scaled to [0, 1] as the networks see it ([-1, 1]): min-max with the padding's zeros, float32."""
+    low, high = scan.origin.low, scan.origin.high
+    return ((np.asarray(scan.image) - low) / (high - low)).astype(np.float32)
+
+
+def mean_and_sd(cohort: Iterable[Scan], scaled: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+    """Voxel-wise mean and standard deviation over scans as they lie on the grid, not registered to each other.
+
+    Parameters
+    ----------
+    cohort : Cohort or iterable of Scan
+        Scans on one grid.
+    scaled : bool
+        Scale each to [0, 1] by its own range first (:func:`unit_range`); else in the files' unit.
+
+    Returns
+    -------
+    mean : numpy.ndarray
+        float64 (X, Y, Z), [0, 1] or the files' unit.
+    sd : numpy.ndarray or None
+        Sample standard deviation, same shape; None for a single scan, which has none.
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for scan in cohort:  # Welford's update: one pass, and no difference of large sums
+        count += 1
+        values = (unit_range(scan) if scaled else scan.image).astype(np.float64)
+        before = values - mean
+        mean = mean + before / count
+        squares = squares + before * (values - mean)
+    if count == 0:
+        raise ValueError("a mean needs at least one scan, got none")
+    return mean, np.sqrt(squares / (count - 1)) if count > 1 else None
+
+
+def spread_ratio(real: Cohort, synthetic: Cohort) -> pd.Series:
+    """Total variance of a synthetic cohort over that of a real one, beside what two real halves give.
+
+    Parameters
+    ----------
+    real, synthetic : Cohort
+        On one grid, in one unit; two scans or more, four real ones for the comparison.
+
+    Returns
+    -------
+    pandas.Series
+        ``synthetic / real``: 1 is as much variety, 0 a generator that makes one rat; ``real half / other half``, which
+        says how far from 1 chance alone goes (NaN with fewer than four).
+    """
+    import pandas as pd
+
+    def total(scans: Iterable[Scan]) -> float:
+        _, sd = mean_and_sd(scans, scaled=False)
+        if sd is None:
+            raise ValueError("a variance needs two scans or more")
+        return float((sd**2).sum())
+
+    halves = [total(real[start::2]) for start in (0, 1)] if len(real) >= 4 else [np.nan, np.nan]
+    ratios = {"synthetic / real": total(synthetic) / total(real), "real half / other half": halves[0] / halves[1]}
+    return pd.Series(ratios, name="ratio of total variance")
+
+
+def summary(cohort: Cohort) -> pd.DataFrame:
+    """The cohort in a few figures.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index: the quantity with its unit. Columns ``mean``, ``SD`` (sample; NaN for a single scan) and ``CV %``, and
+        ``SIGMA in view``, the SIGMA maps' volume in the study's field of view, where there is one. Tissue volumes are
+        there only for labelled scans.
+    """
+    import pandas as pd
+
+    ratio = pd.Series([dorsal_ventral_ratio(scan) for scan in cohort])
+    quantities = {"dorsal / ventral intensity": (ratio, np.nan)}
+    if any(scan.labels is not None for scan in cohort):
+        volumes = tissue_volumes(cohort)
+        for name, reference in SIGMA_IN_VIEW_MM3.items():
+            if volumes[name].notna().any():
+                quantities[f"{name}, mm³"] = (volumes[name], reference)
+    rows = {
+        name: {
+            "mean": values.mean(),
+            "SD": values.std(),
+            "CV %": 100 * values.std() / values.mean(),
+            "SIGMA in view": reference,
+        }
+        for name, (values, reference) in quantities.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")

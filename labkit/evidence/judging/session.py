@@ -1,0 +1,224 @@
+"""A session: real scans and some generators', a task, its trials, and what an answer to one of them is written as."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labkit.data.cohort import Cohort
+from labkit.evidence.judging import answers
+from labkit.evidence.judging.stimuli import Stimuli
+from labkit.evidence.judging.trials import REAL, SIDES, Trial, check_task, needs, plan
+from labkit.evidence.metrics.yardstick import check_grid, one_scan_an_animal
+from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
+from labkit.generation import generate
+from labkit.runs import Run
+
+FOLDER = "judging"
+POOL = 60
+"""Scans of each source, at most, that the cue check looks at."""
+
+
+class Session:
+    """Trials over real scans and those of trained runs.
+
+    Parameters
+    ----------
+    runs : sequence of Run or path, or str, optional
+        As for :class:`labkit.evidence.metrics.study.Study`: trained on the same animals; default the newest of each
+        model.
+    real : Cohort or str, optional
+        Real scans that no run was trained on; default those that the runs held out. One scan an animal is taken.
+    task : str
+        One of :data:`labkit.evidence.judging.trials.TASKS`.
+    trials : int
+        How many.
+    seed : int
+        Of the order, of the codes and of which real animals are shown. Raters to be compared get one seed.
+    matched : bool
+        Show every scan, also real ones, at the resolution of the coarsest run; otherwise as they are.
+
+    Attributes
+    ----------
+    runs : dict of str to Run
+    trials : list of Trial
+    sources : dict of str to Stimuli
+        Real scans first; at least as many as are shown.
+
+    Raises
+    ------
+    ValueError
+        Runs of different training scans, an unknown task, or fewer real animals than the trials need.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run | str | os.PathLike] | str | None = None,
+        real: Cohort | str | None = None,
+        task: str = "real_or_synthetic",
+        trials: int = 24,
+        seed: int = 0,
+        matched: bool = True,
+    ) -> None:
+        check_task(task)
+        opened = find_runs(runs)
+        self.runs = named(opened)
+        check_same_training(self.runs)
+        self.task, self.seed, self.matched = task, seed, matched
+        self.trials = plan(task, list(self.runs), trials, seed)
+        self.needed = needs(self.trials)
+        first = opened[0]
+        own = first.cohort()
+        self.train = first.train_part(own)
+        cohort = one_scan_an_animal(real_scans(first, own, real, self.needed.get(REAL, 1), seed))
+        self._check_real(cohort)
+        order = np.random.default_rng([seed, 1]).permutation(len(cohort))
+        self.real = cohort.subset(order.tolist())
+        self.resolution = min(run.scale.size for run in self.runs.values()) if matched else 64
+        pool = max(min(len(self.real), POOL), *self.needed.values())
+        cohorts = {REAL: self.real}
+        cohorts |= {name: generate(run, pool, seed=seed) for name, run in self.runs.items()}
+        self.sources = {name: Stimuli(cohort, self.seen_at(name)) for name, cohort in cohorts.items()}
+
+    def seen_at(self, source: str) -> int:
+        """Side of the cubes that a source's scans are averaged to before they are shown.
+
+        Those of a generator of the session's resolution have it already: averaged and brought back once more, they
+        would be blurrier than real scans that were averaged once.
+        """
+        made = self.runs[source].scale.size if source in self.runs else None
+        return 64 if made is not None and made <= self.resolution else self.resolution
+
+    def _check_real(self, cohort: Cohort) -> None:
+        if shared := set(self.train.digests) & set(cohort.digests):
+            raise ValueError(f"{len(shared)} of the real scans were trained on: pass scans that no run has seen")
+        check_grid(cohort, self.train, "training")
+        wanted = self.needed.get(REAL, 0)
+        if len(cohort) < wanted:
+            raise ValueError(
+                f"{len(self.trials)} trials of {self.task} show {wanted} real animals, each once, and there are "
+                f"{len(cohort)} that no run was trained on: ask for fewer trials, or pass more unseen scans as cohort"
+            )
+
+    @cached_property
+    def id(self) -> str:
+        """Ten digits that are the same for the same trials of the same scans, and no others."""
+        # of generators their weights, since voxels differ in the last digit from machine to machine
+        scans = {REAL: self.real.fingerprint} | {name: run.fingerprint for name, run in self.runs.items()}
+        setting = [answers.FORMAT, self.task, len(self.trials), self.seed, self.resolution, scans]
+        return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:10]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each source's scans."""
+        return {name: source.cohort.fingerprint for name, source in self.sources.items()}
+
+    @property
+    def folder(self) -> Path:
+        """Where answers are kept: ``judging`` in the first run."""
+        return next(iter(self.runs.values())).path / FOLDER
+
+    def slices(self, trial: Trial) -> list[np.ndarray]:
+        """What a trial shows: (slices, rows, columns) of uint8 for each scan, left one first."""
+        return [self.sources[item.source].slices(item.place) for item in trial.items]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slices, rows and columns of every stack."""
+        width, height, depth = self.real.shape
+        return depth, height, width
+
+    def truth(self, trial: Trial) -> str | None:
+        """The right answer; None where there is none."""
+        if self.task == "real_or_synthetic":
+            return REAL if trial.items[0].source == REAL else "synthetic"
+        if self.task == "pair":
+            return SIDES[[item.source for item in trial.items].index(REAL)]
+        return None
+
+    def stub(self, trial: Trial) -> dict[str, Any]:
+        """A line of answers without the answer: what was shown, and by which session. It tells the truth."""
+        return {
+            "format": answers.FORMAT,
+            "session": self.id,
+            "task": self.task,
+            "trials": len(self.trials),
+            "seed": int(self.seed),
+            "cohorts": self.fingerprints,
+            "trial": trial.number,
+            "sources": [item.source for item in trial.items],
+            "scans": [self.sources[item.source].cohort.digests[item.place][:16] for item in trial.items],
+        }
+
+    def line(
+        self,
+        trial: Trial,
+        rater: str,
+        answer: str | dict[str, int],
+        confidence: int | None = None,
+        seconds: float | None = None,
+        kind: str = "human",
+    ) -> dict[str, Any]:
+        """An answer as it is written.
+
+        Raises
+        ------
+        ValueError
+            A rater's name, an answer, a confidence or a time that cannot be.
+        """
+        answers.check_rater(rater, kind)
+        answers.check_answer(self.task, answer, confidence, seconds)
+        given = {"kind": kind, "rater": rater, "answer": answer, "confidence": confidence}
+        return {**self.stub(trial), **given, "seconds": seconds, "time": answers.now()}
+
+    def path(self, rater: str) -> Path:
+        """A rater's file of this session."""
+        answers.check_rater(rater)
+        return self.folder / f"{self.task}-{self.id}-{rater.replace(' ', '_')}.jsonl"
+
+    def answered(self, rater: str) -> dict[int, dict[str, Any]]:
+        """Lines that a rater's file of this session holds already, by trial."""
+        path = self.path(rater)
+        if not path.exists():
+            return {}
+        lines, _ = answers.read(path)  # what is left out was half written, or is a second answer
+        return {line["trial"]: line for line in lines if line["session"] == self.id and line["rater"] == rater}
+
+    def waiting(self, rater: str) -> list[Trial]:
+        """Trials that a rater has not answered yet, in order: an interrupted session goes on there."""
+        done = self.answered(rater)
+        return [trial for trial in self.trials if trial.number not in done]
+
+    def answer(self, trial: Trial, rater: str, *given: Any, **more: Any) -> dict[str, Any]:
+        """Write an answer to the rater's file, on disk when this returns; arguments of :meth:`line`.
+
+        Raises
+        ------
+        ValueError
+            Something that cannot be answered, or a trial that the rater has answered: first answers count.
+        OSError
+            It could not be written.
+        """
+        line = self.line(trial, rater, *given, **more)
+        if trial.number in self.answered(rater):
+            raise ValueError(f"trial {trial.number + 1} was answered by {rater} before; first answers count")
+        answers.append(self.path(rater), line)
+        return line
+
+    def judged(self) -> list[dict[str, Any]]:
+        """Every rater's answers to this session in :attr:`folder`; says which lines were left out."""
+        files = sorted(self.folder.glob(f"{self.task}-{self.id}-*.jsonl"))
+        if not files:
+            return []
+        lines, left_out = answers.read(files)
+        if left_out:
+            warnings.warn(f"not read in {self.folder}: {'; '.join(left_out)}", stacklevel=2)
+        return [line for line in lines if line["session"] == self.id]

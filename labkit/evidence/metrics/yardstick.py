@@ -1,0 +1,197 @@
+"""Real scans to measure others with: a reference, as many other real scans for the floors, and the measures."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from labkit.data.cohort import Cohort
+from labkit.evidence import attributes
+from labkit.evidence.metrics import embeddings, measures
+from labkit.evidence.metrics.measures import FULL, NEIGHBOURS, Effort, Family, Found
+from labkit.evidence.sample import Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labkit.evidence.segmentation.reader import Reader
+
+NETWORK = "network"
+RIDGE = "off the voxels by ridge regression"
+SMALLEST_BOX = 25
+"""Voxels along a side that three scales of MS-SSIM need."""
+
+LEAST_REAL = 2 * NEIGHBOURS + 2
+"""Real animals without which nothing is measured: two sets, in each of which a scan has its neighbours."""
+
+
+class Yardstick:
+    """Real scans A to measure against, other real scans B for the floors, and everything learned from real scans.
+
+    Parameters
+    ----------
+    real : Cohort
+        Best held-out scans; at least 12 animals, one scan each is taken.
+    n : int, optional
+        Animals of A, and of B; default half of them.
+    train : Cohort, optional
+        The generator's training scans. Embeddings and gauges are learned from them, so that they owe nothing to the
+        scans they are applied to; without them from `real`.
+    seed : int
+        Of the parting, and of all chance in the measures.
+    size : int
+        Side of the cubes, voxels.
+    medicalnet : path, optional
+        Weight file of a third embedding (:func:`labkit.evidence.metrics.embeddings.medicalnet`).
+    reader : labkit.evidence.segmentation.reader.Reader, optional
+        A segmentation network that saw none of `real`: its features are one more embedding, its tissues more anatomy.
+
+    Attributes
+    ----------
+    parts : (Cohort, Cohort)
+        A and B.
+    reference, other : labkit.evidence.sample.Sample
+        The same as cubes.
+    held_out : Cohort
+        All of `real`, one scan an animal.
+    box : tuple of slice
+        The brain box, in the cube.
+    families : dict of str to callable
+        The measures.
+    embedded : dict of str to callable
+        The embeddings they use, for features of a :class:`~labkit.evidence.sample.Sample`.
+
+    Raises
+    ------
+    ValueError
+        Too few scans, or some of them were trained on.
+    """
+
+    def __init__(
+        self,
+        real: Cohort,
+        n: int | None = None,
+        train: Cohort | None = None,
+        seed: int = 0,
+        size: int = 64,
+        medicalnet: str | os.PathLike | None = None,
+        reader: Reader | None = None,
+    ) -> None:
+        self.held_out, self.train, self.seed, self.size = one_scan_an_animal(real), train, seed, size
+        half = len(self.held_out) // 2
+        n = half if n is None else min(n, half)
+        if n <= NEIGHBOURS:
+            raise ValueError(
+                f"too few scans: {len(self.held_out)} real animals, parted in two halves of which {n} each would be "
+                f"used; needed are {LEAST_REAL} real animals or more, and {NEIGHBOURS + 1} synthetic scans. "
+                "Hold more animals out in training, or pass scans that were not trained on (for a simulated cohort: "
+                "'fresh')"
+            )
+        if train is not None and (shared := set(train.digests) & set(real.digests)):
+            raise ValueError(f"{len(shared)} of the real scans were trained on: pass held-out ones as real")
+        if train is not None and train.folder == real.folder and (both := set(train.subjects) & set(real.subjects)):
+            raise ValueError(
+                f"{len(both)} of the real animals were trained on with other scans of theirs (e.g. {sorted(both)[0]}): "
+                "pass animals that were held out"
+            )
+        check_grid(self.held_out, train, "training")
+        order = np.random.default_rng(seed).permutation(len(self.held_out))
+        self.parts = tuple(self.held_out.subset(np.sort(order[k * n : (k + 1) * n]).tolist()) for k in (0, 1))
+        self.reference, self.other = (Sample.of(part, size) for part in self.parts)
+        self.box = embeddings.brain_box(train or self.held_out, size)
+        self.reader = reader
+        self.families = self._families(medicalnet)
+        self._floors: dict[tuple[str, Effort], list[Found]] = {}
+
+    @cached_property
+    def teaching(self) -> Sample:
+        """The scans that embeddings and gauges are learned from."""
+        return Sample.of(self.train or self.held_out, self.size)
+
+    @cached_property
+    def everyone(self) -> Sample:
+        """All held-out scans, those beyond A and B too."""
+        return Sample.of(self.held_out, self.size)
+
+    @cached_property
+    def gauge(self) -> attributes.Gauge:
+        """Reads attributes off :attr:`~labkit.evidence.sample.Sample.even` cubes in [-1, 1]."""
+        return attributes.Gauge.fit(self.teaching.even * 2 - 1, _attributes(self.train or self.held_out))
+
+    def _families(self, medicalnet: str | os.PathLike | None) -> dict[str, Family]:
+        found: dict[str, Family] = {"paper": measures.paper}
+        if min(part.stop - part.start for part in self.box) >= SMALLEST_BOX:
+            found["MS-SSIM"] = measures.similarities(self.box)
+        embedded = {}
+        if medicalnet is not None:  # first, since a wrong file should stop before any work
+            embedded["MedicalNet"] = embeddings.medicalnet(medicalnet, self.box)
+        embedded |= {
+            "PCA": embeddings.pca(self.teaching.even, self.box),
+            "regions": embeddings.regions(self.box),
+        }
+        if self.reader is not None:
+            embedded[NETWORK] = self.reader.features
+        self.embedded = embedded
+        found |= {name: measures.distribution(name, embed, self.seed) for name, embed in embedded.items()}
+        found["anatomy"] = measures.anatomy(self.gauge, self.gauge.spread.double().numpy(), self._gauge_quality())
+        if self.reader is not None:
+            key = f"{NETWORK} anatomy"
+            spread = measures.read(self.reader, self.teaching, key).std(0, ddof=1)
+            how = dict.fromkeys(self.reader.names, "by the segmentation network of chapter 5")
+            found[key] = measures.anatomy(self.reader, spread, how, key)
+        return found
+
+    def _gauge_quality(self) -> dict[str, str]:
+        gauge = self.gauge
+        if self.train is None:
+            return dict.fromkeys(gauge.names, f"{RIDGE} that learned from these real scans themselves")
+        sides = self.reference, self.other
+        tables = [_attributes(part) for part in self.parts]
+        mean = sum(gauge.r2(side.even * 2 - 1, table) for side, table in zip(sides, tables, strict=True)) / 2
+        seen, unseen = f"{RIDGE} with an R² of {{:.2f}} on rats it never saw", f"{RIDGE}, unchecked for want of labels"
+        return {name: seen.format(value) if np.isfinite(value) else unseen for name, value in mean.items()}
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """Chance for one measure: the same for values and floors, so that they differ by the scans alone."""
+        return np.random.default_rng([self.seed, *key])
+
+    def rng_of(self, family: str) -> np.random.Generator:
+        """That of one family."""
+        return self.rng(1, list(self.families).index(family))
+
+    def found(self, family: str, sample: Sample, effort: Effort = FULL) -> list[Found]:
+        """One family's measures of `sample` against A."""
+        return list(self.families[family](self.reference, sample, self.rng_of(family), effort))
+
+    def floors(self, family: str, effort: Effort = FULL) -> list[Found]:
+        """The same of B against A; computed once."""
+        if (family, effort) not in self._floors:
+            self._floors[family, effort] = self.found(family, self.other, effort)
+        return self._floors[family, effort]
+
+
+def check_grid(real: Cohort, other: Cohort | None, name: str) -> None:
+    """Refuse scans on another grid than the real ones."""
+    if other is None:
+        return
+    zooms = [cohort[0].zooms for cohort in (other, real)]
+    if other.shape != real.shape or not np.allclose(*zooms, rtol=0.01):
+        raise ValueError(
+            f"{name} scans have {other.shape} voxels of {zooms[0]} mm, real ones {real.shape} of {zooms[1]} mm: open "
+            "both on one grid"
+        )
+
+
+def one_scan_an_animal(cohort: Cohort) -> Cohort:
+    """The first scan of each animal: several of one are no independent witnesses."""
+    first: dict[str, int] = {}
+    for index, subject in enumerate(cohort.subjects):
+        first.setdefault(subject, index)
+    return cohort if len(first) == len(cohort) else cohort.subset(first.values())
+
+
+def _attributes(scans: Cohort) -> pd.DataFrame:
+    return attributes.measure(scans).join(attributes.tissues(scans))

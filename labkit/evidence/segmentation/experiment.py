@@ -1,0 +1,352 @@
+"""The experiment: every arm with every seed, each in a folder of its own, none trained twice.
+
+Everybody is kept apart: the generator, the teachers and the networks learn from the run's training animals alone, and
+are tested on animals that none of them ever saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from labkit import runs
+from labkit.data import volumes
+from labkit.data.cohort import Cohort
+from labkit.data.sources import SIMULATED, open_cohort
+from labkit.evidence.sample import Sample
+from labkit.evidence.segmentation import gains
+from labkit.evidence.segmentation.arms import ARMS, Arm, chosen
+from labkit.evidence.segmentation.labels import SPARE, Labelled, teach
+from labkit.evidence.segmentation.network import (
+    Examples,
+    Plan,
+    build,
+    examples,
+    full_labels,
+    inputs,
+    plan_called,
+    probabilities,
+    to_json,
+    train_network,
+)  # fmt: skip
+from labkit.evidence.segmentation.scores import SCORES as SCORED
+from labkit.evidence.segmentation.scores import score
+from labkit.files import located, progress_bar, write_json, write_text
+from labkit.generation import decode, draw_codes
+from labkit.runs import Run, load_run, load_state, save_state
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES, MODEL, ABOUT = "scores.csv", "model.safetensors", "arm.json"
+
+
+class LeakError(ValueError):
+    """Animals on both sides of the experiment."""
+
+
+class Experiment:
+    """Train and test every arm.
+
+    Parameters
+    ----------
+    run : Run or path
+        The generator's, trained on labelled scans with animals held out.
+    scale : str or Plan
+        Of the segmentation networks; default the run's own scale.
+    arms : str or sequence of str
+        A set of :data:`labkit.evidence.segmentation.arms.SETS`, or names; default by scale: full, reduced, least.
+    seeds : int, optional
+        Repeats; default by scale.
+    train, test : Cohort, optional
+        Real scans to train and to test on; default the run's training and held-out animals.
+    cohort : Cohort, str or path, optional
+        The cohort that the run was trained on, where it cannot find it again itself.
+    out_dir : path, optional
+        Default inside the run, a folder for each plan and pair of cohorts.
+
+    Raises
+    ------
+    LeakError
+        A test animal was seen in training, by generator or network.
+    ValueError
+        Nothing held out, scans without the study's labels, unknown arms.
+    """
+
+    def __init__(
+        self,
+        run: Run | str | os.PathLike | None = None,
+        scale: str | Plan | None = None,
+        arms: str | Sequence[str] | None = None,
+        seeds: int | None = None,
+        train: Cohort | None = None,
+        test: Cohort | None = None,
+        out_dir: str | os.PathLike | None = None,
+        *,
+        cohort: Cohort | str | os.PathLike | None = None,
+    ) -> None:
+        self.run = run if isinstance(run, Run) else load_run(run)
+        self.plan = plan_called(scale or self.run.scale.name)
+        self.seeds = self.plan.seeds if seeds is None else seeds
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
+            raise ValueError(f"seeds={seeds!r}: how often every arm is repeated, a whole number of at least 1")
+        recipe = self.run.config["cohort"].get("recipe") or {}
+        self.simulated = recipe if recipe.get("source") in SIMULATED else None
+        usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
+        self.arms = chosen(arms or usual, bool(self.simulated))
+        if train is None or test is None:
+            if cohort is None:
+                own = self.run.cohort()
+            else:
+                how = {key: value for key, value in recipe.items() if key != "source"}
+                own = cohort if isinstance(cohort, Cohort) else open_cohort(cohort, **how)
+            train = self.run.train_part(own) if train is None else train
+            test = self.run.held_out(own) if test is None else test
+        self.train, self.test = train, test
+        check_no_leak(self.run, train, test)
+        self.run.file_template.check_grid(train)
+        for name, cohort in (("training", train), ("test", test)):
+            _check_labels(name, cohort)
+        parts = (to_json(self.plan), train.fingerprint, test.fingerprint, self.run.fingerprint)
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+        default = self.run.path / "segmentation" / f"{self.plan.name}-{key}"
+        self.folder = located(out_dir) if out_dir else default
+
+    @property
+    def jobs(self) -> list[tuple[Arm, int]]:
+        """Arms and seeds in the order in which they are trained: a teacher before its students."""
+        ordered = sorted(self.arms, key=lambda arm: (arm.source != "none", list(ARMS).index(arm.name)))
+        return [(arm, seed) for arm in ordered for seed in range(self.seeds)]
+
+    def missing(self) -> list[tuple[Arm, int]]:
+        """Jobs without a result yet."""
+        return [(arm, seed) for arm, seed in self.jobs if not (self._place(arm, seed) / SCORES).exists()]
+
+    def go_on(self) -> Experiment:
+        """Train and test what is missing; interrupt whenever you like, finished arms are not trained again."""
+        for arm, seed in progress_bar(self.missing(), "training and testing arms"):
+            self._one(arm, seed)
+        return self
+
+    def _place(self, arm: Arm, seed: int) -> Path:
+        return self.folder / f"{arm.name}-seed{seed}"
+
+    def _one(self, arm: Arm, seed: int) -> None:
+        began = time.perf_counter()
+        data, about = self._data(arm, seed)
+        network = train_network(data, self.plan, seed, arm.augmentation)
+        images, box = self._tested
+        predicted = full_labels(probabilities([network], images, box), self.test.shape)
+        table = score(predicted, self.test)
+        place = self._place(arm, seed)
+        place.mkdir(parents=True, exist_ok=True)
+        save_state(place / MODEL, network.state_dict())
+        counts = dict(zip(("real", "added"), arm.counts(len(self.train)), strict=True))
+        about |= {"seconds": round(time.perf_counter() - began, 1), **runs.provenance(torch.device("cpu"))}
+        write_json(place / ABOUT, {"arm": arm.name, "seed": seed, "plan": to_json(self.plan), **counts, **about})
+        write_text(place / SCORES, table.to_csv(index=False))  # last: it says that the arm is finished
+
+    def _data(self, arm: Arm, seed: int) -> tuple[Examples, dict]:
+        real = self.real(arm, seed)
+        added = arm.counts(len(self.train))[1]
+        if arm.source == "true":
+            return self._true.take(range(added)).join(real), {"labels": "true"}
+        if arm.source == "teacher":
+            labelled = self.labelled(arm, seed)
+            kept = labelled.confidence[labelled.kept]
+            certain = {"mean": float(labelled.confidence.mean()), "least_kept": float(kept.min())}
+            about = {"labels": "teacher", "generated": len(labelled.confidence), "confidence": certain}
+            return labelled.examples.join(real), about
+        return real, {"labels": "none added"}
+
+    def real(self, arm: Arm, seed: int) -> Examples | None:
+        """The real scans of an arm: whole animals, other ones for each seed."""
+        if arm.real == 0:
+            return None
+        animals = np.array(sorted(set(self.train.subjects)))
+        order = np.random.default_rng([seed, 7]).permutation(animals)
+        mine = set(order[: max(1, round(arm.real * len(animals)))].tolist())
+        return self._real.take([i for i, subject in enumerate(self.train.subjects) if subject in mine])
+
+    def labelled(self, arm: Arm, seed: int) -> Labelled:
+        """The synthetic scans of an arm with their teacher's labels."""
+        keep = arm.counts(len(self.train))[1]
+        sample = synthetic(self.run, int(np.ceil(SPARE * keep)), seed, self.plan.size, self.train.shape)
+        return teach(self.teachers(arm, seed), sample.even * 2 - 1, self._real.box, keep)
+
+    def teachers(self, arm: Arm, seed: int) -> list[nn.Module]:
+        """The networks that label an arm's synthetic scans: they learned from the arm's own real scans alone.
+
+        The first is the arm's reference of the same seed; further ones, where the plan asks for them, are trained on
+        the same scans with other initial weights, and kept.
+        """
+        reference = ARMS[arm.reference]
+        found = [self.network(reference, seed)]
+        for member in range(1, self.plan.teachers):
+            path = self._place(reference, seed) / f"teacher{member}.safetensors"
+            if path.exists():
+                found.append(_loaded(self.plan, path))
+                continue
+            data = self.real(reference, seed)
+            found.append(train_network(data, self.plan, 1000 * member + seed, reference.augmentation))
+            save_state(path, found[-1].state_dict())
+        return found
+
+    def network(self, arm: Arm | str, seed: int) -> nn.Module:
+        """A trained network of the experiment.
+
+        Raises
+        ------
+        ValueError
+            It is not trained yet.
+        """
+        arm = ARMS[arm] if isinstance(arm, str) else arm
+        path = self._place(arm, seed) / MODEL
+        if not path.exists():
+            raise ValueError(f"arm {arm.name} with seed {seed} is not trained yet: call go_on() first")
+        return _loaded(self.plan, path)
+
+    @cached_property
+    def _real(self) -> Examples:
+        return examples(self.train, self.plan)
+
+    @cached_property
+    def _tested(self) -> tuple[torch.Tensor, tuple[slice, slice, slice]]:
+        return inputs(self.test, self.plan)
+
+    @cached_property
+    def _true(self) -> Examples:
+        most = max(arm.counts(len(self.train))[1] for arm in self.arms if arm.source == "true")
+        rats = open_cohort(self.simulated["source"], n=most, seed=self.simulated["seed"] + 1)
+        if set(rats.digests) & set(self.test.digests):
+            raise LeakError("the control's new rats are among the test animals")
+        return examples(rats, self.plan)
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """All finished results: ``arm``, ``seed``, ``subject``, ``session``, ``tissue``, and the scores."""
+        import pandas as pd
+
+        tables = []
+        for arm, seed in self.jobs:
+            path = self._place(arm, seed) / SCORES
+            if path.exists():
+                table = pd.read_csv(path, dtype={"subject": str, "session": str}, keep_default_na=True)
+                tables.append(table.fillna({"session": ""}).assign(arm=arm.name, seed=seed))
+        if not tables:
+            raise ValueError("no arm is finished yet: call go_on() first")
+        return pd.concat(tables, ignore_index=True)
+
+    def references(self) -> dict[str, str]:
+        """Each arm's reference, of the arms that are there."""
+        names = {arm.name for arm in self.arms}
+        return {arm.name: arm.reference for arm in self.arms if arm.reference in names}
+
+    def differences(self, score: str = "dice") -> pd.DataFrame:
+        """Every arm against its reference; see :func:`labkit.evidence.segmentation.gains.differences`."""
+        return gains.differences(self.scores, self.references(), score)
+
+    def means(self, score: str = "dice") -> pd.DataFrame:
+        """Mean score of every arm; see :func:`labkit.evidence.segmentation.gains.means`."""
+        return gains.means(self.scores, score)
+
+    def table(self) -> pd.DataFrame:
+        """Mean scores of every arm: arms down, tissues and scores across; the first column says what the arm is."""
+        found = self.scores.pivot_table(index="arm", columns="tissue", values=list(SCORED), sort=False)
+        found = found.reindex([arm.name for arm in self.arms if arm.name in found.index])
+        found.insert(0, ("", "trained on"), [self.words(name) for name in found.index])
+        return found
+
+    def save(self) -> list[Path]:
+        """Write differences, means and conclusions beside the arms, for other chapters and tools.
+
+        Returns
+        -------
+        list of pathlib.Path
+            ``differences.csv`` (Dice, Hausdorff distance, volume bias), ``means.csv`` and ``conclusions.txt``.
+        """
+        import pandas as pd
+
+        every = pd.concat([self.differences(name).assign(score=name) for name in SCORED], ignore_index=True)
+        means = pd.concat([self.means(name).assign(score=name) for name in SCORED], ignore_index=True)
+        said = gains.conclusions(every[every["score"] == "dice"])
+        contents = {
+            "differences.csv": every.to_csv(index=False),
+            "means.csv": means.to_csv(index=False),
+            "conclusions.txt": "\n".join(said) + "\n",
+        }
+        for name, text in contents.items():
+            write_text(self.folder / name, text)
+        return [self.folder / name for name in contents]
+
+    def words(self, name: str) -> str:
+        """An arm for people, with numbers of scans."""
+        return ARMS[name].words(len(self.train))
+
+
+def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, int, int]) -> Sample:
+    """Scans as a generator makes them, brought to cubes of `size`; the padding is black, as real scans' is."""
+    return _as_scanned(volumes.resize(decode(run, draw_codes(run, n, seed)), size), shape)
+
+
+def _as_scanned(made: torch.Tensor, shape: tuple[int, int, int]) -> Sample:
+    sample = Sample(torch.zeros_like(made), shape)
+    sample.scanned[:] = (made[(..., *sample.slices)] + 1) / 2
+    sample.cubes.clamp_(0, 1)
+    return sample
+
+
+def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:
+    """Refuse test animals that the generator or the networks have seen, by content and by name.
+
+    Raises
+    ------
+    LeakError
+        Names them.
+    ValueError
+        There are none to test on.
+    """
+    if not len(test):
+        raise ValueError(
+            f"{run.path.name} held no animals out: train a generator with fewer (n_train) to test on others"
+        )
+    seen = {
+        "the generator was trained on": (set(run.config["train"]["digests"]), set(run.config["train"]["subjects"])),
+        "the networks would be trained on": (set(train.digests), set(train.subjects)),
+    }
+    for what, (digests, subjects) in seen.items():
+        shared = sorted(
+            {s for s, digest in zip(test.subjects, test.digests, strict=True) if digest in digests or s in subjects}
+        )
+        if shared:
+            listed = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+            raise LeakError(
+                f"{what} {len(shared)} of the test animals ({listed}), by content or by name: a test on them would "
+                "measure memory. Test on the animals that the run held out, or train a generator without these."
+            )
+
+
+def _check_labels(name: str, cohort: Cohort) -> None:
+    without = [scan.subject for scan in cohort if scan.labels is None or not set(np.unique(scan.labels)) >= {1, 2, 3}]
+    strange = [scan.subject for scan in cohort if scan.labels is not None and int(np.max(scan.labels)) > 3]
+    if without or strange:
+        raise ValueError(
+            f"{len(without or strange)} {name} scans have not the study's labels (1 CSF, 2 grey matter, 3 white "
+            f"matter), e.g. of {(without or strange)[0]}: the experiment needs all three on every scan"
+        )
+
+
+def _loaded(plan: Plan, path: Path) -> nn.Module:
+    network = build(plan, 0)
+    network.load_state_dict(load_state(path, "cpu"))
+    return network.eval()

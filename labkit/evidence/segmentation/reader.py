@@ -1,0 +1,122 @@
+"""A trained segmentation network as a measuring instrument: tissues of scans without labels, and features of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from labkit.data import volumes
+from labkit.evidence.segmentation.network import Plan, build, padded_box, probabilities
+from labkit.runs import load_state
+
+NAMES = tuple(
+    f"{tissue} {what} by network, {unit}"
+    for tissue in ("CSF", "grey matter", "white matter")
+    for what, unit in (("volume", "mm³"), ("intensity", "%"))
+)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Volume and mean intensity of each tissue, and the network's deepest features.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+        Of the experiment.
+    plan : labkit.evidence.segmentation.network.Plan
+        Its size.
+    shape, zooms : tuple
+        Of the scans, voxels and mm.
+    """
+
+    network: nn.Module
+    plan: Plan
+    shape: tuple[int, int, int]
+    zooms: tuple[float, float, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is read, with units."""
+        return NAMES
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """The part of the cube that the network looks at."""
+        return padded_box(self.shape, self.plan)
+
+    def __call__(self, cubes: Tensor) -> Tensor:
+        """(N, 1, S, S, S) in [-1, 1], scaled as :attr:`labkit.evidence.sample.Sample.even`, any S -> (N, 6)."""
+        images = volumes.resize(cubes, self.plan.size)
+        voxel_mm3 = float(np.prod(self.zooms)) * (volumes.cube_side(self.shape) / self.plan.size) ** 3
+        chances = probabilities([self.network], images, self.box)
+        brightness = 50 * (images + 1)  # per cent of white
+        columns = []
+        for label in (1, 2, 3):
+            share = chances[:, label : label + 1]
+            amount = share.flatten(1).sum(1)
+            columns += [amount * voxel_mm3, (share * brightness).flatten(1).sum(1) / amount.clamp_min(1e-6)]
+        return torch.stack(columns, 1)
+
+    @torch.no_grad()
+    def features(self, even: Tensor) -> np.ndarray:
+        """Means over the volume of the deepest layer's channels: (N, 1, S, S, S) in [0, 1] -> (N, F)."""
+        images = volumes.resize(even * 2 - 1, self.plan.size)[(..., *self.box)]
+        seen: list[Tensor] = []
+        hook = _deepest(self.network).register_forward_hook(lambda layer, given, out: seen.append(out.mean((2, 3, 4))))
+        try:
+            for part in images.split(16):
+                self.network(part)
+        finally:
+            hook.remove()
+        return torch.cat(seen).double().numpy()
+
+
+def _deepest(network: nn.Module) -> nn.Module:
+    """The layer between MONAI's U-Net's way down and its way up."""
+    level = network.model
+    while isinstance(level, nn.Sequential) and len(level) > 1 and hasattr(level[1], "submodule"):
+        level = level[1].submodule
+    return level
+
+
+class Found(NamedTuple):
+    """A trained network of an experiment, its plan, and the arm's folder."""
+
+    network: nn.Module
+    plan: Plan
+    place: Path
+
+
+def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> Found | None:
+    """The network that an arm of an experiment trained last, if there is one; needs no training data.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Of a generator's run, or of one experiment in it.
+    arm, seed : str, int
+        Which network.
+    """
+    name = f"{arm}-seed{seed}/scores.csv"
+    found = [*folder.glob(f"segmentation/*/{name}"), *folder.glob(name)]
+    if not found:
+        return None
+    place = max(found, key=lambda path: path.stat().st_mtime).parent
+    content = json.loads((place / "arm.json").read_text())["plan"]
+    plan = Plan(**{**content, "channels": tuple(content["channels"])})
+    network = build(plan, 0)
+    network.load_state_dict(load_state(place / "model.safetensors", "cpu"))
+    return Found(network.eval(), plan, place)
+
+
+def find_reader(run_path: Path, shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> Reader | None:
+    """The newest network that the segmentation experiment of a run trained on all its real scans, if there is one."""
+    found = find_network(run_path)
+    return None if found is None else Reader(found.network, found.plan, tuple(shape), tuple(zooms))

@@ -1,0 +1,71 @@
+"""What a predicted label map is worth: Dice, 95 % Hausdorff distance and volume bias, by tissue and animal."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit.data.cohort import Cohort
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TISSUES = {"whole brain": (1, 2, 3), "white matter": (3,), "grey matter": (2,), "CSF": (1,)}
+"""What is scored, and the labels it consists of; the paper's order."""
+
+SCORES = ("dice", "hd95_mm", "volume_bias")
+
+
+def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
+    """Score label maps against the animals' own labels, on the scans' grid.
+
+    Parameters
+    ----------
+    predicted : torch.Tensor
+        uint8 (N, X, Y, Z), of the cohort's scans in order.
+    truth : Cohort
+        With the study's labels.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an animal and tissue: ``subject``, ``session``, ``tissue``, ``dice`` [0, 1], ``hd95_mm`` (distance that
+        95 % of the surface points stay below, the larger of both directions; the diagonal of the grid where a tissue is
+        missing), ``volume_bias`` (predicted over true volume, minus 1).
+    """
+    import pandas as pd
+    from monai.metrics import compute_dice
+
+    rows = []
+    for mine, scan in zip(predicted, truth, strict=True):
+        own, theirs = _masks(mine), _masks(torch.from_numpy(np.array(scan.labels)))
+        dice = compute_dice(own[None], theirs[None], include_background=True, ignore_empty=False)[0]
+        far = _hausdorff(own, theirs, scan.zooms)
+        volumes = own.sum((1, 2, 3)), theirs.sum((1, 2, 3))
+        for place, tissue in enumerate(TISSUES):
+            bias = float(volumes[0][place] / volumes[1][place] - 1) if volumes[1][place] else float("nan")
+            rows.append((scan.subject, scan.session, tissue, float(dice[place]), float(far[place]), bias))
+    return pd.DataFrame(rows, columns=["subject", "session", "tissue", *SCORES])
+
+
+def _masks(labels: Tensor) -> Tensor:
+    """(X, Y, Z) -> (4, X, Y, Z), float, a tissue each."""
+    return torch.stack(
+        [torch.isin(labels, torch.tensor(parts, dtype=labels.dtype)) for parts in TISSUES.values()]
+    ).float()
+
+
+def _hausdorff(own: Tensor, theirs: Tensor, zooms: tuple[float, float, float]) -> Tensor:
+    from monai.metrics import compute_hausdorff_distance
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of empty tissues, which are told apart below, and of MONAI's own changes
+        far = compute_hausdorff_distance(
+            own[None], theirs[None], include_background=True, percentile=95, spacing=list(zooms)
+        )[0]
+    diagonal = float(np.linalg.norm(np.array(own.shape[1:]) * np.array(zooms)))
+    return torch.where(torch.isfinite(far), far, torch.as_tensor(diagonal, dtype=far.dtype))

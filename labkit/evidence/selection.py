@@ -1,0 +1,85 @@
+"""Which runs and which real scans a study takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from labkit.data.cohort import Cohort
+from labkit.data.sources import SIMULATED, CohortError, open_cohort
+from labkit.runs import MODELS, Run, load_run
+
+FRESH = "fresh"
+
+
+def find_runs(runs: Sequence[Run | str | os.PathLike] | str | None = None) -> list[Run]:
+    """Open runs by folder; see :class:`Study` for what may be given."""
+    if isinstance(runs, str):
+        runs = [part.strip() for part in runs.split(",") if part.strip()]
+    elif isinstance(runs, Run | os.PathLike):
+        runs = [runs]
+    if runs is not None and not len(runs):
+        raise ValueError(
+            "no runs were named: give folders of trained runs, with commas between, or None for the newest"
+        )
+    if runs:
+        return [run if isinstance(run, Run) else load_run(run) for run in runs]
+    newest = load_run()
+    siblings = {newest.variant.name: newest}
+    alike = [Run(path.parent) for path in newest.path.parent.glob(f"*/{MODELS}")]
+    alike = [run for run in alike if (run.path / "config.json").exists()]
+    for run in sorted(alike, key=lambda run: -(run.path / "config.json").stat().st_mtime):
+        try:
+            mine, theirs = newest.config, run.config
+        except ValueError:  # half-copied
+            continue
+        if theirs["train"]["fingerprint"] == mine["train"]["fingerprint"] and theirs["scale"] == mine["scale"]:
+            siblings.setdefault(run.variant.name, run)
+    return [siblings[name] for name in sorted(siblings)]
+
+
+def named(runs: list[Run]) -> dict[str, Run]:
+    """Runs by name: the model's where each has another, otherwise the folder's; none twice."""
+    models = [run.variant.name for run in runs]
+    names = models if len(set(models)) == len(models) else [run.path.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ValueError(f"the same run twice: {', '.join(names)}; name each once")
+    return dict(zip(names, runs, strict=True))
+
+
+def check_same_training(runs: dict[str, Run]) -> None:
+    """Refuse runs that were trained on different scans: one table would compare cohorts, not models."""
+    parts = {name: run.config["train"]["fingerprint"] for name, run in runs.items()}
+    if len(set(parts.values())) > 1:
+        listed = ", ".join(f"{name}: {part[:12]}" for name, part in parts.items())
+        raise ValueError(
+            f"these runs were trained on different scans ({listed}), and one table would compare cohorts and not "
+            "models: train them on one cohort with one seed of the split, or measure them one by one"
+        )
+
+
+def real_scans(run: Run, own: Cohort, real: Cohort | str | None, n: int, seed: int) -> Cohort:
+    """The real scans of a :class:`labkit.evidence.metrics.study.Study`: held out, given, opened, or newly simulated."""
+    if isinstance(real, Cohort):
+        return real
+    if real is None:
+        held_out = run.held_out(own)
+        if not len(held_out):
+            raise ValueError(
+                f"{run.path.name} held no animals out, so there is nothing to measure with: train with fewer "
+                "(n_train), or pass scans it has not seen as cohort"
+            )
+        return held_out
+    if real == FRESH:
+        recipe = run.config["cohort"].get("recipe") or {}
+        if recipe.get("source") not in SIMULATED:
+            raise ValueError(
+                f"cohort={FRESH!r} means new rats of the simulator, but {run.path.name} was trained on a folder"
+            )
+        return open_cohort(recipe["source"], n=2 * n, seed=recipe["seed"] + 1 + seed)
+    try:
+        return open_cohort(real)
+    except CohortError as error:
+        raise CohortError(f"{error}. Or {FRESH!r}: new rats of the simulator that the runs were trained on") from error

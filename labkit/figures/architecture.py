@@ -1,0 +1,162 @@
+"""A variant on paper: its networks as a table, its losses as equations with their numbers filled in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from labkit import networks
+from labkit.layers import FirstConv3d, UpsamplingConv3d
+from labkit.variants import Scale, Variant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAMES = {"G": "generator", "D": "discriminator", "E": "encoder", "C": "code discriminator"}
+
+
+class LayerRow(NamedTuple):
+    """One row of a :func:`summary`.
+
+    Attributes
+    ----------
+    layer : str
+        Layer, norms and activation; n channels, k kernel, s stride, p padding.
+    output_shape : tuple of int
+        With the batch first.
+    parameters : int
+        Trained numbers in it.
+    """
+
+    layer: str
+    output_shape: tuple[int, ...]
+    parameters: int
+
+
+def summary(network: nn.Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
+    """List a network's layers with what they put out, for a table.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        One of the four; left as it was.
+    input_shape : tuple of int
+        With the batch first: (1, Z) for G and C, (1, 1, S, S, S) for D and E.
+
+    Returns
+    -------
+    list of LayerRow
+        In order; the last layer of G with its tanh.
+    """
+    rows = []
+    x = torch.zeros(input_shape, device=next(network.parameters()).device)
+    was_training = network.training
+    network.eval()  # neither power iterations nor running statistics move
+    try:
+        with torch.no_grad():
+            for part in (*network.blocks, network.head):
+                x = part(x)
+                label = _block_label(part) if isinstance(part, networks.Block) else _layer_label(part)
+                label += ", tanh" if isinstance(network, networks.Generator) and part is network.head else ""
+                rows.append(LayerRow(label, tuple(x.shape), sum(p.numel() for p in part.parameters())))
+    finally:
+        network.train(was_training)
+    return rows
+
+
+def _layer_label(layer: nn.Module) -> str:
+    """What a layer is, in the words of the paper's figures."""
+    spectral = ", spectral norm" if is_parametrized(layer, "weight") else ""
+    if isinstance(layer, nn.Linear):
+        return f"linear n{layer.out_features}{spectral}"
+    kind = "transposed conv" if isinstance(layer, FirstConv3d) else "conv"
+    kind = f"upsample x2, {kind}" if isinstance(layer, UpsamplingConv3d) else kind
+    n, (k, *_), (s, *_), (p, *_) = layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+    return f"{kind} n{n} k{k} s{s} p{p}{spectral}"
+
+
+def _block_label(block: networks.Block) -> str:
+    norm = {"BatchNorm1d": "BatchNorm", "BatchNorm3d": "BatchNorm", "InstanceNorm3d": "InstanceNorm"}
+    parts = [_layer_label(block.layer)]
+    parts += [norm[type(block.norm).__name__]] if block.norm is not None else []
+    return ", ".join([*parts, f"LeakyReLU {block.slope:g}" if block.slope else "ReLU"])
+
+
+def networks_table(variant: Variant, scale: Scale) -> pd.DataFrame:
+    """Layers of all four networks with what they put out for one scan or code.
+
+    Parameters
+    ----------
+    variant, scale : Variant, Scale
+        What and how large.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index ``network`` (G, D, E, C) and ``layer``, columns ``output`` (channels × sides, without the batch) and
+        ``parameters``; each network ends with its sum.
+    """
+    import pandas as pd
+
+    built = networks.build(variant, scale)
+    code, scan = (2, variant.latent_dim), (2, 1, *(scale.size,) * 3)
+    rows = []
+    for name, shape in (("G", code), ("D", scan), ("E", scan), ("C", code)):
+        network = getattr(built, name)
+        title = f"{name}, {NAMES[name]}"
+        for row in summary(network, shape):
+            output = " × ".join(str(side) for side in row.output_shape[1:]) or "1"
+            rows.append((title, row.layer, output, row.parameters))
+        rows.append((title, "in all", "", sum(p.numel() for p in network.parameters())))
+    table = pd.DataFrame(rows, columns=["network", "layer", "output", "parameters"])
+    return table.set_index(["network", "layer"])
+
+
+def equations(variant: Variant) -> str:
+    """The losses a variant is trained on, as Markdown with LaTeX, its weights as numbers.
+
+    Numbered as in Ferreira et al. 2022; a variant whose settings are none of the paper's has the same three equations
+    with its own terms.
+
+    Parameters
+    ----------
+    variant : Variant
+        Resolved, overrides included.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    weights = variant.reconstruction_weights
+    size = r"\lVert x - G(z_e) \rVert"
+    names = {"l1": rf"{size}_{{L1}}", "mse": rf"{size}_{{MSE}}", "gdl": rf"{size}_{{GDL}}"}
+    # a line a term, so that the equation fits a phone; of "\\\\" Sphinx makes another environment, which takes no tag
+    terms = "".join(rf" \cr & + {weight:g}\, {names[term]}" for term, weight in weights.items())
+    penalty = rf"{variant.lambda1:g}\, L"
+    lines = [
+        r"$$ L_{GD} = -\mathbb{E}[D(G(z_e))] - \mathbb{E}[D(G(z_r))] \tag{1} $$",
+        rf"$$ \begin{{aligned}} L_{{G}} = {{}} & L_{{GD}} - \mathbb{{E}}[C(z_e)]{terms} \end{{aligned}} "
+        rf"\tag{{{_number(weights)}}} $$",
+        rf"$$ L_C = \mathbb{{E}}[C(z_e)] - \mathbb{{E}}[C(z_r)] + {penalty}_{{GP\text{{-}}C}} \tag{{3}} $$",
+        rf"$$ L_D = -L_{{GD}} - 2\,\mathbb{{E}}[D(x)] + {penalty}_{{GP\text{{-}}D}} \tag{{4}} $$",
+    ]
+    notes = []
+    if "gdl" in weights:
+        kind = {"sum": "summed over voxels and batch", "mean": "averaged over voxels and batch"}[variant.gdl_reduction]
+        trained = "" if variant.gdl_gradient else ", added as a plain number that no gradient flows through"
+        notes.append(f"The gradient difference (GDL) is {kind}{trained}.")
+    if variant.generator_steps > 1:
+        notes.append(f"G's optimiser steps {variant.generator_steps} times an iteration on the same gradients.")
+    decay = f", weight decay {variant.weight_decay:g}" if variant.weight_decay else ""
+    optimiser = {"adam": "Adam", "adamw": "AdamW"}[variant.optimiser]
+    notes.append(f"{optimiser}, learning rate {variant.lr:g}, betas {variant.beta1:g} and {variant.beta2:g}{decay}.")
+    return "\n\n".join([*lines, " ".join(notes)])
+
+
+def _number(weights: dict[str, float]) -> str:
+    """Number of L_G in the paper, by its reconstruction terms."""
+    return {("l1",): "2", ("l1", "mse"): "5", ("gdl", "mse"): "6"}.get(tuple(sorted(weights)), r"6'")

@@ -1,0 +1,220 @@
+"""Pictures of a latent space: what a direction does, the way between two rats, and the same as cards for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from labkit.evidence.latent import LatentSpace
+from labkit.figures import frames, style
+from labkit.figures.frames import Card, Cards
+from labkit.figures.style import WIDTH
+
+REACH = 3.0
+"""Standard deviations to either side that strips, cards and sliders go."""
+
+
+class View(NamedTuple):
+    """A rat at a place in code space: its volume (1, S, S, S), its picture (uint8), and what there is to say of it."""
+
+    volume: Tensor
+    picture: np.ndarray
+    words: str
+
+
+def view(
+    space: LatentSpace, code: Tensor, kind: str, at: Sequence[float] = (0.5, 0.5, 0.5), cross: bool = False
+) -> View:
+    """Decode a code and look at it: the one function behind sliders and pages.
+
+    Parameters
+    ----------
+    space : LatentSpace
+        Where.
+    code : torch.Tensor
+        (Z,).
+    kind : {"random", "encoded"}
+        Kind of code.
+    at, cross
+        As :func:`labkit.figures.frames.three_linked_planes`.
+    """
+    volume = space.volume(code, kind)
+    near = space.nearest(volume)
+    scan = space.train[0]
+    picture = frames.three_linked_planes(volume[0].numpy(), at, scan.image.shape, scan.zooms, cross)
+    readings = []
+    if space.gauges is not None:
+        gauge = space.gauges[1]
+        readings = [f"{n.split(',')[0]} {_three_digits(v)}{_unit(n)}" for n, v in zip(
+            gauge.names, gauge(volume[None])[0].tolist(), strict=True)]  # fmt: skip
+    nearest = f"nearest training scan: rat {near.subject} at {near.distance:.3f}"
+    usual = f"held-out rats: {space.usual_distance:.3f}" if space.has_held_out else "no rats held out to compare with"
+    return View(volume, picture, "; ".join([f"{nearest} ({usual})", *readings]))
+
+
+def _three_digits(value: float) -> str:
+    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
+
+
+def _unit(name: str) -> str:
+    unit = name.partition(", ")[2]
+    return f" {unit}" if unit else ""
+
+
+def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13, reach: float = REACH) -> Cards:
+    """A card for each direction: a rat moved along it, for pages without a kernel.
+
+    Parameters
+    ----------
+    space : LatentSpace
+        Where.
+    code : torch.Tensor
+        (Z,), where each card's middle is.
+    kind : {"random", "encoded"}
+        Kind of code.
+    steps : int
+        Pictures a card; odd numbers have the unmoved rat in the middle.
+    reach : float
+        Standard deviations to either side.
+
+    Returns
+    -------
+    Cards
+    """
+    directions, cards = space.directions[kind], []
+    for name in directions.names:
+        places = np.linspace(-reach, reach, steps)
+        views = [view(space, directions.move(code, {name: float(place)}), kind) for place in places]
+        moved = [f"{place:+.1f} SD".replace("-", "−") for place in places]
+        words = [f"{how_far}; {seen.words}" for how_far, seen in zip(moved, views, strict=True)]
+        label = f"{name}, {kind} code (coronal, sagittal, horizontal; bar {frames.BAR_MM} mm)"
+        cards.append(Card([seen.picture for seen in views], words, label))
+    return Cards(cards)
+
+
+@style.drawn
+def traversals(
+    space: LatentSpace, code: Tensor, kind: str, names: Sequence[str] | None = None, reach: float = REACH
+) -> Figure:
+    """A row for each direction: a rat moved along it, and the difference from end to end.
+
+    Parameters
+    ----------
+    space : LatentSpace
+        Where.
+    code : torch.Tensor
+        (Z,).
+    kind : {"random", "encoded"}
+        Kind of code.
+    names : sequence of str, optional
+        Of directions; default all.
+    reach : float
+        Standard deviations to either side.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Five coronal sections a row, window [-1, 1]; at the end, last minus first in red and blue.
+    """
+    directions = space.directions[kind]
+    names, places = list(names or directions.names), np.linspace(-reach, reach, 5)
+    figure, grid = plt.subplots(
+        len(names), 6, figsize=(WIDTH, WIDTH / 6 * len(names) + 0.6), squeeze=False, layout="compressed"
+    )
+    for row, name in zip(grid, names, strict=True):
+        codes = torch.stack([directions.move(code, {name: float(place)}) for place in places])
+        cubes = space.volumes(codes, kind)[:, 0].numpy()
+        for ax, cube in zip(row, cubes, strict=False):
+            ax.imshow(_coronal(space, cube), cmap="gray", vmin=-1, vmax=1, aspect=_aspect(space))
+        image = row[5].imshow(
+            _coronal(space, cubes[-1] - cubes[0]), cmap="RdBu_r", vmin=-1, vmax=1, aspect=_aspect(space)
+        )
+        row[0].set_ylabel(name.split(",")[0].replace(" ", "\n", 1), fontsize=8)
+    for ax, place in zip(grid[0], [*(f"{p:+.1f} SD" for p in places), "change"], strict=True):
+        ax.set_title(place.replace("-", "−"), fontsize=9)
+    style.bare(grid.flat)
+    figure.colorbar(image, ax=grid, location="bottom", shrink=0.4, aspect=30, label="change over [−1, 1]")
+    return figure
+
+
+def _coronal(space: LatentSpace, cube: np.ndarray) -> np.ndarray:
+    scan = space.train[0]
+    part, _ = frames.crop(cube, scan.image.shape, scan.zooms)
+    return part[:, :, part.shape[2] // 2].T[::-1]
+
+
+def _aspect(space: LatentSpace) -> float:
+    return space.train[0].zooms[1] / space.train[0].zooms[0]
+
+
+@style.drawn
+def film_strip(space: LatentSpace, codes: Tensor, kind: str, columns: int = 2) -> Figure:
+    """Rats along a way through code space, three planes each, one after the other.
+
+    Parameters
+    ----------
+    space : LatentSpace
+        Where.
+    codes : torch.Tensor
+        (n, Z), such as :func:`labkit.generation.interpolate` gives.
+    kind : {"random", "encoded"}
+        Kind of code.
+    columns : int
+        Rats a row.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Each entitled with its place on the way and its distance to the nearest training scan.
+    """
+    rows = -(-len(codes) // columns)
+    seen = [view(space, code, kind) for code in codes]
+    height, width = seen[0].picture.shape
+    size = WIDTH / columns * height / width + 0.28
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, size * rows), squeeze=False, layout="constrained")
+    for place, (ax, one) in enumerate(zip(grid.flat, seen, strict=False)):
+        ax.imshow(one.picture, cmap="gray", vmin=0, vmax=255)
+        share = place / max(1, len(codes) - 1)
+        ax.set_title(f"{100 * share:.0f} %, nearest {space.nearest(one.volume).distance:.3f}", fontsize=8)
+    for ax in list(grid.flat)[len(seen) :]:
+        ax.set_visible(False)
+    style.bare(grid.flat)
+    return figure
+
+
+@style.drawn
+def effects(table: pd.DataFrame) -> Figure:
+    """What each direction does to each attribute, as a table in colour.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From :meth:`labkit.evidence.latent.LatentSpace.effects`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Directions down, attributes across, standard deviations of real rats for a step of one standard deviation.
+    """
+    columns = [name for name in table.columns if name not in ("image", "right way", "r", "share")]
+    values = table[columns].to_numpy(float)
+    reach = max(0.2, float(np.abs(values).max())) if values.size else 1.0
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.36 * len(table) + 1.5), layout="constrained")
+    image = ax.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        dark = abs(value) > 0.6 * reach
+        shown = f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
+        ax.text(column, row, shown, ha="center", va="center", fontsize=8,
+                color="white" if dark else "black")  # fmt: skip
+    ax.set_xticks(range(len(columns)), [name.split(",")[0] for name in columns], rotation=35, ha="right")
+    ax.set_yticks(range(len(table)), [name.split(",")[0] for name in table.index])
+    ax.spines[:].set_visible(False)
+    figure.colorbar(image, ax=ax, label="SD of real rats\nfor a step of 1 SD")
+    return figure

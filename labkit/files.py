@@ -1,0 +1,143 @@
+"""Files: written whole or not at all, found from wherever one stands, with a bar while one waits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CHAPTER = "02_train.ipynb"
+"""By which the folder of the chapters is known."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, sync: bool = False) -> Iterator[Path]:
+    """A hidden path to write to; what stands there takes the file's own name when the block has ended well.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; its folder is made. What was there before is untouched until the new one is complete.
+    sync : bool
+        Wait until the disk has it, so that not even a power cut leaves half a file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        yield partial
+        if sync:
+            with partial.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill under a hidden name; it gets its own name when the block has ended well, and goes otherwise.
+
+    Raises
+    ------
+    FileExistsError
+        If `folder` is there already.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: choose a new folder, or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as writing:
+        fresh = Path(writing) / "fresh"
+        fresh.mkdir()
+        yield fresh
+        if folder.exists():  # another process was quicker; moved onto it, this one would end up inside
+            raise FileExistsError(f"{folder} appeared while it was being written: another process made it")
+        os.rename(fresh, folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def top() -> Path:
+    """The working directory, or, if that is the folder of the chapters, the top of the repository above it.
+
+    Jupyter and VS Code start a notebook's kernel in the notebook's own folder, papermill where it is called: without
+    this a run that one of them trained would be out of sight of the other.
+
+    Returns
+    -------
+    pathlib.Path
+        ``.`` for the working directory.
+    """
+    here = Path.cwd()
+    of_chapters = here.name == "book" and Path(CHAPTER).exists() and (here.parent / "labkit").is_dir()
+    return here.parent if of_chapters else Path()
+
+
+def located(path: str | os.PathLike) -> Path:
+    """A path as given, or, from within the folder of the chapters, as seen from :func:`top`.
+
+    Parameters
+    ----------
+    path : str or path
+        ``~`` is the home folder. What is there is taken as it is, and so is what begins at the root or with ``..``.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    path = Path(path).expanduser()
+    return path if path.exists() or path.parts[:1] == ("..",) else top() / path
+
+
+def runs_folder() -> Path:
+    """Where runs are kept unless a folder is named: ``runs/`` at the :func:`top`, whatever lies beside the chapters."""
+    return top() / "runs"
+
+
+def in_live_kernel() -> bool:
+    """Whether somebody sits at the kernel, so that a bar is seen and a slider would be moved.
+
+    Jupyter and VS Code allow a running cell to ask for keyboard input; papermill, nbclient and Jupyter Book, which
+    execute for later, do not. Outside a kernel it is False.
+    """
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
+    return bool(getattr(kernel, "_allow_stdin", False))  # what a front end sent with the cell that runs
+
+
+def watched() -> bool:
+    """Whether standard error is read as it is written: a terminal, or a live notebook."""
+    return in_live_kernel() or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def progress_bar(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Iterate over `items` with a plain text bar on standard error; silent where that is no terminal or notebook.
+
+    Parameters
+    ----------
+    items : iterable
+        What to go through.
+    what : str
+        Said before the bar, e.g. ``"reading rats"``.
+    total : int, optional
+        How many, where `items` has no length.
+    """
+    try:
+        from tqdm import tqdm  # not tqdm.auto: its widgets add megabytes to a built page
+    except ImportError:  # a bar is no reason not to go on
+        return iter(items)
+    # a bar that would come and go within a second is noise
+    return iter(tqdm(items, what, total, leave=False, disable=not watched(), delay=1.0, mininterval=0.5))
