@@ -93,24 +93,9 @@ class Captured:
 def record(learner: Learner, draws: Draws, stream: torch.cuda.Stream) -> Replay:
     """Record an iteration without executing it.
 
-    Parameters
-    ----------
-    learner : Learner
-        On a GPU, having made at least one iteration.
-    draws : Draws
-        Of the shapes that all that follow have.
-    stream : torch.cuda.Stream
-        To record on.
-
-    Returns
-    -------
-    callable
-        Copies draws in, plays the iteration on the current stream, and gives the terms, which are the caller's.
-
-    Raises
-    ------
-    RuntimeError
-        Something in the iteration cannot be recorded, or memory is short; the learner's tensors are as they were.
+    The learner is on a GPU and has made at least one iteration; `draws` have the shapes that all that follow have. What
+    comes back copies draws in, plays the iteration on the current stream, and gives the terms, which are the caller's.
+    RuntimeError if something cannot be recorded, or memory is short; the learner's tensors are then as they were.
     """
     inputs = Draws(*(value.clone() for value in draws))
     graph = torch.cuda.CUDAGraph()

@@ -7,9 +7,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -68,6 +68,73 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write JSON whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+class DamagedFileError(RuntimeError):
+    """A file that is there and cannot be read as what it is to be."""
+
+
+def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Nested dicts and lists as tensors by path (``networks/G/head.weight``), and the same nesting without them."""
+    import torch
+
+    tensors: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[path] = value.detach()
+            return {"tensor": path}
+        if isinstance(value, Mapping):
+            return {"items": [[key, walk(item, f"{path}/{key}".lstrip("/"))] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"list": [walk(item, f"{path}/{index}") for index, item in enumerate(value)]}
+        return {"value": value}
+
+    return tensors, walk(state, "")
+
+
+def unflatten(tensors: Mapping[str, Any], rest: Mapping[str, Any]) -> Any:
+    """Inverse of :func:`flatten` (tuples come back as lists)."""
+    (kind, content), *_ = rest.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: unflatten(tensors, item) for key, item in content}
+    if kind == "list":
+        return [unflatten(tensors, item) for item in content]
+    return content
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write nested tensors and values to one safetensors file, which holds numbers and text and nothing that runs.
+
+    Raises
+    ------
+    OSError
+        The disk does not take it; the file that was there before is untouched.
+    """
+    from safetensors.torch import save_file
+
+    tensors, rest = flatten(state)
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole_file(path, sync=True) as partial:
+        try:
+            save_file(tensors, partial, metadata={"state": json.dumps(rest)})
+        except Exception as error:  # safetensors reports a full disk as its own error
+            raise OSError(f"could not write {path}: {error}; the previous file, if any, is untouched") from error
+
+
+def load_state(path: Path, device: Any = "cpu") -> dict[str, Any]:
+    """Read what :func:`save_state` wrote, tensors onto `device`; DamagedFileError if that is not possible."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+            rest = json.loads(handle.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}); remove it to start again from the beginning") from error
+    return unflatten(tensors, rest)
 
 
 def top() -> Path:

@@ -6,6 +6,7 @@ beside the encoder (:meth:`labkit.runs.Run.generator`); `kind` says which, ``"ra
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -32,25 +33,10 @@ BATCH = 8
 
 
 def draw_codes(run: Run, n: int, seed: int = 0, first: int = 0, truncation: float = 1.0) -> Tensor:
-    """Random codes; number i of a seed is the same whatever `n` and `first`.
+    """Random codes, float32 (n, Z), numbers `first` to `first + n - 1` of a seed, which do not depend on `n`.
 
-    Parameters
-    ----------
-    run : Run
-        Says how long a code is.
-    n : int
-        How many.
-    seed : int
-        Of the sequence.
-    first : int
-        Number of the first.
-    truncation : float
-        Standard deviation, 0 or more: 1 is N(0, I), which G was trained on; less makes rats more alike.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 (n, Z).
+    `truncation` is their standard deviation: 1 is N(0, I), which G was trained on; less makes rats of the baseline more
+    alike (and does nothing where G begins with an instance norm, for which a code is a direction).
     """
     if n < 0 or not 0 <= truncation < np.inf:
         raise ValueError(f"n={n} and truncation={truncation}: both must be 0 or more, and finite")
@@ -60,21 +46,9 @@ def draw_codes(run: Run, n: int, seed: int = 0, first: int = 0, truncation: floa
 
 
 def in_batches(network: nn.Module, inputs: Tensor, show: str = "") -> Iterator[Tensor]:
-    """Pass inputs through a network, :data:`BATCH` at a time, the last batch filled up.
+    """Pass inputs (N, ...) through a network, :data:`BATCH` at a time, the last batch filled up; outputs on the CPU.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In evaluation mode.
-    inputs : torch.Tensor
-        (N, ...), on any device.
-    show : str
-        Words for a progress bar; none if empty.
-
-    Yields
-    ------
-    torch.Tensor
-        (up to 8, ...) on the CPU.
+    With a progress bar if `show` has words for one.
     """
     device = next(network.parameters()).device
     parts = inputs.split(BATCH)
@@ -86,28 +60,18 @@ def in_batches(network: nn.Module, inputs: Tensor, show: str = "") -> Iterator[T
 
 
 def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") -> Tensor:
-    """Codes to volumes.
+    """Codes (N, Z) to volumes, float32 (N, 1, S, S, S) in [-1, 1].
 
     Parameters
     ----------
     run : Run
         Trained.
     codes : torch.Tensor
-        (N, Z).
+        As long as the run's; ValueError otherwise.
     kind : {"random", "encoded"}
         Where the codes come from.
     device : str
         As in :func:`labkit.training.train`.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 (N, 1, S, S, S) in [-1, 1].
-
-    Raises
-    ------
-    ValueError
-        The codes have another length than the run's.
     """
     _check_codes(run, codes)
     network = run.generator(choose_device(device), kind)
@@ -115,20 +79,7 @@ def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") 
 
 
 def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
-    """Scans to codes, (N, Z); decode them with ``kind="encoded"``.
-
-    Parameters
-    ----------
-    run : Run
-        Trained.
-    cohort : Cohort
-        Any scans on the grid of those the run was trained on.
-
-    Raises
-    ------
-    ValueError
-        Scans on another grid.
-    """
+    """Scans to codes, (N, Z), for ``kind="encoded"``; ValueError for scans on another grid than the run's."""
     run.file_template.check_grid(cohort)
     network = run.encoder(choose_device(device))
     return _gathered(in_batches(network, cohort.volumes(run.scale.size)), (run.variant.latent_dim,))
@@ -137,7 +88,7 @@ def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
 def interpolate(
     run: Run, a: Tensor, b: Tensor, steps: int = 9, kind: str = "random", device: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Volumes on the way from one code to another.
+    """Volumes on the way from one code to another, and their codes.
 
     Parameters
     ----------
@@ -147,17 +98,13 @@ def interpolate(
         (Z,), both of one `kind`.
     steps : int
         How many, both ends included; at least 2.
-    kind : {"random", "encoded"}
-        Where the codes come from.
-    device : str
-        As in :func:`labkit.training.train`.
+    kind, device : str
+        As in :func:`decode`.
 
     Returns
     -------
-    volumes : torch.Tensor
-        (steps, 1, S, S, S) in [-1, 1].
-    codes : torch.Tensor
-        (steps, Z).
+    volumes, codes : torch.Tensor
+        (steps, 1, S, S, S) in [-1, 1], and (steps, Z).
     """
     if steps < 2:
         raise ValueError(f"steps={steps}: a way has two ends, so at least 2")
@@ -166,22 +113,10 @@ def interpolate(
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Spherical interpolation of directions, linear interpolation of lengths.
+    """Spherical interpolation of directions, linear of lengths: codes (Z,) and (Z,), t (n,) in [0, 1] -> (n, Z).
 
     Gaussian codes lie in a thin shell; the straight line between two of them leaves it for the middle, where G was
     never trained, and the arc does not (White 2016, arXiv 1609.04468).
-
-    Parameters
-    ----------
-    a, b : torch.Tensor
-        (Z,), neither zero nor opposite.
-    t : torch.Tensor
-        (n,), 0 is `a`, 1 is `b`.
-
-    Returns
-    -------
-    torch.Tensor
-        (n, Z).
     """
     length_a, length_b = a.norm(), b.norm()
     unit_a, unit_b = a / length_a.clamp_min(1e-12), b / length_b.clamp_min(1e-12)
@@ -266,11 +201,9 @@ def generate(
     network = run.generator(choose_device(device))
     _check_unchanged(run, made)
     with new_folder(folder) as fresh:
-        index = 0
-        for batch in in_batches(network, codes, f"generating {n} scans"):
-            for volume in batch:
-                _write_scan(fresh, file_template, volume, index, codes[index], made)
-                index += 1
+        volumes = itertools.chain.from_iterable(in_batches(network, codes, f"generating {n} scans"))
+        for index, (volume, code) in enumerate(zip(volumes, codes, strict=True)):
+            _write_scan(fresh, file_template, volume, index, code, made)
         _write_description(fresh, run, made)
     return open_cohort(folder, **file_template.opening)
 
@@ -329,22 +262,9 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
 
 
 def save_volume(run: Run, volume: Tensor, path: str | os.PathLike, text: str = SYNTHETIC) -> Path:
-    """Write one volume, whatever code it comes from, as a NIfTI file like the run's training scans.
+    """Write one volume (1, S, S, S), whatever code it comes from, as a file like the run's training scans.
 
-    Parameters
-    ----------
-    run : Run
-        Its file_template is used.
-    volume : torch.Tensor
-        (1, S, S, S).
-    path : path
-        The file, ``.nii.gz``; replaced if it is there.
-    text : str
-        The header's description, 79 characters at most.
-
-    Returns
-    -------
-    pathlib.Path
+    `path` (``.nii.gz``) is replaced if it is there; `text` is the header's description, 79 characters at most.
     """
     path = located(path)
     image = run.file_template.image(volume, np.random.default_rng(0))

@@ -1,13 +1,14 @@
 """Equations 1 to 6 of Ferreira et al. 2022 (Applied Sciences 12:4844), as functions of tensors.
 
-Symbols: `d_real`, `d_rec`, `d_rand` are the discriminator's values, (B,), of real scans x, reconstructions G(E(x)) and
-random scans G(z_r); `c_enc`, `c_rand` the code discriminator's, (B,), of encoded codes E(x) and random codes z_r. E[.]
-is the mean over the batch. Every loss is a scalar to be made small.
+Symbols, everywhere alike: x_real a scan, x_rec = G(E(x)) its reconstruction, x_rand = G(z_rand) a random scan, all
+(B, 1, S, S, S) in [-1, 1]; z_enc = E(x) its code, z_rand ~ N(0, I), both (B, Z); d_real, d_rec, d_rand the values that
+D gives to scans, c_enc, c_rand those that C gives to codes, (B,). E[.] is the mean over the batch. Every loss is a
+scalar to be made small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,143 +16,67 @@ from torch import Tensor
 
 
 def adversarial_loss(d_rec: Tensor, d_rand: Tensor) -> Tensor:
-    """L_GD, equation 1: how far the discriminator is from taking both kinds of generated scan for real.
-
-    Parameters
-    ----------
-    d_rec, d_rand : torch.Tensor
-        (B,).
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar.
-    """
+    """L_GD: how far D is from taking both kinds of generated scan for real."""
     return -d_rec.mean() - d_rand.mean()  # (1)
 
 
 def generator_loss(d_rec: Tensor, d_rand: Tensor, c_enc: Tensor, reconstruction: Tensor) -> Tensor:
-    """L_G of G and E, equations 2, 5 and 6, which differ in their reconstruction terms alone.
-
-    Parameters
-    ----------
-    d_rec, d_rand, c_enc : torch.Tensor
-        (B,).
-    reconstruction : torch.Tensor
-        Scalar, the sum of `reconstruction_terms`.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar.
-    """
+    """L_G1, L_G2, L_G3 of E and G, which differ in the sum of their `reconstruction_terms` alone."""
     return adversarial_loss(d_rec, d_rand) - c_enc.mean() + reconstruction  # (2), (5), (6)
 
 
 def code_critic_loss(c_enc: Tensor, c_rand: Tensor, penalty: Tensor, lambda1: float) -> Tensor:
-    """L_C, equation 3.
-
-    Parameters
-    ----------
-    c_enc, c_rand : torch.Tensor
-        (B,).
-    penalty : torch.Tensor
-        Scalar, L_GP-C: one gradient penalty between encoded and random codes.
-    lambda1 : float
-        Its weight.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar.
-    """
+    """L_C, with one gradient penalty between encoded and random codes."""
     return c_enc.mean() - c_rand.mean() + lambda1 * penalty  # (3)
 
 
 def critic_loss(d_real: Tensor, d_rec: Tensor, d_rand: Tensor, penalty: Tensor, lambda1: float) -> Tensor:
-    """L_D, equation 4.
-
-    Parameters
-    ----------
-    d_real, d_rec, d_rand : torch.Tensor
-        (B,).
-    penalty : torch.Tensor
-        Scalar, L_GP-D: the sum of two gradient penalties, real to reconstructed and real to random scans.
-    lambda1 : float
-        Its weight.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar.
-    """
+    """L_D, with the sum of two gradient penalties: real to reconstructed, and real to random scans."""
     return -adversarial_loss(d_rec, d_rand) - 2 * d_real.mean() + lambda1 * penalty  # (4)
 
 
 def reconstruction_terms(
-    x_real: Tensor,
-    x_rec: Tensor,
-    weights: Mapping[str, float],
-    gdl_reduction: str = "sum",
-    gdl_gradient: bool = True,
+    x_real: Tensor, x_rec: Tensor, weights: Mapping[str, float], gdl_reduction: str = "sum", gdl_gradient: bool = True
 ) -> dict[str, Tensor]:
     """Weighted differences between scans and their reconstructions: the last terms of equations 2, 5 and 6.
 
     Parameters
     ----------
     x_real, x_rec : torch.Tensor
-        (B, 1, S, S, S), in [-1, 1].
+        Scans and their reconstructions.
     weights : mapping of str to float
-        Weight of each term wanted, of "l1" (mean absolute), "mse" (mean squared) and "gdl" (gradient difference).
-    gdl_reduction : str
-        "sum" or "mean", see `gradient_difference`.
+        Weight of each term wanted, of "l1" (mean absolute), "mse" (mean squared) and "gdl" (`gradient_difference`):
+        equation 2 has {"l1"}, 5 {"l1", "mse"}, 6 {"mse", "gdl"}.
+    gdl_reduction : {"sum", "mean"}
+        Of the gradient difference.
     gdl_gradient : bool
-        False adds the gradient difference as a number that nothing learns from.
+        False adds the gradient difference as a number that nothing learns from, as the release does.
 
     Returns
     -------
     dict of str to torch.Tensor
-        Scalars, already weighted, by the same names; equation 2 has {"l1"}, 5 {"l1", "mse"}, 6 {"mse", "gdl"}.
-
-    Raises
-    ------
-    ValueError
-        If a term is not one of the three.
+        Scalars, already weighted, by the same names.
     """
-    terms = {}
-    for name, weight in weights.items():
-        if name == "l1":
-            value = F.l1_loss(x_rec, x_real)
-        elif name == "mse":
-            value = F.mse_loss(x_rec, x_real)
-        elif name == "gdl":
-            value = gradient_difference(x_real, x_rec if gdl_gradient else x_rec.detach(), gdl_reduction)
-        else:
-            raise ValueError(f"unknown reconstruction term {name!r}: allowed are l1, mse and gdl")
-        terms[name] = weight * value
-    return terms
+    measures = {
+        "l1": lambda: F.l1_loss(x_rec, x_real),
+        "mse": lambda: F.mse_loss(x_rec, x_real),
+        "gdl": lambda: gradient_difference(x_real, x_rec if gdl_gradient else x_rec.detach(), gdl_reduction),
+    }
+    if unknown := set(weights) - set(measures):
+        raise ValueError(f"unknown reconstruction term {min(unknown)!r}: allowed are l1, mse and gdl")
+    return {name: weight * measures[name]() for name, weight in weights.items()}
 
 
 def gradient_difference(x: Tensor, y: Tensor, reduction: str = "sum") -> Tensor:
-    """Gradient difference loss: squared difference of the sizes of the steps between neighbours, on three axes.
+    """GDL: squared difference of the sizes of the steps between neighbours, summed over the three axes.
 
     Parameters
     ----------
     x, y : torch.Tensor
-        (B, C, N1, N2, N3), compared voxel by voxel.
-    reduction : str
-        "sum" over pairs of neighbours and batch, as equation 6 and the released code say, or "mean" over both, which
-        depends on neither size nor batch; the three axes are summed either way.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar.
-
-    Raises
-    ------
-    ValueError
-        If `reduction` is neither.
+        (B, 1, S, S, S).
+    reduction : {"sum", "mean"}
+        Over pairs of neighbours and batch: "sum" as equation 6 and the release have it, "mean" depends on neither size
+        nor batch.
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}, allowed are sum and mean")
@@ -162,102 +87,22 @@ def gradient_difference(x: Tensor, y: Tensor, reduction: str = "sum") -> Tensor:
     return total
 
 
-def draw_weights(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw an interpolation weight for each sample.
-
-    Parameters
-    ----------
-    like : torch.Tensor
-        (B, ...), gives batch, number of axes, dtype and device.
-    generator : torch.Generator
-        On the same device.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, 1, ...), uniform in [0, 1).
-    """
+def draw_mix(like: Tensor, generator: torch.Generator) -> Tensor:
+    """A place between two batches for each sample: (B, ...) -> (B, 1, ...), uniform in [0, 1), of its dtype."""
     shape = (len(like),) + (1,) * (like.ndim - 1)
     return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
-def interpolate(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Point between two samples at which a penalty is taken, without the samples' graph.
-
-    Parameters
-    ----------
-    a, b : torch.Tensor
-        (B, ...), real and generated.
-    weight : torch.Tensor
-        (B, 1, ...), in [0, 1]: the share of `a`.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, ...).
-    """
-    return (weight * a + (1 - weight) * b).detach()
-
-
-def input_gradient(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of a critic's summed values with respect to its input, differentiable in the critic's parameters.
-
-    Parameters
-    ----------
-    critic : callable
-        (B, ...) -> (B,).
-    x : torch.Tensor
-        (B, ...).
-
-    Returns
-    -------
-    torch.Tensor
-        Shape of `x`.
-    """
-    x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
-    return gradient
+def points_between(a: Tensor, b: Tensor, mix: Tensor) -> Tensor:
+    """Where a penalty is taken: `mix` of `a` and the rest of `b`, (B, ...) each, without their graph."""
+    return (mix * a + (1 - mix) * b).detach()
 
 
 def unit_norm_penalty(gradient: Tensor) -> Tensor:
-    """How far each sample's gradient is from length 1: E[(||g|| - 1)^2], with ||g|| = sqrt(sum g^2 + 1e-15).
+    """L_GP (Gulrajani et al. 2017, arXiv 1704.00028) of a critic's gradient at such points, (B, ...).
 
-    Parameters
-    ----------
-    gradient : torch.Tensor
-        (B, ...); summed in float32 at least, whatever its dtype.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar.
+    E[(||g|| - 1)^2] with ||g|| = sqrt(sum g^2 + 1e-15), summed in float32 at least, whatever the gradient's dtype.
     """
     g = gradient.flatten(1)
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     return ((g.square().sum(1) + 1e-15).sqrt() - 1).square().mean()
-
-
-def gradient_penalty(
-    critic: Callable[[Tensor], Tensor],
-    a: Tensor,
-    b: Tensor,
-    weight: Tensor,
-    gradient: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = input_gradient,
-) -> Tensor:
-    """One WGAN-GP penalty of a critic, on points between two batches (Gulrajani et al. 2017, arXiv 1704.00028).
-
-    Parameters
-    ----------
-    critic : callable
-        (B, ...) -> (B,).
-    a, b, weight : torch.Tensor
-        As in `interpolate`; weights come from `draw_weights` or from the caller.
-    gradient : callable
-        Takes the critic and the points, gives the gradient; a critic that knows its own gradient may say so here.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar, at least 0.
-    """
-    return unit_norm_penalty(gradient(critic, interpolate(a, b, weight)))

@@ -49,24 +49,14 @@ class Optimisers(NamedTuple):
 
 
 class Randomness(NamedTuple):
-    """All that one iteration draws, so that two implementations can be given the same.
+    """All that one iteration draws, so that two implementations can be given the same."""
 
-    Attributes
-    ----------
-    z_rand, z_critic, z_code : torch.Tensor
-        (B, Z), the random codes of the three updates.
-    mix_rec, mix_rand : torch.Tensor
-        (B, 1, 1, 1, 1), interpolation weights of D's two penalties.
-    mix_code : torch.Tensor
-        (B, 1), of C's.
-    """
-
-    z_rand: Tensor
+    z_rand: Tensor  # (B, Z), the random codes of the three updates
     z_critic: Tensor
     z_code: Tensor
-    mix_rec: Tensor
+    mix_rec: Tensor  # (B, 1, 1, 1, 1), interpolation weights of D's two penalties
     mix_rand: Tensor
-    mix_code: Tensor
+    mix_code: Tensor  # (B, 1), of C's
 
 
 def draw(variant: Variant, scale: Scale, seed: int) -> Randomness:
@@ -123,22 +113,7 @@ def code_discriminator(v: Variant, scale: Scale) -> nn.Sequential:
 
 
 def build(variant: Variant, scale: Scale, seed: int = 0) -> Networks:
-    """Make the four networks; D and C give (B, 1).
-
-    Parameters
-    ----------
-    variant : Variant
-        Norms, activations, latent size.
-    scale : Scale
-        Cube side and width.
-    seed : int
-        Of the initial weights.
-
-    Returns
-    -------
-    Networks
-        On the CPU, float32.
-    """
+    """Make the four networks with weights drawn by `seed`, on the CPU, float32; D and C give (B, 1)."""
     v = variant
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -220,23 +195,10 @@ def step(
     draws: Randomness,
     one_power_iteration: bool = False,
 ) -> dict[str, Tensor]:
-    """One iteration: an update of (E, G), of D and of C.
+    """One iteration: an update of (E, G), of D and of C. Gives the losses by "network.term", without graph.
 
-    Parameters
-    ----------
-    networks, opts, variant
-        As made by `build` and `optimisers`.
-    x_real, x_critic : torch.Tensor
-        (B, 1, S, S, S), real scans of the first update and fresh ones for the second.
-    draws : Randomness
-        Codes and weights.
-    one_power_iteration : bool
-        Spectral norms once an update, as labkit does, and not at every call of a network.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        Scalars by "network.term", without graph.
+    `x_real` are real scans of the first update, (B, 1, S, S, S), `x_critic` fresh ones for the second. With
+    `one_power_iteration` spectral norms are taken once an update, as labkit does, and not at every call of a network.
     """
     update = cached if one_power_iteration else contextlib.nullcontext
     logged = {}
@@ -273,27 +235,14 @@ def step(
 def load_by_position(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load weights whose names differ but whose layers are the paper's, in the paper's order.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-        One of the four, of this file or of `labkit.networks`.
-    state : mapping
-        State dict of the same layers under other names, such as a plain ``torch.nn.Sequential`` has.
-
-    Raises
-    ------
-    ValueError
-        If there are more or fewer tensors, or one has another shape; says which.
+    `network` is one of the four, of this file or of `labkit.networks`; `state` the state dict of the same layers under
+    other names, such as a plain ``torch.nn.Sequential`` has. ValueError says which tensors do not fit.
     """
     own = network.state_dict()
     if len(own) != len(state):
         raise ValueError(f"{type(network).__name__} has {len(own)} tensors, the weights have {len(state)}")
     pairs = list(zip(own.items(), state.items(), strict=True))
-    faults = [
-        f"{theirs} {tuple(b.shape)} for {ours} {tuple(a.shape)}"
-        for (ours, a), (theirs, b) in pairs
-        if a.shape != b.shape
-    ]
+    faults = [f"{b} {tuple(y.shape)} for {a} {tuple(x.shape)}" for (a, x), (b, y) in pairs if x.shape != y.shape]
     if faults:
         raise ValueError(f"{type(network).__name__} cannot take these shapes: " + "; ".join(faults))
     network.load_state_dict({ours: value for (ours, _), (_, value) in pairs})

@@ -25,7 +25,7 @@ from labkit import runs
 from labkit.data import nifti
 from labkit.data.cohort import Cohort
 from labkit.data.grids import STUDY_ZOOMS, grid_affine
-from labkit.files import watched, whole_file, write_json
+from labkit.files import load_state, save_state, watched, whole_file, write_json
 from labkit.runs import Run, RunError
 from labkit.updates import CALIBRATION, Learner
 
@@ -92,7 +92,7 @@ class Recorder:
         """Put the last checkpoint into learner and random state; gives the iteration it was made at, 0 if none."""
         path, iteration = self.folder / runs.CHECKPOINT, 0
         if path.exists():
-            state = runs.load_state(path, self.device)
+            state = load_state(path, self.device)
             if state["device"] != self.device.type:  # random states of one kind of device mean nothing to another
                 raise RunError(
                     f"{self.folder} was begun on {state['device']} and cannot go on bit for bit on {self.device.type}: "
@@ -179,9 +179,9 @@ class Recorder:
             "rng": self.rng.get_state(),
             **self.learner.state(),
         }
-        runs.save_state(self.folder / runs.CHECKPOINT, state)
+        save_state(self.folder / runs.CHECKPOINT, state)
         in_use = {name: network.state_dict() for name, network in self.learner.evaluators(self.known).items()}
-        runs.save_state(self.folder / runs.MODELS, in_use)
+        save_state(self.folder / runs.MODELS, in_use)
         self._note_sitting(iteration)
         self.seconds_apart += time.perf_counter() - began
 
@@ -256,18 +256,9 @@ def _stop_signals(asked: list[int]) -> Iterator[None]:
 
 
 def middle_sections(volume: np.ndarray) -> list[np.ndarray]:
-    """Coronal, sagittal and horizontal sections through a cube's middle.
+    """Coronal, sagittal and horizontal sections through a cube's middle, (S, S) each, axes right, superior, anterior.
 
-    Parameters
-    ----------
-    volume : numpy.ndarray
-        (S, S, S), axes right, superior, anterior.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        Three (S, S) pictures, first row on top: superior up (horizontal: anterior up), right to the right (sagittal:
-        anterior to the right).
+    First row on top: superior up (horizontal: anterior up), right to the right (sagittal: anterior to the right).
     """
     right, superior, anterior = (side // 2 for side in volume.shape)
     coronal, sagittal, horizontal = volume[:, :, anterior], volume[right], volume[:, superior]
@@ -275,17 +266,9 @@ def middle_sections(volume: np.ndarray) -> list[np.ndarray]:
 
 
 def montage(columns: list[np.ndarray]) -> np.ndarray:
-    """Volumes side by side, one a column, three planes each.
+    """Volumes (S, S, S) in [-1, 1] side by side, one a column, three planes each: uint8 (3 S', n S').
 
-    Parameters
-    ----------
-    columns : list of numpy.ndarray
-        Volumes (S, S, S) in [-1, 1].
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (3 S', n S'), 0 for -1 and 255 for 1; S' is a whole multiple of S of at least :data:`TILE`.
+    0 stands for -1 and 255 for 1; S' is a whole multiple of S of at least :data:`TILE`.
     """
     rows = zip(*(middle_sections(volume) for volume in columns), strict=True)
     picture = np.vstack([np.hstack(row) for row in rows])
@@ -297,24 +280,10 @@ def montage(columns: list[np.ndarray]) -> np.ndarray:
 def save_samples(
     folder: Path, iteration: int, random: torch.Tensor, real: torch.Tensor, reconstructed: torch.Tensor
 ) -> Path | None:
-    """Write what G makes of the fixed codes, and of the fixed scans by way of E.
+    """Write what G makes of the fixed codes (`random`) and, by way of E, of the fixed scans, as NIfTI and as montage.
 
-    Parameters
-    ----------
-    folder : pathlib.Path
-        The run's ``samples`` folder.
-    iteration : int
-        Goes into the names.
-    random : torch.Tensor
-        (n, 1, S, S, S) in [-1, 1], from the fixed codes.
-    real, reconstructed : torch.Tensor
-        (m, 1, S, S, S) in [-1, 1], the fixed scans and their reconstructions.
-
-    Returns
-    -------
-    pathlib.Path or None
-        The montage: random samples above, below them each scan beside its reconstruction. Without Pillow there is
-        none, with a warning; the NIfTI files hold the same.
+    All are (n, 1, S, S, S) in [-1, 1]. The montage, whose path comes back, has random samples above and below them each
+    scan beside its reconstruction. Without Pillow there is none, with a warning; the NIfTI files hold the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     random, real, reconstructed = (t[:, 0].detach().float().cpu().numpy() for t in (random, real, reconstructed))

@@ -35,7 +35,7 @@ from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import CohortError, open_cohort
 from labkit.fields import from_dict
-from labkit.files import located, runs_folder, whole_file, write_text
+from labkit.files import load_state, located, runs_folder, write_text
 from labkit.variants import Scale, Variant, asdict
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -202,81 +202,6 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Split nested dicts and lists into tensors by path and the rest as JSON.
-
-    Returns
-    -------
-    tensors : dict of str to torch.Tensor
-        Keys are paths, ``generator/net.0.weight``.
-    rest : dict
-        The same nesting with tensors replaced by ``{"tensor": path}``.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-
-    def walk(value: Any, path: str) -> Any:
-        if isinstance(value, torch.Tensor):
-            tensors[path] = value.detach()
-            return {"tensor": path}
-        if isinstance(value, Mapping):
-            return {"items": [[key, walk(item, f"{path}/{key}".lstrip("/"))] for key, item in value.items()]}
-        if isinstance(value, list | tuple):
-            return {"list": [walk(item, f"{path}/{index}") for index, item in enumerate(value)]}
-        return {"value": value}
-
-    return tensors, walk(state, "")
-
-
-def unflatten(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> Any:
-    """Inverse of :func:`flatten` (tuples come back as lists)."""
-    (kind, content), *_ = rest.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "items":
-        return {key: unflatten(tensors, item) for key, item in content}
-    if kind == "list":
-        return [unflatten(tensors, item) for item in content]
-    return content
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write nested tensors and values to one safetensors file, whole or not at all.
-
-    Raises
-    ------
-    OSError
-        The disk does not take it; the file that was there before is untouched.
-    """
-    from safetensors.torch import save_file
-
-    tensors, rest = flatten(state)
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with whole_file(path, sync=True) as partial:
-        try:
-            save_file(tensors, partial, metadata={"state": json.dumps(rest)})
-        except Exception as error:  # safetensors reports a full disk as its own error
-            raise OSError(f"could not write {path}: {error}; the previous file, if any, is untouched") from error
-
-
-def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what :func:`save_state` wrote.
-
-    Raises
-    ------
-    RunError
-        The file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
-            rest = json.loads(handle.metadata()["state"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); remove it to start again from the beginning") from error
-    return unflatten(tensors, rest)
-
-
 @dataclass(frozen=True)
 class Run:
     """A training run on disk.
@@ -331,19 +256,13 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Content hash (sha256) of the weights in use: two runs with the same one generate the same scans."""
-        path = self.path / MODELS
-        if not path.exists():
-            raise self._untrained(MODELS)
-        with path.open("rb") as handle:
+        with self._written(MODELS).open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
 
     @property
     def file_template(self) -> FileTemplate:
         """What the training scans' files were, for what is generated."""
-        path = self.path / FILE_TEMPLATE
-        if not path.exists():
-            raise self._untrained(FILE_TEMPLATE)
-        return FileTemplate.from_json(json.loads(path.read_text()))
+        return FileTemplate.from_json(json.loads(self._written(FILE_TEMPLATE).read_text()))
 
     def cohort(self) -> Cohort:
         """Open the cohort that the run was trained on, held-out animals included.
@@ -364,21 +283,16 @@ class Run:
         return cohort
 
     def train_part(self, cohort: Cohort) -> Cohort:
-        """The scans of `cohort`, the run's own, that it was trained on; see :meth:`held_out`."""
-        self._check_cohort(cohort)
-        animals = set(self.config["train"]["subjects"])
-        return cohort.subset(index for index, subject in enumerate(cohort.subjects) if subject in animals)
+        """The scans of `cohort` that the run was trained on; RunError if `cohort` is not the run's own."""
+        return self._part(cohort, "train")
 
     def held_out(self, cohort: Cohort) -> Cohort:
-        """The scans of the animals that this run never trained on; empty if it trained on all.
+        """The scans of `cohort` whose animals this run never trained on; RunError if `cohort` is not the run's own."""
+        return self._part(cohort, "held_out")
 
-        Raises
-        ------
-        RunError
-            `cohort` is not the one the run was trained on.
-        """
+    def _part(self, cohort: Cohort, which: str) -> Cohort:
         self._check_cohort(cohort)
-        animals = set(self.config["held_out"]["subjects"])
+        animals = set(self.config[which]["subjects"])
         return cohort.subset(index for index, subject in enumerate(cohort.subjects) if subject in animals)
 
     def _check_cohort(self, cohort: Cohort) -> None:
@@ -431,39 +345,26 @@ class Run:
         codes : {"random", "encoded"}
             What it is to decode: draws from N(0, I), for which it is the moving average (EMA) of G; or codes of
             :meth:`encoder`, for which it is G as it was trained beside that encoder.
-
-        Raises
-        ------
-        ValueError
-            `codes` is neither.
         """
         names = {"random": "G", "encoded": "G_encoded"}
         if codes not in names:
             raise ValueError(f"codes={codes!r} is not known; allowed: {', '.join(names)}")
-        return self._network(networks.Generator, self._tensors(MODELS, device)[names[codes]], device)
+        return self._network(networks.Generator, load_state(self._written(MODELS), device)[names[codes]], device)
 
     def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder:
         """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it."""
-        return self._network(networks.Encoder, self._tensors(MODELS, device)["E"], device)
+        return self._network(networks.Encoder, load_state(self._written(MODELS), device)["E"], device)
 
-    def discriminator(self, device: torch.device | str = "cpu") -> networks.Discriminator:
-        """The discriminator at the last checkpoint, in evaluation mode: (B, 1, S, S, S) -> (B,)."""
-        weights = self._tensors(CHECKPOINT, device)["networks"]["D"]
-        return self._network(networks.Discriminator, weights, device)
-
-    def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str) -> torch.nn.Module:
+    def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str) -> Any:
         network = kind(self.variant, self.scale)
         network.load_state_dict(weights)
         return network.to(device).eval()
 
-    def _tensors(self, name: str, device: torch.device | str) -> dict[str, Any]:
+    def _written(self, name: str) -> Path:
         path = self.path / name
         if not path.exists():
-            raise self._untrained(name)
-        return load_state(path, device)
-
-    def _untrained(self, name: str) -> RunError:
-        return RunError(f"{self.path} has no {name} yet: train it first, it has done {self.iteration} iterations")
+            raise RunError(f"{self.path} has no {name} yet: train it first, it has done {self.iteration} iterations")
+        return path
 
 
 def load_run(path: str | os.PathLike | None = None) -> Run:

@@ -20,7 +20,7 @@ from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import PAPER_N, open_cohort
 from labkit.files import located, runs_folder, write_json
-from labkit.losses import draw_weights
+from labkit.losses import draw_mix
 from labkit.recording import DivergedError, Recorder
 from labkit.runs import Run, RunError, choose_device
 from labkit.updates import Draws, Learner
@@ -126,18 +126,9 @@ def train(
 
 
 def draw(scans: Tensor, variant: Variant, scale: Scale, transforms: Augmentation, rng: torch.Generator) -> Draws:
-    """Everything random of one iteration, in a fixed order: scans, augmented, codes, and the penalties' weights.
+    """Everything random of one iteration, in a fixed order: scans, augmented, codes, and the penalties' places.
 
-    Parameters
-    ----------
-    scans : torch.Tensor
-        (N, 1, S, S, S) in [-1, 1], the training scans; fewer than a batch are repeated.
-    variant, scale : Variant, Scale
-        Latent and batch size.
-    transforms : labkit.data.augment.Augmentation
-        Conventional augmentation.
-    rng : torch.Generator
-        On the scans' device.
+    `scans` are the training scans on the device, (N, 1, S, S, S) in [-1, 1]; fewer than a batch are repeated.
     """
     n = scale.batch_size
 
@@ -150,7 +141,7 @@ def draw(scans: Tensor, variant: Variant, scale: Scale, transforms: Augmentation
         return torch.randn(n, variant.latent_dim, generator=rng, device=scans.device)
 
     x_real, z_rand, x_critic, z_critic, z_code = some_scans(), codes(), some_scans(), codes(), codes()
-    mixes = (draw_weights(like, rng) for like in (x_critic, x_critic, z_code))
+    mixes = (draw_mix(like, rng) for like in (x_critic, x_critic, z_code))
     return Draws(x_real, z_rand, x_critic, z_critic, z_code, *mixes)
 
 

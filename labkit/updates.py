@@ -24,30 +24,16 @@ CALIBRATION = 64
 
 
 class Draws(NamedTuple):
-    """Everything random of one iteration.
+    """Everything random of one iteration: scans (B, 1, S, S, S), codes (B, Z), and places of penalties in [0, 1]."""
 
-    Attributes
-    ----------
-    x_real, z_rand : torch.Tensor
-        Scans and codes of the (E, G) update.
-    x_critic, z_critic : torch.Tensor
-        Fresh ones for D.
-    z_code : torch.Tensor
-        Fresh codes for C.
-    mix_rec, mix_rand : torch.Tensor
-        (B, 1, 1, 1, 1) in [0, 1], places of D's penalties between x and G(z_e), and between x and G(z_r).
-    mix_code : torch.Tensor
-        (B, 1) in [0, 1], place of C's penalty between z_e and z_r.
-    """
-
-    x_real: Tensor
+    x_real: Tensor  # of the update of (E, G)
     z_rand: Tensor
-    x_critic: Tensor
+    x_critic: Tensor  # fresh ones for D
     z_critic: Tensor
-    z_code: Tensor
-    mix_rec: Tensor
-    mix_rand: Tensor
-    mix_code: Tensor
+    z_code: Tensor  # and for C
+    mix_rec: Tensor  # (B, 1, 1, 1, 1), between x and G(z_enc)
+    mix_rand: Tensor  # (B, 1, 1, 1, 1), between x and G(z_rand)
+    mix_code: Tensor  # (B, 1), between z_enc and z_rand
 
 
 class Learner:
@@ -75,7 +61,7 @@ class Learner:
             for name, network in self.networks.items()
         }  # fmt: skip
         # norms over the batch make a scan's value depend on its company, so those batches are never put together
-        self.joins = {"G": variant.generator_norm != "batch", "D": variant.discriminator_norm != "batch"}
+        self.batch_free = {"G": variant.generator_norm != "batch", "D": variant.discriminator_norm != "batch"}
         self.average = copy.deepcopy(self.G).requires_grad_(False)
         self.averaged = 0
 
@@ -97,23 +83,12 @@ class Learner:
 
     @torch.no_grad()
     def evaluators(self, scans: Tensor) -> dict[str, nn.Module]:
-        """Encoder and generators as they are used, in evaluation mode.
+        """Copies of E, G (the average, for random codes) and G_encoded (for E's codes), in evaluation mode.
 
         Random codes are decoded by the average of G. Encoded ones are not: codes drift while E and G train, and only
         the G of the same moment decodes them well. Batch norms carry statistics of what passed while training, codes
         of both kinds in turn; kinds so far apart have a mixture that fits neither, and the statistics are taken again
-        for each by itself.
-
-        Parameters
-        ----------
-        scans : torch.Tensor
-            (N, 1, S, S, S), training scans to take the statistics of encoded codes from; up to 64 are used.
-
-        Returns
-        -------
-        dict of str to torch.nn.Module
-            ``"E"``, ``"G"`` (the average, for random codes) and ``"G_encoded"`` (for E's codes); copies, so that
-            training goes on as it was.
+        for each by itself: of up to 64 training `scans`, (N, 1, S, S, S), and of as many random codes.
         """
         parts = scans[:CALIBRATION].split(self.scale.batch_size)
         generator = torch.Generator().manual_seed(0)  # one of its own: training's draws go on as if nothing had been
@@ -147,7 +122,7 @@ class Learner:
     def each(self, name: str, *batches: Tensor) -> tuple[Tensor, ...]:
         """Pass batches of equal size through G or D, as one batch where that changes nothing but the time it takes."""
         network = self.networks[name]
-        if not self.joins[name]:
+        if not self.batch_free[name]:
             return tuple(network(batch) for batch in batches)
         return network(torch.cat(batches)).chunk(len(batches))
 
@@ -181,20 +156,14 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def step(learner: Learner, draws: Draws) -> dict[str, Tensor]:
-    """One iteration: an update of (E, G), one of D, one of C.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        What is logged, scalars on the device; nothing here waits for it.
-    """
+    """One iteration; gives what is logged, scalars on the device that nothing here waits for."""
     logged = three_updates(learner, draws)
     learner.update_average()
     return logged
 
 
 def three_updates(learner: Learner, draws: Draws) -> dict[str, Tensor]:
-    """Work as `step` does, but leave the average of G, whose weight changes from one iteration to the next."""
+    """An update of (E, G), one of D, one of C; the average of G, whose weight changes every iteration, is `step`'s."""
     logged = update_encoder_generator(learner, draws.x_real, draws.z_rand)
     of_critic, z_enc = update_discriminator(learner, draws.x_critic, draws.z_critic, draws.mix_rec, draws.mix_rand)
     of_code = update_code_discriminator(learner, z_enc, draws.z_code, draws.mix_code)
@@ -244,8 +213,9 @@ def update_discriminator(
                 z_enc = learner.E(x_real)
                 x_rec, x_rand = learner.each("G", z_enc, z_rand)
             d_rec, d_rand, d_real = learner.each("D", x_rec, x_rand, x_real)
-            points = losses.interpolate(x_real, x_rec, mix_rec), losses.interpolate(x_real, x_rand, mix_rand)
-            if learner.joins["D"]:
+            points = losses.points_between(x_real, x_rec, mix_rec), losses.points_between(x_real, x_rand, mix_rand)
+            if learner.batch_free["D"]:
+                # the sum of two penalties, each a mean over its half of this batch
                 penalty = 2 * losses.unit_norm_penalty(learner.D.input_gradient(torch.cat(points)))
             else:
                 penalty = sum(losses.unit_norm_penalty(learner.D.input_gradient(x)) for x in points)
@@ -268,7 +238,7 @@ def update_code_discriminator(learner: Learner, z_enc: Tensor, z_rand: Tensor, m
         with learner.autocast():
             # two calls: C may hold a batch norm, and is small enough for it not to matter
             c_enc, c_rand = learner.C(z_enc), learner.C(z_rand)
-            penalty = losses.unit_norm_penalty(learner.C.input_gradient(losses.interpolate(z_enc, z_rand, mix)))
+            penalty = losses.unit_norm_penalty(learner.C.input_gradient(losses.points_between(z_enc, z_rand, mix)))
         loss = losses.code_critic_loss(c_enc, c_rand, penalty, learner.variant.lambda1)  # (3)
         loss.backward()
     learner.optimisers["C"].step()

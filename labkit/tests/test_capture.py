@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 
-from labkit import capture, runs
+from labkit import capture, files
 from labkit.capture import WARM_UP, Captured
 from labkit.tests.rats import ellipsoids
 from labkit.tests.steps import check_device, faults, make_draws, walk
@@ -27,7 +27,7 @@ def wanting(learner):
 
 
 def same(a, b):
-    mine, theirs = (runs.flatten(walked.learner.state())[0] for walked in (a, b))
+    mine, theirs = (files.flatten(walked.learner.state())[0] for walked in (a, b))
     return torch.equal(a.terms, b.terms) and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
@@ -146,10 +146,10 @@ def test_cuda_recording_executes_nothing():
     draws = make_draws(learner, WARM_UP + 1)
     for each in draws[:-1]:
         advance(each)
-    before = {name: value.clone() for name, value in runs.flatten(learner.state())[0].items()}
+    before = {name: value.clone() for name, value in files.flatten(learner.state())[0].items()}
     with capture.convolving(learner.device):
         replay = capture.record(learner, draws[-1], advance.stream)
-    after = runs.flatten(learner.state())[0]
+    after = files.flatten(learner.state())[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
     replay(draws[-1])
     assert not all(torch.equal(before[name], after[name]) for name in before)

@@ -10,6 +10,13 @@ def tensor(*values):
     return torch.tensor(values, dtype=torch.double)
 
 
+def penalty_of(critic, a, b, mix):
+    """One penalty of any critic, its gradient by automatic differentiation."""
+    points = losses.points_between(a, b, mix).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
+    return losses.unit_norm_penalty(gradient)
+
+
 def test_equation_1_is_minus_both_means():
     assert losses.adversarial_loss(tensor(1, 3), tensor(10, 20)) == -2 - 15
 
@@ -37,15 +44,15 @@ def test_penalty_of_a_linear_critic_is_its_distance_from_unit_slope(shape):
     g = torch.Generator().manual_seed(0)
     w, a, b = (torch.randn(shape, generator=g, dtype=torch.double) for _ in range(3))
     w = w[0]
-    weight = losses.draw_weights(a, g)
-    found = losses.gradient_penalty(lambda x: (x * w).flatten(1).sum(1), a, b, weight)
+    weight = losses.draw_mix(a, g)
+    found = penalty_of(lambda x: (x * w).flatten(1).sum(1), a, b, weight)
     torch.testing.assert_close(found, (w.norm() - 1).square(), rtol=1e-12, atol=0)
 
 
 def test_penalty_of_a_flat_critic_is_one_and_its_gradient_finite():
     slope = torch.zeros((), dtype=torch.double, requires_grad=True)
     a, b = torch.ones(2, 3, dtype=torch.double), torch.zeros(2, 3, dtype=torch.double)
-    penalty = losses.gradient_penalty(lambda x: slope * x.sum(1), a, b, tensor(0.5, 0.5)[:, None])
+    penalty = penalty_of(lambda x: slope * x.sum(1), a, b, tensor(0.5, 0.5)[:, None])
     penalty.backward()
     assert penalty.item() == pytest.approx(1, abs=1e-6)
     assert torch.isfinite(slope.grad)
@@ -53,16 +60,16 @@ def test_penalty_of_a_flat_critic_is_one_and_its_gradient_finite():
 
 def test_penalty_is_taken_where_the_weights_say():
     a, b = tensor(10, 10)[:, None], tensor(0, 0)[:, None]
-    found = losses.gradient_penalty(lambda x: 0.5 * x.square().sum(1), a, b, tensor(1, 0.2)[:, None])
+    found = penalty_of(lambda x: 0.5 * x.square().sum(1), a, b, tensor(1, 0.2)[:, None])
     assert found.item() == pytest.approx((9**2 + 1**2) / 2)  # slopes 10 and 2
 
 
 def test_penalty_trains_the_critic():
     g = torch.Generator().manual_seed(1)
     a, b = (torch.randn(2, 3, generator=g, dtype=torch.double) for _ in range(2))
-    weight = losses.draw_weights(a, g)
+    weight = losses.draw_mix(a, g)
     w = torch.randn(3, generator=g, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w: losses.gradient_penalty(lambda x: (x * w).tanh().sum(1), a, b, weight), w)
+    assert torch.autograd.gradcheck(lambda w: penalty_of(lambda x: (x * w).tanh().sum(1), a, b, weight), w)
 
 
 def test_penalty_sums_in_float32_what_is_bfloat16():
@@ -74,7 +81,7 @@ def test_penalty_sums_in_float32_what_is_bfloat16():
 
 def test_weights_are_one_a_sample_and_the_generators():
     x = torch.zeros(5, 1, 2, 2, 2)
-    first, again = (losses.draw_weights(x, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, again = (losses.draw_mix(x, torch.Generator().manual_seed(3)) for _ in range(2))
     assert first.shape == (5, 1, 1, 1, 1)
     assert torch.equal(first, again)
     assert len(first.unique()) == 5

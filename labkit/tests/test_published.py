@@ -36,7 +36,7 @@ def our_critic_losses(n, variant, x, draws):
         x_rec, x_rand = n.G(z_enc), n.G(draws.z_critic)
 
     def penalty(critic, a, b, weight):
-        return losses.unit_norm_penalty(critic.input_gradient(losses.interpolate(a, b, weight)))
+        return losses.unit_norm_penalty(critic.input_gradient(losses.points_between(a, b, weight)))
 
     penalties = penalty(n.D, x, x_rec, draws.mix_rec) + penalty(n.D, x, x_rand, draws.mix_rand)
     of_d = losses.critic_loss(n.D(x), n.D(x_rec), n.D(x_rand), penalties, variant.lambda1)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from labkit import runs
+from labkit import files, runs
 from labkit.files import write_json
 from labkit.runs import RunError
 from labkit.variants import SCALES, VARIANTS, asdict
@@ -23,8 +23,8 @@ def nested():
 
 
 def test_nested_state_comes_back_as_it_was(tmp_path):
-    runs.save_state(tmp_path / "a.safetensors", nested())
-    back = runs.load_state(tmp_path / "a.safetensors")
+    files.save_state(tmp_path / "a.safetensors", nested())
+    back = files.load_state(tmp_path / "a.safetensors")
     assert back["iteration"] == 7 and back["nothing"] is None and back["optimiser"]["groups"][0]["lr"] == 1e-4
     assert list(back["optimiser"]["state"]) == [0, 1] and back["optimiser"]["state"][0]["step"] == 2
     assert torch.equal(back["networks"]["G"]["weight"], nested()["networks"]["G"]["weight"])
@@ -35,7 +35,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     import safetensors.torch
 
     path = tmp_path / "a.safetensors"
-    runs.save_state(path, nested())
+    files.save_state(path, nested())
     before = path.read_bytes()
 
     def full(tensors, target, metadata):
@@ -44,16 +44,16 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="No space left.*previous file, if any, is untouched"):
-        runs.save_state(path, nested() | {"iteration": 8})
+        files.save_state(path, nested() | {"iteration": 8})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     path = tmp_path / "a.safetensors"
-    runs.save_state(path, nested())
+    files.save_state(path, nested())
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RunError, match="a.safetensors is damaged"):
-        runs.load_state(path)
+    with pytest.raises(files.DamagedFileError, match="a.safetensors is damaged"):
+        files.load_state(path)
 
 
 def test_a_pickle_is_not_opened(tmp_path):
@@ -62,8 +62,8 @@ def test_a_pickle_is_not_opened(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"x": Payload()}, tmp_path / "a.safetensors")
-    with pytest.raises(RunError):
-        runs.load_state(tmp_path / "a.safetensors")
+    with pytest.raises(files.DamagedFileError):
+        files.load_state(tmp_path / "a.safetensors")
     assert not (tmp_path / "ran").exists()
 
 

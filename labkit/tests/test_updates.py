@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from labkit import published, runs
+from labkit import files, published
 from labkit.updates import Draws, Learner, choose_precision, step
 from labkit.variants import VARIANTS, resolve
 
@@ -102,8 +102,8 @@ def test_looking_at_the_networks_does_not_change_them():
     learner = Learner(*resolve("adni", "smoke", latent_dim=6), CPU)
     before = copy.deepcopy(learner.state())
     found = learner.evaluators(batch(8, 0).float())
-    after = runs.flatten(learner.state())[0]
-    assert all(torch.equal(value, after[name]) for name, value in runs.flatten(before)[0].items())
+    after = files.flatten(learner.state())[0]
+    assert all(torch.equal(value, after[name]) for name, value in files.flatten(before)[0].items())
     assert learner.G.training and not any(network.training for network in found.values())
 
 

@@ -41,9 +41,9 @@ from labkit.evidence.segmentation.network import (
 )  # fmt: skip
 from labkit.evidence.segmentation.scores import SCORES as SCORED
 from labkit.evidence.segmentation.scores import score
-from labkit.files import located, progress_bar, write_json, write_text
+from labkit.files import load_state, located, progress_bar, save_state, write_json, write_text
 from labkit.generation import decode, draw_codes
-from labkit.runs import Run, load_run, load_state, save_state
+from labkit.runs import Run, load_run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from labkit.data import volumes
 from labkit.evidence.segmentation.network import Plan, build, padded_box, probabilities
-from labkit.runs import load_state
+from labkit.files import load_state
 
 NAMES = tuple(
     f"{tissue} {what} by network, {unit}"
