@@ -72,6 +72,12 @@ def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") 
         Where the codes come from.
     device : str
         As in :func:`labkit.training.train`.
+
+    Examples
+    --------
+    >>> volumes = labkit.decode(run, labkit.encode(run, rats[:2]), "encoded")
+    >>> tuple(volumes.shape)
+    (2, 1, 16, 16, 16)
     """
     _check_codes(run, codes)
     network = run.generator(choose_device(device), kind)
@@ -79,7 +85,14 @@ def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") 
 
 
 def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
-    """Scans to codes, (N, Z), for ``kind="encoded"``; ValueError for scans on another grid than the run's."""
+    """Scans to codes, (N, Z), for ``kind="encoded"``; ValueError for scans on another grid than the run's.
+
+    Examples
+    --------
+    >>> codes = labkit.encode(run, rats)
+    >>> tuple(codes.shape)
+    (8, 500)
+    """
     run.file_template.check_grid(cohort)
     network = run.encoder(choose_device(device))
     return _gathered(in_batches(network, cohort.volumes(run.scale.size)), (run.variant.latent_dim,))
@@ -105,6 +118,13 @@ def interpolate(
     -------
     volumes, codes : torch.Tensor
         (steps, 1, S, S, S) in [-1, 1], and (steps, Z).
+
+    Examples
+    --------
+    >>> a, b = labkit.encode(run, rats[:2])
+    >>> volumes, codes = labkit.interpolate(run, a, b, steps=5, kind="encoded")
+    >>> len(volumes), bool((codes[0] - a).abs().max() < 1e-3)
+    (5, True)
     """
     if steps < 2:
         raise ValueError(f"steps={steps}: a way has two ends, so at least 2")
@@ -180,6 +200,12 @@ def generate(
         `out_dir` is there and holds something else.
     RunError
         The run has no weights yet.
+
+    Examples
+    --------
+    >>> synthetic = labkit.generate(run, 3, folder / "synthetic")
+    >>> len(synthetic), synthetic.shape == rats.shape
+    (3, True)
     """
     run = run if isinstance(run, Run) else load_run(run)
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
@@ -233,6 +259,12 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
     -------
     Cohort
         In the order of subjects and sessions, as `cohort` has it.
+
+    Examples
+    --------
+    >>> back = labkit.reconstruct(run, rats[:2], folder / "reconstructed")
+    >>> back.subjects == rats[:2].subjects
+    True
     """
     if not len(cohort):
         raise ValueError("no scans to reconstruct: the cohort is empty (a run may hold nothing out)")

@@ -210,6 +210,11 @@ class Run:
     ----------
     path : pathlib.Path
         Its folder.
+
+    Examples
+    --------
+    >>> run.variant.name, run.scale.size, run.iteration
+    ('sigmarat2', 16, 20)
     """
 
     path: Path
@@ -271,6 +276,11 @@ class Run:
         ------
         RunError
             It was a part of a cohort, is not there any more, or has changed.
+
+        Examples
+        --------
+        >>> run.cohort().fingerprint == rats.fingerprint
+        True
         """
         recipe = self.config["cohort"].get("recipe")
         if recipe is None:
@@ -287,7 +297,13 @@ class Run:
         return self._part(cohort, "train")
 
     def held_out(self, cohort: Cohort) -> Cohort:
-        """The scans of `cohort` whose animals this run never trained on; RunError if `cohort` is not the run's own."""
+        """The scans of `cohort` whose animals this run never trained on; RunError if `cohort` is not the run's own.
+
+        Examples
+        --------
+        >>> len(run.train_part(rats)), len(run.held_out(rats))
+        (6, 2)
+        """
         return self._part(cohort, "held_out")
 
     def _part(self, cohort: Cohort, which: str) -> Cohort:
@@ -308,6 +324,11 @@ class Run:
 
         Errors are mean squared errors of scans in [-1, 1]; those of training batches are the mean of the last tenth of
         the rows, those of held-out scans the last measured.
+
+        Examples
+        --------
+        >>> run.summary()["iterations"]
+        20
         """
         import pandas as pd
 
@@ -345,6 +366,12 @@ class Run:
         codes : {"random", "encoded"}
             What it is to decode: draws from N(0, I), for which it is the moving average (EMA) of G; or codes of
             :meth:`encoder`, for which it is G as it was trained beside that encoder.
+
+        Examples
+        --------
+        >>> network = run.generator(codes="random")
+        >>> network.training
+        False
         """
         names = {"random": "G", "encoded": "G_encoded"}
         if codes not in names:
@@ -379,6 +406,11 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
     ------
     RunError
         `path` is no run; lists the runs beside it. There is no trained run at all.
+
+    Examples
+    --------
+    >>> labkit.load_run(folder / "runs" / "first").iteration
+    20
     """
     if path is None:
         trained = [weights.with_name("config.json") for weights in runs_folder().glob(f"*/{MODELS}")]

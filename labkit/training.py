@@ -81,6 +81,14 @@ def train(
         The folder is busy, or holds a run with another configuration or other data.
     DivergedError
         A loss is no longer finite.
+
+    Examples
+    --------
+    >>> run = labkit.train("adni", rats, "smoke", folder / "adni", iterations=5)
+    >>> run.iteration
+    5
+    >>> labkit.train("adni", rats, "smoke", folder / "adni", iterations=8).iteration  # goes on
+    8
     """
     device = choose_device(device)
     asked = overrides if iterations is None else {**overrides, "iterations": iterations}

@@ -2,11 +2,7 @@
 
 Nothing here needs torch. A `Variant` is one model of Ferreira et al. 2022 (Applied Sciences 12:4844): the networks of
 its architecture figures, the loss of equation 2, 5 or 6. A `Scale` says how large and how long. Both are frozen, check
-themselves, and travel as JSON:
-
->>> variant, scale = resolve("sigmarat2", "laptop", latent_dim=1000, discriminator_norm="none")
->>> from_dict(Variant, json.loads(json.dumps(asdict(variant)))) == variant
-True
+themselves, and travel as JSON.
 """
 
 from __future__ import annotations
@@ -190,6 +186,16 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
     ------
     ValueError
         If a name is unknown (with the nearest known one and all of them), or a value is not allowed.
+
+    Examples
+    --------
+    >>> variant, scale = labkit.resolve("sigmarat2", "laptop", latent_dim=1000, discriminator_norm="none")
+    >>> variant.latent_dim, scale.size
+    (1000, 32)
+    >>> labkit.resolve("sigmarat3", "laptop")
+    Traceback (most recent call last):
+    ValueError: unknown model 'sigmarat3': did you mean 'sigmarat2'? allowed are adni, sigmarat1, sigmarat2,
+    sigmarat2_released
     """
     variant = VARIANTS[known("model", model, VARIANTS)] if isinstance(model, str) else model
     size = SCALES[known("scale", scale, SCALES)] if isinstance(scale, str) else scale
