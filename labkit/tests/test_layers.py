@@ -195,3 +195,12 @@ def test_the_training_path_needs_only_torch_numpy_and_nibabel():
     absent = "".join(f"sys.modules[{name!r}] = None; " for name in NOT_ON_TRAINING_PATH)  # None: import fails
     result = run_python(f"import sys; {absent}import labkit.training, labkit.generation, labkit.published")
     assert result.returncode == 0, result.stderr
+
+
+def test_the_reference_pages_name_every_room():
+    pages = PACKAGE.parent / "book" / "api"
+    if not pages.is_dir():
+        pytest.skip("the book is part of a checkout, not of an installed labkit")
+    named = {line.strip() for page in pages.glob("*.md") for line in page.read_text("utf-8").splitlines()}
+    rooms = {module for module, path in SOURCES.items() if path.name != "__init__.py"}
+    assert rooms - named == set() and {name for name in named if name.startswith("labkit.")} - rooms == set()
