@@ -46,7 +46,7 @@ class Individual:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Variation:
     """The random numbers of one rat, float32 on the CPU.
 
     Attributes
@@ -98,8 +98,8 @@ def clipped_normal(*shape: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator).clamp(-2.5, 2.5)
 
 
-def draw(individual: Individual, seed: int, index: int, n_tissues: int, shape: tuple[int, int, int],
-         spacing_mm: float) -> Draw:  # fmt: skip
+def draw_variation(individual: Individual, seed: int, index: int, n_tissues: int, shape: tuple[int, int, int],
+         spacing_mm: float) -> Variation:  # fmt: skip
     """Draw one rat.
 
     Parameters
@@ -117,13 +117,13 @@ def draw(individual: Individual, seed: int, index: int, n_tissues: int, shape: t
 
     Returns
     -------
-    Draw
+    Variation
     """
     stream = random_stream(seed, index, "individual")
     volume, rotation, shift, ventricle = clipped_normal(8, generator=stream).split([1, 3, 3, 1])
     spread = torch.tensor([individual.density_cv, individual.t1_cv, individual.t2star_cv])[:, None]
     contrast = 1 + spread * clipped_normal(3, n_tissues, generator=stream)
-    return Draw(
+    return Variation(
         size=(1 + individual.volume_cv * volume.item()) ** (1 / 3),
         rotation_deg=individual.rotation_deg * rotation,
         shift_mm=individual.shift_mm * shift,

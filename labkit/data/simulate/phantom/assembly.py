@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labkit.data.grids import grid_affine
 from labkit.data.simulate.anatomy import Anatomy
-from labkit.data.simulate.phantom import forebrain, head, hindbrain
+from labkit.data.simulate.phantom import extracerebral, forebrain, hindbrain
 from labkit.data.simulate.phantom.canvas import Canvas, smooth_union
 
 CENTRE_MM = (0.0, -3.7, 1.8)  # middle of the brain, about 3.7 mm behind bregma; the field of view is centred here
@@ -33,7 +33,7 @@ PAINTED = (
     "skin",
     "bone",
     "eye",
-)  # keys of TISSUES
+)  # keys of TISSUE_PROPERTIES
 
 # Sizes and positions were read off these by eye on a millimetre grid, and rounded to 0.1 mm; no voxel of them is used.
 SOURCES = (
@@ -130,13 +130,13 @@ def _painted(spacing_mm: float) -> Canvas:
     fields = [canvas.field(s) for s in (hemisphere, bulb, stem, cerebellum, fourth, fossa, colliculus, flocculus)]
     brain = smooth_union(fields, radius=0.7)
 
-    skin = head.skin_and_muscle(canvas)
-    head.face_and_neck(canvas, skin)
-    head.ears(canvas, skin)
-    cavity = head.skull(canvas, brain, skin)
-    head.labyrinths(canvas)
+    skin = extracerebral.skin_and_muscle(canvas)
+    extracerebral.face_and_neck(canvas, skin)
+    extracerebral.ears(canvas, skin)
+    cavity = extracerebral.skull(canvas, brain, skin)
+    extracerebral.labyrinths(canvas)
     canvas.paint(canvas.everywhere(cavity), "csf", "subarachnoid space")
-    head.vessels_and_pituitary(canvas)
+    extracerebral.vessels_and_pituitary(canvas)
 
     y = canvas.grid()[1].expand(canvas.shape)
     canvas.paint(fourth, "csf", "cisterna magna")
