@@ -19,16 +19,7 @@ ANATOMIES = ("phantom", "sigma")
 
 @cache
 def load_anatomy(name: str) -> Anatomy:
-    """One of the study's anatomies, built once a process.
-
-    Parameters
-    ----------
-    name : {"phantom", "sigma"}
-        The procedural head, which needs no download, or the one of the SIGMA maps, which are fetched if need be.
-
-    Returns
-    -------
-    Anatomy
+    """One of the study's :data:`ANATOMIES`, built once a process; SIGMA's maps are fetched if need be.
 
     Raises
     ------

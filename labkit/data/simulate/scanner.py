@@ -110,21 +110,9 @@ def draw_conditions(scanner: Scanner, generator: torch.Generator) -> ScanConditi
 
 
 def steady_state(scanner: Scanner, tissues: tuple[str, ...], contrast: torch.Tensor) -> torch.Tensor:
-    """Signal of each tissue: spoiled gradient echo, after density, T1 saturation and T2* decay.
+    """Signal (B, T) of each tissue: spoiled gradient echo, after density, T1 saturation and T2* decay.
 
-    Parameters
-    ----------
-    scanner : Scanner
-        Flip angle, TR, TE.
-    tissues : tuple of str
-        Keys of :data:`TISSUE_PROPERTIES`.
-    contrast : torch.Tensor
-        (B, 3, T), factors on density, T1 and T2*.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, T), in units of the signal of fully relaxed water.
+    `contrast` (B, 3, T) are factors on density, T1 and T2*; the unit is the signal of fully relaxed water.
     """
     properties = [TISSUE_PROPERTIES[name] for name in tissues]
     values = [(tissue.density, tissue.t1_ms, tissue.t2star_ms) for tissue in properties]
@@ -183,24 +171,10 @@ def _loops(scanner: Scanner, points: torch.Tensor) -> torch.Tensor:
 
 
 def dephasing(scanner: Scanner, hz: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
-    """Signal left when the field varies within a voxel.
+    """Signal left, (0, 1], when the field `hz` (B, X, Y, Z) varies within a voxel.
 
     For a linear variation of D Hz across a voxel the signal falls by sinc(D TE) (Reichenbach et al. 1997, J Magn Reson
     Imaging 7:266); the Gaussian of the same curvature is used, because real voxels do not show sinc's side lobes.
-
-    Parameters
-    ----------
-    scanner : Scanner
-        Echo time.
-    hz : torch.Tensor
-        (B, X, Y, Z), field on a grid aligned with the scan's.
-    spacing_mm : tuple of float
-        Spacing of that grid, mm.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, X, Y, Z), in (0, 1].
     """
     gradients = torch.gradient(hz, dim=(1, 2, 3))
     across = sum((g / d * zoom) ** 2 for g, d, zoom in zip(gradients, spacing_mm, STUDY_ZOOMS, strict=True))

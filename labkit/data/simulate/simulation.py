@@ -6,7 +6,6 @@ shape. All three are smooth, so they are worked out on a coarse grid; only the l
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from labkit.data.grids import STUDY_ZOOMS, grid_affine
 
 from .anatomy import Anatomy
 from .individual import Individual, Variation, diffeomorphism, draw_variation, random_stream, rotation_matrix, sample
+from .one_thread import one_thread
 from .preparation import COARSE, WARP_MM, Head, coarse_points, coarse_spacing, most_likely, prepare, upsample
 from .scanner import PHASE, ScanConditions, Scanner, acquire, coil_sensitivity, dephasing, draw_conditions, steady_state
 
@@ -108,25 +108,10 @@ def _simulate(
     """Do the work of :func:`simulate`, as it is asked for; what was asked has been checked."""
     head = None
     for indices in batches:
-        with _one_thread():
+        with one_thread():
             head = head or prepare(anatomy, scanner.b0_tesla, device)
             scans = _scan(head, indices, seed, individual, scanner)
         yield from scans
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch on the CPU, and as many as before afterwards.
-
-    The work is many small steps: threads that wait for each other at every step gain little on idle cores and lose
-    several times the work on busy ones. It also takes the number of threads out of the rounding.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _scan(head: Head, indices: list[int], seed: int, individual: Individual, scanner: Scanner) -> list[SimulatedRat]:
