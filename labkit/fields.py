@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -53,6 +54,32 @@ def known(kind: str, given: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown {kind} {given!r}: {hint}allowed are {', '.join(allowed)}")
+
+
+def whole(name: str, value: Any, least: int, what: str = "") -> int:
+    """A whole number of any kind, numpy's too, as Python's; ``True`` is none.
+
+    Parameters
+    ----------
+    name, value : str, any
+        The argument.
+    least : int
+        The smallest that is allowed.
+    what : str
+        What it counts, for the error.
+
+    Raises
+    ------
+    ValueError
+        Says what was given and what is allowed.
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name}={value!r}: {what}{', ' if what else ''}a whole number of at least {least}")
+    return number
 
 
 def check(config: Any) -> None:

@@ -22,7 +22,6 @@ from labkit.data import bids, nifti
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
 from labkit.data.sources import open_cohort
-from labkit.data.store import scan_digest
 from labkit.files import located, new_folder, progress_bar, write_json, write_text
 from labkit.runs import Run, RunError, choose_device, load_run
 
@@ -320,7 +319,7 @@ def _made(run: Run, n: int, seed: int, truncation: float, like: Cohort | Scan | 
 
 
 def _digest(like: Cohort | Scan) -> str:
-    return like.fingerprint if isinstance(like, Cohort) else scan_digest(like.image, like.labels, like.affine)
+    return like.fingerprint if isinstance(like, Cohort) else like.digest
 
 
 def _check_not_constant(image: nifti.nib.Nifti1Image, what: str) -> None:

@@ -27,7 +27,7 @@ _NAME = re.compile(r"^(?P<stem>.+?)\.nii(\.gz)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Found:
+class ScanFiles:
     """One scan of a folder: its animal, its session (with run and the like, or ``""``), its file, its labels' file."""
 
     subject: str
@@ -65,7 +65,7 @@ def parse_name(path: Path) -> Name | None:
     return Name(parts[0].removeprefix("sub-"), "_".join(kept), suffix)
 
 
-def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[Found], dict[Path, str]]:
+def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[ScanFiles], dict[Path, str]]:
     """List the scans of a BIDS data set or of a flat folder.
 
     Parameters
@@ -79,7 +79,7 @@ def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[Found], di
 
     Returns
     -------
-    found : list of Found
+    found : list of ScanFiles
         Sorted by subject and session.
     faults : dict of Path to str
         Scans that stand twice under one name, and scans that more than one label file fits.
@@ -96,7 +96,7 @@ def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[Found], di
                 label_files.setdefault(key, []).append((path, name))
 
     wanted = suffix if suffix is not None else (_common_suffix(scans) if subjects else None)
-    found: dict[tuple[str, str], Found] = {}
+    found: dict[tuple[str, str], ScanFiles] = {}
     faults: dict[Path, str] = {}
     for path, name in scans:
         if wanted is not None and name.suffix.lower() != wanted.lower():
@@ -111,7 +111,7 @@ def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[Found], di
         fitting = _fitting_labels(path, name, own or label_files.get(name.subject, []))
         if len(fitting) > 1:
             faults[path] = f"{len(fitting)} label files fit it: {', '.join(label.name for label in fitting)}"
-        found[key] = Found(name.subject, name.session, name.suffix, path, fitting[0] if fitting else None)
+        found[key] = ScanFiles(name.subject, name.session, name.suffix, path, fitting[0] if fitting else None)
     return [found[key] for key in sorted(found)], faults
 
 

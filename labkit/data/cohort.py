@@ -19,7 +19,6 @@ import torch
 
 from labkit.data import bids, nifti, volumes
 from labkit.data.nifti import Origin
-from labkit.data.store import Store
 from labkit.files import located, new_folder
 
 
@@ -32,7 +31,7 @@ class Scan:
     subject, session : str
         The animal, and what tells several scans of it apart (``""`` for one scan an animal).
     image : numpy.ndarray
-        float32 (X, Y, Z), axes right, superior, anterior, the file's intensity unit.
+        float32 (X, Y, Z), axes right, superior, anterior, the file's intensity unit. Read-only, as `labels` are.
     labels : numpy.ndarray or None
         uint8 (X, Y, Z).
     affine : numpy.ndarray
@@ -41,6 +40,8 @@ class Scan:
         BIDS suffix, the kind of scan (``boldref``, ``T2w``).
     origin : labkit.data.nifti.Origin
         The file it came from.
+    digest : str
+        Content hash, :func:`scan_digest`.
     """
 
     subject: str
@@ -50,6 +51,7 @@ class Scan:
     affine: np.ndarray
     suffix: str
     origin: Origin
+    digest: str
 
     @property
     def zooms(self) -> tuple[float, float, float]:
@@ -74,57 +76,28 @@ class Scan:
             For a volume of the cube's own side on a grid that was only turned, exactly the file's voxels (to
             rounding of the data type); otherwise interpolated.
         """
-        return restore(volume, self.image.shape, self.origin)
+        return nifti.restore(volume, self.image.shape, self.origin)
 
     def restore_labels(self, labels: torch.Tensor | np.ndarray) -> nib.Nifti1Image:
         """Bring a label map (1, S, S, S) or (S, S, S), uint8, back to the scan's file's grid, as :meth:`restore`."""
-        return restore_labels(labels, self.image.shape, self.origin)
+        return nifti.restore_labels(labels, self.image.shape, self.origin)
 
 
-def restore(volume: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
-    """Bring a volume in [-1, 1] to a file's grid and intensity range, as :meth:`Scan.restore`.
-
-    Parameters
-    ----------
-    volume : torch.Tensor or numpy.ndarray
-        (1, S, S, S) or (S, S, S) in [-1, 1].
-    shape : sequence of int
-        Voxels of the cohort's grid.
-    origin : labkit.data.nifti.Origin
-        The file to be like.
-    """
-    cube = volumes.resize(_cube(volume).float(), volumes.cube_side(tuple(shape)))
-    values = volumes.from_unit_range(cube, origin.low, origin.high)
-    return nifti.to_native(volumes.crop_from_cube(values, tuple(shape))[0].numpy(), origin)
-
-
-def restore_labels(labels: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
-    """Bring a label map (1, S, S, S) or (S, S, S), uint8, to a file's grid, as :meth:`Scan.restore_labels`.
-
-    Parameters
-    ----------
-    labels : torch.Tensor or numpy.ndarray
-        The map.
-    shape : sequence of int
-        Voxels of the cohort's grid.
-    origin : labkit.data.nifti.Origin
-        The file to be like.
-    """
-    cube = volumes.resize_labels(_cube(labels).to(torch.uint8), volumes.cube_side(tuple(shape)))
-    return nifti.to_native(volumes.crop_from_cube(cube, tuple(shape))[0].numpy(), origin)
-
-
-def _cube(volume: torch.Tensor | np.ndarray) -> torch.Tensor:
-    cube = torch.as_tensor(volume).detach().cpu()
-    if cube.ndim not in (3, 4) or len(set(cube.shape[-3:])) != 1 or (cube.ndim == 4 and cube.shape[0] != 1):
-        raise ValueError(f"a volume is a cube (S, S, S) or (1, S, S, S); got shape {tuple(cube.shape)}")
-    return cube.reshape(1, 1, *cube.shape[-3:])
+def scan_digest(image: np.ndarray, labels: np.ndarray | None, affine: np.ndarray) -> str:
+    """Content hash of one scan: voxels, labels and place in space, not its name."""
+    digest = hashlib.sha256(str(image.shape).encode())
+    stored = np.asarray(affine, np.float32).astype(np.float64)  # as a NIfTI file keeps it, or rounding could differ
+    digest.update(np.round(stored, 3).astype(np.float32).tobytes())
+    digest.update(np.ascontiguousarray(image, np.float32).tobytes())
+    digest.update(b"" if labels is None else np.ascontiguousarray(labels, np.uint8).tobytes())
+    return digest.hexdigest()
 
 
 class Cohort(Sequence[Scan]):
     """Scans on one grid, opened by :func:`labkit.data.sources.open_cohort`.
 
-    ``cohort[3]`` is a scan, ``cohort[3:9]`` a cohort.
+    ``cohort[3]`` is a scan, ``cohort[3:9]`` a cohort. Voxels are held in memory, 0.8 MB a labelled scan on the study's
+    grid; parts of a cohort share them.
 
     Parameters
     ----------
@@ -132,33 +105,39 @@ class Cohort(Sequence[Scan]):
         Short name, used in folder names.
     folder : pathlib.Path
         Where its files are.
-    store : labkit.data.store.Store
-        Voxels and records.
+    scans : iterable of Scan
+        On one grid.
+    skipped : dict of str to str, optional
+        Files left out by ``skip_bad=True``, and why.
     recipe : dict, optional
         What :func:`labkit.data.sources.open_cohort` was asked, JSON-able, so that a run can open its cohort again. None
         for a part of a cohort.
     """
 
-    def __init__(self, name: str, folder: Path, store: Store, recipe: dict | None = None):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        scans: Iterable[Scan],
+        skipped: dict[str, str] | None = None,
+        recipe: dict | None = None,
+    ):
         self.name = name
         self.folder = Path(folder)
-        self._store = store
+        self.skipped = dict(skipped or {})
         self.recipe = recipe
+        self._scans = tuple(scans)
 
     def __len__(self) -> int:
-        return len(self._store.records)
+        return len(self._scans)
 
     def __iter__(self) -> Iterator[Scan]:
-        return (self[index] for index in range(len(self)))
+        return iter(self._scans)
 
     def __getitem__(self, index: int | slice) -> Scan | Cohort:
         if isinstance(index, slice):
             return self.subset(range(len(self))[index])
-        index = self._position(index)
-        record = self._store.records[index]
-        labels = self._store.labels[index] if record.has_labels else None
-        image, affine = self._store.images[index], np.asarray(record.affine)
-        return Scan(record.subject, record.session, image, labels, affine, record.suffix, record.origin)
+        return self._scans[self._position(index)]
 
     def _position(self, index: int) -> int:
         try:
@@ -174,22 +153,17 @@ class Cohort(Sequence[Scan]):
     @property
     def subjects(self) -> tuple[str, ...]:
         """The animal of each scan."""
-        return tuple(record.subject for record in self._store.records)
+        return tuple(scan.subject for scan in self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels of every scan along right, superior, anterior."""
-        return tuple(self._store.images.shape[1:])
+        """Voxels of every scan along right, superior, anterior; (0, 0, 0) where there is none."""
+        return tuple(self._scans[0].image.shape) if self._scans else (0, 0, 0)
 
     @property
     def labelled(self) -> bool:
         """Whether every scan has labels."""
-        return all(record.has_labels for record in self._store.records)
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Files left out by ``skip_bad=True``, and why."""
-        return dict(self._store.skipped)
+        return all(scan.labels is not None for scan in self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -199,19 +173,14 @@ class Cohort(Sequence[Scan]):
     @property
     def digests(self) -> tuple[str, ...]:
         """Content hash of each scan."""
-        return tuple(record.digest for record in self._store.records)
+        return tuple(scan.digest for scan in self)
 
     def subset(self, indices: Iterable[int]) -> Cohort:
-        """The scans at `indices`, in that order; voxels are copied only if `indices` is not a plain run."""
+        """The scans at `indices`, in that order; no voxel is copied."""
         indices = list(indices)
         if any(isinstance(index, bool | np.bool_) for index in indices):
             raise TypeError("subset takes the places of scans, not a mask: pass numpy.flatnonzero(mask)")
-        chosen = [self._position(index) for index in indices]
-        run = slice(chosen[0], chosen[-1] + 1) if chosen and chosen == list(range(chosen[0], chosen[-1] + 1)) else None
-        take = chosen if run is None else run
-        labels = None if self._store.labels is None else self._store.labels[take]
-        records = tuple(self._store.records[index] for index in chosen)
-        return Cohort(self.name, self.folder, Store(self._store.images[take], labels, records, self._store.skipped))
+        return Cohort(self.name, self.folder, [self._scans[self._position(index)] for index in indices], self.skipped)
 
     def split(self, n_train: int, seed: int = 0) -> tuple[Cohort, Cohort]:
         """Split by animal, so that no animal is on both sides.
@@ -254,7 +223,7 @@ class Cohort(Sequence[Scan]):
             float32 (N, 1, size, size, size) in [-1, 1].
         """
         out = torch.empty(len(self), 1, size, size, size)
-        for index, cube in enumerate(self._cubes(self._store.images)):
+        for index, cube in enumerate(self._cubes(scan.image for scan in self)):
             out[index] = volumes.to_unit_range(volumes.resize(cube, size))[0][0]
         return out
 
@@ -266,18 +235,18 @@ class Cohort(Sequence[Scan]):
         ValueError
             If scans have no labels; names them.
         """
-        without = [record.subject for record in self._store.records if not record.has_labels]
+        without = [scan.subject for scan in self if scan.labels is None]
         if without:
             raise ValueError(
                 f"{len(without)} of {len(self)} scans of {self.name} have no labels ({', '.join(without[:5])}"
                 f"{', ...' if len(without) > 5 else ''}): put *_dseg.nii.gz beside them or under derivatives/"
             )
         out = torch.empty(len(self), 1, size, size, size, dtype=torch.uint8)
-        for index, cube in enumerate(self._cubes(self._store.labels)):
+        for index, cube in enumerate(self._cubes(scan.labels for scan in self)):
             out[index] = volumes.resize_labels(cube, size)[0]
         return out
 
-    def _cubes(self, arrays: np.ndarray) -> Iterator[torch.Tensor]:
+    def _cubes(self, arrays: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
         side = volumes.cube_side(self.shape)
         return (volumes.pad_to_cube(torch.from_numpy(np.array(array))[None], side) for array in arrays)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from labkit.data import grids, nifti
-from labkit.data.cohort import Scan, restore
+from labkit.data.cohort import Scan
 from labkit.data.nifti import Origin
 
 SYNTHETIC = "synthetic: made by a generator, no animal was scanned"
@@ -90,13 +90,12 @@ class FileTemplate:
         ValueError
             Names both grids.
         """
-        mine = self.shape, tuple(nib.affines.voxel_sizes(np.asarray(self.origin.grid_affine)))
         for scan in scans:
-            if tuple(scan.image.shape) != mine[0] or not np.allclose(scan.zooms, mine[1], rtol=0.01):
-                mm = tuple(round(float(zoom), 4) for zoom in mine[1])
+            apart = grids.difference(scan.image.shape, scan.affine, self.shape, np.asarray(self.origin.grid_affine))
+            if apart:
                 raise ValueError(
-                    f"the scan of {scan.subject} has {tuple(scan.image.shape)} voxels of {scan.zooms} mm, those of the "
-                    f"run's training {mine[0]} of {mm} mm: open the scans with grid={self.grid!r}"
+                    f"the scan of {scan.subject}: its grid {apart}, that of the run's training; open the scans with "
+                    f"grid={self.grid!r}"
                 )
 
     def image(self, volume: torch.Tensor, rng: np.random.Generator) -> nib.Nifti1Image:
@@ -118,7 +117,7 @@ class FileTemplate:
             Shape, affine, header, orientation and data type of the file.
         """
         low, high = self.draw_range(rng)
-        return restore(volume, self.shape, replace(self.origin, low=low, high=high))
+        return nifti.restore(volume, self.shape, replace(self.origin, low=low, high=high))
 
     def draw_range(self, rng: np.random.Generator) -> tuple[float, float]:
         """The intensity range of one of the scans, the files' unit: what -1 and 1 become."""

@@ -81,6 +81,16 @@ def is_study_grid(shape: Sequence[int], affine: np.ndarray) -> bool:
     return tuple(shape) == STUDY_SHAPE and np.allclose(nib.affines.voxel_sizes(affine), STUDY_ZOOMS, rtol=0.01)
 
 
+def difference(
+    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
+) -> str | None:
+    """How a grid differs from another in voxels or their size, in words; None if to 1 % it does not."""
+    zooms, others = nib.affines.voxel_sizes(affine), nib.affines.voxel_sizes(other_affine)
+    if tuple(shape) == tuple(other_shape) and np.allclose(zooms, others, rtol=0.01):
+        return None
+    return f"{tuple(shape)} at {np.round(zooms, 4)} mm is not {tuple(other_shape)} at {np.round(others, 4)} mm"
+
+
 def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """World-space corners, mm, of the box that holds the voxels brighter than 15 % of the 99th percentile.
 

@@ -6,48 +6,39 @@ that match. In a checkout (and an editable install) the folder stands beside ``l
 
 from __future__ import annotations
 
-import difflib
-import errno
-import hashlib
 import os
 import re
 import shutil
-import sys
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urljoin, urlparse
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlparse
 from urllib.request import url2pathname
 
+from labkit.fields import known
 from labkit.files import located
+
+if TYPE_CHECKING:
+    from pooch import Pooch
+
+
+RETRIES = 1
+"""How often a download that breaks off, or brings something else, is tried again."""
 
 
 class DataUnavailableError(OSError):
     """Files that are neither on this machine nor within reach; the message says what to put where."""
 
 
-class HashMismatchError(ValueError):
+class HashMismatchError(OSError, ValueError):
     """A source gave a file that is not the one the manifest names; it was not used."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One published file.
-
-    Parameters
-    ----------
-    name : str
-        File name on disk, without folders.
-    url : str
-        Complete address it is published at.
-    sha256 : str
-        Hash of its content, 64 lower-case hexadecimal digits.
-    bytes : int
-        Size.
-    description : str
-        Grid, voxel size, content.
-    """
+    """One published file: its name without folders, its address, the sha256 and size of its content, what it is."""
 
     name: str
     url: str
@@ -58,19 +49,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One dataset: its files, terms and axes.
-
-    Parameters
-    ----------
-    name : str
-        Name of the TOML file, and of the dataset's folder in :func:`data_folder`.
-    title, licence, citation, doi, space : str
-        What it is, on what terms, whom to cite, and array axes and world space.
-    mirror_path : str
-        The dataset's folder inside a mirror.
-    files : tuple of RemoteFile
-        Its files, in the manifest's order.
-    """
+    """One dataset: its files in order, terms and axes; the fields are described in ``data_manifest/README.md``."""
 
     name: str
     title: str
@@ -95,42 +74,23 @@ def datasets() -> list[str]:
 
 
 def data_folder() -> Path:
-    """Folder in which fetched and generated data are kept: ``LABKIT_DATA``, else the user's cache folder.
-
-    The default is the place ``pooch.os_cache("labkit")`` names, found without importing pooch. Nothing is created.
-    """
+    """Folder in which fetched and generated data are kept: ``LABKIT_DATA``, else the user's cache folder."""
     if chosen := os.environ.get("LABKIT_DATA"):
         return located(chosen).absolute()
-    home = Path.home()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "labkit" / "labkit" / "Cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "labkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "labkit"
+    import pooch
+
+    return Path(pooch.os_cache("labkit"))
 
 
 def load_manifest(name: str) -> Manifest:
-    """Read one dataset's manifest.
-
-    Parameters
-    ----------
-    name : str
-        One of :func:`datasets`.
-
-    Returns
-    -------
-    Manifest
-        With complete addresses.
+    """Read the manifest of one of :func:`datasets`.
 
     Raises
     ------
     ValueError
-        If there is no such dataset (the message names the nearest), or the TOML file is not as
-        ``data_manifest/README.md`` describes.
+        There is no such dataset, or its TOML file is not as ``data_manifest/README.md`` describes.
     """
-    if name not in datasets():
-        raise ValueError(f"no dataset is called {name!r}; {_choice(name, datasets())}")
-    path = manifest_folder() / f"{name}.toml"
+    path = manifest_folder() / f"{known('dataset', name, datasets())}.toml"
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     try:
         base_url, entries = table.pop("base_url"), table.pop("files")
@@ -147,12 +107,11 @@ def load_manifest(name: str) -> Manifest:
 
 
 def fetch(name: str, files: str | Iterable[str] | None = None, progress: bool = True) -> dict[str, Path]:
-    """Local paths of a dataset's files, each verified; what is missing comes from the mirror or the network.
+    """Local paths of a dataset's files, each verified at every call; what is missing comes from mirror or network.
 
     A file already in ``data_folder() / name`` is used if its sha256 is right, whoever put it there, and else replaced.
     ``LABKIT_MIRROR`` (a folder, or an http(s) or file address) is asked first, for ``<mirror>/<mirror_path>/<name>``,
-    then the address in the manifest. A file arrives under a temporary name and is renamed once verified, so that a
-    name never stands for half a file.
+    then the address in the manifest. Pooch sees to it that a name never stands for half a file.
 
     Parameters
     ----------
@@ -179,78 +138,73 @@ def fetch(name: str, files: str | Iterable[str] | None = None, progress: bool = 
     DataUnavailableError
         Some files could not be had; lists each with address, size, sha256 and the folder to put it in.
     """
-    manifest = load_manifest(name)
-    known = {file.name: file for file in manifest.files}
-    wanted = set(known if files is None else [files] if isinstance(files, str) else files)
-    if unknown := sorted(wanted - set(known)):
-        raise ValueError(f"dataset {name!r} has no file {unknown[0]!r}; {_choice(unknown[0], known)}")
+    import pooch
 
-    folder = data_folder() / name
-    paths = {file: folder / file for file in known if file in wanted}
+    manifest, folder = load_manifest(name), data_folder() / name
+    names = [file.name for file in manifest.files]
+    wanted = names if files is None else [files] if isinstance(files, str) else list(files)
+    for given in wanted:
+        known(f"file of dataset {name!r}", given, names)
     # hashed at every call: 6 ms for SIGMA's 9 MB, and no stamp that could be wrong
-    found = {file: sha256_of(path) for file, path in paths.items() if path.is_file()}
-    missing = [known[file] for file in paths if found.get(file) != known[file].sha256]
-    if not missing:
-        return paths
+    found = {file: pooch.file_hash(folder / file) for file in wanted if (folder / file).is_file()}
+    missing = [file for file in manifest.files if file.name in wanted and found.get(file.name) != file.sha256]
+    if missing:
+        _bring(manifest, missing, folder, found, progress)
+    return {file: folder / file for file in names if file in wanted}
 
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = _sources(manifest)
+
+def _bring(manifest: Manifest, missing: list[RemoteFile], folder: Path, found: dict[str, str], progress: bool) -> None:
+    """Bring each file from the first source that has it; `found` are hashes of what stands in their places."""
+    from requests import RequestException  # what pooch downloads with
+
+    sources = _sources(manifest, folder)
     unavailable, reason = [], "nothing was tried"
     for file in missing:
         for source in tuple(sources):
             try:
-                _receive(source(file), file, paths[file.name], progress)
+                source.fetch(file.name, downloader=lambda url, path, _: _receive(url, Path(path), progress))
                 break
-            except OSError as fault:
-                if fault.errno not in (None, errno.ENOENT):
-                    raise  # a full disk or a forbidden folder is not a missing file
+            except (FileNotFoundError, RequestException) as fault:  # and not a full disk
                 reason = f"{type(fault).__name__}: {fault}"
-                if fault.errno is None and getattr(fault, "response", None) is None:
+                if isinstance(fault, RequestException) and fault.response is None:
                     sources.remove(source)  # no answer at all: do not wait for it once more for every file
+            except ValueError as fault:
+                what = f"{source.get_url(file.name)} is not {file.name} as published ({file.bytes} bytes)"
+                raise HashMismatchError(f"{what}: {fault} Mend or replace the source.") from fault
         else:
             unavailable.append(file)
     if unavailable:
         raise DataUnavailableError(_what_to_do(manifest, unavailable, folder, found, reason))
-    return paths
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file's content."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sources(manifest: Manifest) -> list[Callable[[RemoteFile], str | Path]]:
+def _sources(manifest: Manifest, folder: Path) -> list[Pooch]:
     """Where to look for a file, in order: the mirror if one is set, then the published address."""
-    published = [lambda file: file.url]
-    value = os.environ.get("LABKIT_MIRROR")
-    if not value:
-        return published
-    parts = urlparse(value)
-    if parts.scheme in ("http", "https"):
-        return [lambda file: f"{value.rstrip('/')}/{quote(f'{manifest.mirror_path}/{file.name}')}", *published]
-    folder = located(url2pathname(parts.path) if parts.scheme == "file" else value).absolute()
-    if not folder.is_dir():
-        raise NotADirectoryError(f"LABKIT_MIRROR is {value!r}, and {folder} is not a folder; correct it or unset it")
-    return [lambda file: folder / manifest.mirror_path / file.name, *published]
+    import pooch
 
-
-def _receive(source: str | Path, file: RemoteFile, path: Path, progress: bool) -> None:
-    """Bring one file to ``path``, by way of a temporary name and its hash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if isinstance(source, Path):
-            shutil.copyfile(source, temporary)
+    pooch.get_logger().setLevel("WARNING")  # it tells of every file; the bar is enough
+    kept = {"path": folder, "registry": {file.name: file.sha256 for file in manifest.files}}
+    addresses = {file.name: file.url for file in manifest.files}
+    sources = [pooch.create(base_url="", urls=addresses, retry_if_failed=RETRIES, **kept)]
+    if value := os.environ.get("LABKIT_MIRROR"):
+        parts = urlparse(value)
+        if web := parts.scheme in ("http", "https"):
+            mirror = value.rstrip("/")
         else:
-            _download(source, temporary, progress)
-        if (found := sha256_of(temporary)) != file.sha256:
-            raise HashMismatchError(
-                f"{source} is not {file.name} as published: expected sha256 {file.sha256} ({file.bytes} bytes), "
-                f"found {found} ({temporary.stat().st_size} bytes). It was not used; mend or replace the source."
-            )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            mirror = located(url2pathname(parts.path) if parts.scheme == "file" else value).absolute()
+            if not mirror.is_dir():
+                raise NotADirectoryError(f"LABKIT_MIRROR={value!r}: {mirror} is not a folder; correct it or unset it")
+        base_url = f"{mirror}/{manifest.mirror_path}/"
+        sources.insert(0, pooch.create(base_url=base_url, retry_if_failed=RETRIES if web else 0, **kept))
+    return sources
+
+
+def _receive(source: str, path: Path, progress: bool) -> None:
+    """Bring a file of a mirror folder or of an http(s) address to `path`, pooch's temporary file."""
+    path.unlink()  # only its owner may read pooch's; a new one may be read by those whom the umask allows
+    if urlparse(source).scheme in ("http", "https"):
+        _download(source, path, progress)
+    else:
+        shutil.copyfile(source, path)
 
 
 def _download(url: str, path: Path, progress: bool) -> None:
@@ -262,12 +216,12 @@ def _download(url: str, path: Path, progress: bool) -> None:
 def _what_to_do(manifest: Manifest, files: list[RemoteFile], folder: Path, found: dict[str, str], reason: str) -> str:
     """Text of the error for files that could not be had."""
     lines = [
-        f"{len(files)} of the {len(manifest.files)} files of {manifest.name!r} are not here and could not be fetched."
+        f"{len(files)} of the {len(manifest.files)} files of {manifest.name!r} are not here and could not be fetched.",
+        f"Download them where there is a network and put them into the folder {folder}",
     ]
-    lines += [f"Download them where there is a network and put them into the folder {folder}"]
     for file in files:
-        lines += [f"  {file.name}", f"    from    {file.url}"]
-        lines += [f"    size    {file.bytes} bytes", f"    sha256  {file.sha256}"]
+        lines += [f"  {file.name}", f"    from    {file.url}", f"    size    {file.bytes} bytes"]
+        lines += [f"    sha256  {file.sha256}"]
         if file.name in found:
             lines += [f"    a file of that name is there, but its sha256 is {found[file.name]}"]
     lines += [f"or set LABKIT_MIRROR to a folder or an http(s) address that holds them in {manifest.mirror_path!r}."]
@@ -286,10 +240,3 @@ def _faults(file: RemoteFile) -> list[str]:
     if urlparse(file.url).scheme not in ("http", "https"):
         faults.append(f"url must be an http(s) address, not {file.url!r}")
     return faults
-
-
-def _choice(given: str, allowed: Iterable[str]) -> str:
-    """The allowed names, the one most like what was given first."""
-    names = list(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    return (f"did you mean {near[0]!r}? " if near else "") + "Allowed: " + ", ".join(names)

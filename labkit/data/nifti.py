@@ -1,7 +1,8 @@
 """One NIfTI file: read with every fault named, and written back as if it came from there.
 
 A scan keeps an :class:`Origin`, the record of what its file was; :func:`to_native` turns any array on the cohort's
-grid into an image on that file's grid, with its affine, header, data type and orientation.
+grid into an image on that file's grid, with its affine, header, data type and orientation, and :func:`restore` a
+network's volume.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from nibabel import orientations
 
+from labkit.data import volumes
 from labkit.data.grids import STUDY_AXES, ScanFaultError, axis_change, reorient, resample
 from labkit.files import whole_file
 
@@ -202,6 +205,36 @@ def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
     header.set_slope_inter(1, 0)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     return image_class(values.astype(dtype), header.get_best_affine(), header)
+
+
+def restore(volume: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
+    """Bring a volume (1, S, S, S) or (S, S, S) in [-1, 1] to a file's grid and intensity range.
+
+    Parameters
+    ----------
+    volume : torch.Tensor or numpy.ndarray
+        Any S; as made by :meth:`labkit.data.cohort.Cohort.volumes` or a generator.
+    shape : sequence of int
+        Voxels of the cohort's grid.
+    origin : Origin
+        The file to be like.
+    """
+    cube = volumes.resize(_cube(volume).float(), volumes.cube_side(tuple(shape)))
+    values = volumes.from_unit_range(cube, origin.low, origin.high)
+    return to_native(volumes.crop_from_cube(values, tuple(shape))[0].numpy(), origin)
+
+
+def restore_labels(labels: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
+    """Bring a label map (1, S, S, S) or (S, S, S), uint8, to a file's grid, as :func:`restore`."""
+    cube = volumes.resize_labels(_cube(labels).to(torch.uint8), volumes.cube_side(tuple(shape)))
+    return to_native(volumes.crop_from_cube(cube, tuple(shape))[0].numpy(), origin)
+
+
+def _cube(volume: torch.Tensor | np.ndarray) -> torch.Tensor:
+    cube = torch.as_tensor(volume).detach().cpu()
+    if cube.ndim not in (3, 4) or len(set(cube.shape[-3:])) != 1 or (cube.ndim == 4 and cube.shape[0] != 1):
+        raise ValueError(f"a volume is a cube (S, S, S) or (1, S, S, S); got shape {tuple(cube.shape)}")
+    return cube.reshape(1, 1, *cube.shape[-3:])
 
 
 def image_on_grid(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:

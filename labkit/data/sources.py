@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import hashlib
-import operator
 import os
 import warnings
 from collections.abc import Sequence
@@ -15,11 +14,12 @@ import nibabel as nib
 import numpy as np
 
 from labkit.data import bids, grids, nifti, volumes
-from labkit.data.cohort import Cohort
+from labkit.data.cache import Entry
+from labkit.data.cohort import Cohort, Scan, scan_digest
 from labkit.data.grids import STUDY_SHAPE, ScanFaultError
 from labkit.data.manifest import data_folder
 from labkit.data.nifti import Origin
-from labkit.data.store import Record, Store, open_store, scan_digest
+from labkit.fields import whole
 from labkit.files import located, progress_bar
 
 SIMULATED = ("phantom", "sigma")
@@ -95,8 +95,11 @@ def open_cohort(
     """
     if grid not in ("study", "native"):
         raise CohortError(f"grid={grid!r} is not known; allowed: 'study', 'native'")
-    n = None if n is None else _whole("n", n, 1, "the number of scans", ", or None for all")
-    seed = _whole("seed", seed, 0, "the seed", "")
+    try:
+        n = None if n is None else whole("n", n, 1, "the number of scans (None for all)")
+        seed = whole("seed", seed, 0)
+    except ValueError as fault:
+        raise CohortError(str(fault)) from None
     if axes is not None and sorted(str(axes).upper().translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
         raise CohortError(f"axes={axes!r}: three letters, one each of R/L, A/P and S/I, e.g. 'RSA'")
     voxel_mm = None if voxel_mm is None else _voxel_size(voxel_mm)
@@ -110,18 +113,8 @@ def open_cohort(
         asked = str(folder)
     options = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
     recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **options}
-    return Cohort(name, folder, _open_folder(folder, n, skip_bad, twins=twins, **options), recipe)
-
-
-def _whole(argument: str, value: int, least: int, what: str, otherwise: str) -> int:
-    """A whole number of any kind (numpy's too) as Python's."""
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise CohortError(f"{argument}={value!r}: {what} is a whole number of at least {least}{otherwise}")
-    return number
+    scans, skipped = _open_folder(folder, n, skip_bad, twins=twins, **options)
+    return Cohort(name, folder, scans, skipped, recipe)
 
 
 def _voxel_size(voxel_mm: Sequence[float]) -> list[float]:
@@ -140,7 +133,7 @@ def _simulated_folder(source: str, n: int, seed: int) -> Path:
     try:
         return simulated_dataset(source, n, seed)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             error.add_note(
                 f"Rats are kept in {data_folder()}: set LABKIT_DATA to a writable folder with room for them."
             )
@@ -159,7 +152,10 @@ def _existing_folder(source: str | os.PathLike) -> Path:
     )
 
 
-def _open_folder(folder: Path, n: int | None, skip_bad: bool, suffix: str | None, twins: bool, **options) -> Store:
+def _open_folder(
+    folder: Path, n: int | None, skip_bad: bool, suffix: str | None, twins: bool, **options
+) -> tuple[list[Scan], dict[str, str]]:
+    """Scans of a folder, and what was left out; one error for all that cannot be used, or a warning."""
     found, faults = bids.find_scans(folder, suffix)
     if not found and not faults:
         wanted = f" with suffix {suffix!r}" if suffix else ""
@@ -169,89 +165,71 @@ def _open_folder(folder: Path, n: int | None, skip_bad: bool, suffix: str | None
         )
     if n is not None and n > len(found):
         raise CohortError(f"n={n} scans asked for, but {folder} holds {len(found)}: choose n <= {len(found)}")
-    found = found[:n]
-    key = {"folder": str(folder), "skip_bad": skip_bad, "suffix": suffix, **options}
-    if twins:
-        key["twins"] = True
-    if faults:  # found without reading, so that what is on disk cannot show that they are new
-        key["faults"] = sorted(f"{path.name}: {fault}" for path, fault in faults.items())
-    listing = [[_stamp(folder, scan.image), scan.labels and _stamp(folder, scan.labels)] for scan in found]
-
-    def build() -> Store:
-        return _read_all(
-            folder, found, {str(path): fault for path, fault in faults.items()}, skip_bad, twins, **options
-        )
-
-    if faults and not skip_bad:
-        build()  # a fault in the listing itself is told together with those inside the files
-    store = open_store(data_folder() / "cache", key, listing, len(found), build)
-    if store.skipped:
-        listed = "\n".join(f"  {path}: {fault}" for path, fault in store.skipped.items())
-        warnings.warn(f"left out {len(store.skipped)} unusable files of {folder}:\n{listed}", stacklevel=3)
-    silent = [record.origin for record in store.records if not nifti.says_orientation(record.origin)]
+    faults = {str(path): fault for path, fault in faults.items()}
+    scans = _read_all(folder, found[:n], faults, twins, options)
+    apart = _not_on_one_grid(scans) if options["grid"] == "native" else {}
+    faults |= apart
+    listed = "\n".join(f"  {path}: {fault}" for path, fault in sorted(faults.items()))
+    if faults and not (skip_bad and scans and not apart):
+        count = f"{len(faults)} unusable file{'s' if len(faults) > 1 else ''}"
+        hint = "" if skip_bad else "\nMend or move them, or pass skip_bad=True to go on with the rest."
+        raise CohortError(f"{count} in {folder}:\n{listed}{hint}", faults)
+    if faults:
+        warnings.warn(f"left out {len(faults)} unusable files of {folder}:\n{listed}", stacklevel=3)
+    silent = [scan.origin for scan in scans if not nifti.says_orientation(scan.origin)]
     if silent and options["axes"] is None:
         warnings.warn(
-            f"{len(silent)} of {len(store.records)} scans in {folder} do not say where their axes point (qform and "
+            f"{len(silent)} of {len(scans)} scans in {folder} do not say where their axes point (qform and "
             f"sform code 0), e.g. {Path(silent[0].path).name}: taken for {silent[0].axes}, as nibabel does. Look at "
             "them, and pass axes, e.g. axes='RSA' (right, superior, anterior), where that is wrong.",
             stacklevel=3,
         )
-    return store
-
-
-def _stamp(folder: Path, path: Path) -> list:
-    if not path.exists():  # a link to nothing is a fault like others, told together with them
-        return [str(path.relative_to(folder)), -1, -1]
-    status = path.stat()
-    return [str(path.relative_to(folder)), status.st_size, status.st_mtime_ns]
+    return scans, faults
 
 
 def _read_all(
-    folder: Path, found: list[bids.Found], faults: dict[str, str], skip_bad: bool, twins: bool, grid: str, **options
-) -> Store:
-    """Read every scan; raise one error for all that cannot be used, or leave them out."""
-    faults = dict(faults)
-    images, label_maps, records = [], [], []
+    folder: Path, found: list[bids.ScanFiles], faults: dict[str, str], twins: bool, options: dict
+) -> list[Scan]:
+    """Usable scans, each from the cache or its file; what is wrong with the others is added to `faults`."""
+    scans, unkept = [], None
     voxels_of: dict[bytes, Path] = {}
-    for scan in progress_bar(found, f"reading {folder.name}"):
-        if str(scan.image) in faults:
+    for files in progress_bar(found, f"reading {folder.name}"):
+        if str(files.image) in faults:
             continue
-        try:
-            image, labels, record = _read_one(scan, grid, **options)
-        except ScanFaultError as fault:
-            faults[str(scan.image)] = str(fault)
-            continue
-        twin = voxels_of.setdefault(hashlib.sha256(image.tobytes()).digest(), scan.image)
-        if twin is not scan.image and not twins:
-            faults[str(scan.image)] = f"duplicate: the same voxels as {twin.name}, so one rat would count twice"
-            continue
-        images.append(image)
-        label_maps.append(labels)
-        records.append(record)
-    apart = _not_on_one_grid(images, records) if grid == "native" else {}
-    faults |= apart
-    if faults and not (skip_bad and images and not apart):
-        listed = "\n".join(f"  {path}: {fault}" for path, fault in sorted(faults.items()))
-        count = f"{len(faults)} unusable file{'s' if len(faults) > 1 else ''}"
-        hint = "" if skip_bad else "\nMend or move them, or pass skip_bad=True to go on with the rest."
-        raise CohortError(f"{count} in {folder}:\n{listed}{hint}", faults)
-    stacked = None
-    if any(labels is not None for labels in label_maps):
-        stacked = np.stack([np.zeros(images[0].shape, np.uint8) if m is None else m for m in label_maps])
-    return Store(np.stack(images), stacked, tuple(records), faults)
+        entry = Entry(files, options)
+        if (scan := entry.load()) is None:
+            try:
+                scan = _read_one(files, **options)
+            except ScanFaultError as fault:
+                faults[str(files.image)] = str(fault)
+                continue
+            try:
+                if unkept is None:
+                    entry.save(scan)
+            except OSError as error:
+                unkept = f"could not keep scans in {entry.path.parent}: {error}; reading them again next time"
+        for array in (scan.image, scan.labels):
+            if array is not None:
+                array.setflags(write=False)  # the digest is of these voxels
+        twin = voxels_of.setdefault(hashlib.sha256(scan.image).digest(), files.image)
+        if twin is not files.image and not twins:
+            faults[str(files.image)] = f"duplicate: the same voxels as {twin.name}, so one rat would count twice"
+        else:
+            scans.append(scan)
+    if unkept:
+        warnings.warn(unkept, stacklevel=4)
+    return scans
 
 
-def _read_one(
-    found: bids.Found, grid: str, axes: str | None, voxel_mm: Sequence[float] | None
-) -> tuple[np.ndarray, np.ndarray | None, Record]:
-    """One scan on the cohort's grid, its labels likewise, and its record."""
-    stored, header = nifti.read_array(found.image)
+def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequence[float] | None) -> Scan:
+    """One scan on the cohort's grid, its labels likewise."""
+    stored, header = nifti.read_array(files.image)
     labels = None
-    if found.labels is not None:
+    if files.labels is not None:
         try:
-            labels = nifti.read_labels(found.labels, stored.shape, header.get_best_affine())
+            labels = nifti.read_labels(files.labels, stored.shape, header.get_best_affine())
         except ScanFaultError as fault:
-            raise ScanFaultError(f"its labels {found.labels.name}: {fault}") from fault
+            raise ScanFaultError(f"its labels {files.labels.name}: {fault}") from fault
     affine = grids.corrected_affine(header, stored.shape, axes, voxel_mm)
     image, image_affine = grids.reorient(stored, affine)
     labels = None if labels is None else grids.reorient(labels, affine)[0]
@@ -265,9 +243,10 @@ def _read_one(
     elif grid == "native":
         grids.head_box(image, image_affine)  # only for the voxel size it checks
     image = np.ascontiguousarray(image, np.float32)
+    labels = None if labels is None else np.ascontiguousarray(labels, np.uint8)
     padded = any(extent < volumes.cube_side(image.shape) for extent in image.shape)
     origin = Origin(
-        path=str(found.image),
+        path=str(files.image),
         shape=stored.shape,
         axes="".join(nib.aff2axcodes(affine)),
         affine=_nested(affine),
@@ -278,27 +257,22 @@ def _read_one(
         high=max(float(image.max()), 0.0) if padded else float(image.max()),
     )
     digest = scan_digest(image, labels, image_affine)
-    record = Record(
-        found.subject, found.session, found.suffix, labels is not None, _nested(image_affine), digest, origin
-    )
-    return image, labels, record
+    return Scan(files.subject, files.session, image, labels, np.array(image_affine), files.suffix, origin, digest)
 
 
 def _nested(affine: np.ndarray) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(value) for value in row) for row in affine)
 
 
-def _not_on_one_grid(images: list[np.ndarray], records: list[Record]) -> dict[str, str]:
+def _not_on_one_grid(scans: list[Scan]) -> dict[str, str]:
     """Faults of a cohort that is to keep its own grid: scans that do not share the first one's, or outsize cubes."""
     faults = {}
-    for image, record in zip(images, records, strict=True):
-        zooms = nib.affines.voxel_sizes(np.asarray(record.affine))
-        first = nib.affines.voxel_sizes(np.asarray(records[0].affine))
-        if image.shape != images[0].shape or not np.allclose(zooms, first, rtol=0.01):
-            faults[record.origin.path] = (
-                f"its grid {image.shape} at {np.round(zooms, 4)} mm is not the first scan's {images[0].shape} at "
-                f"{np.round(first, 4)} mm; grid='study' brings all onto one"
-            )
-        elif max(image.shape) > MAX_SIDE:
-            faults[record.origin.path] = f"{max(image.shape)} voxels along an axis; a native grid may have {MAX_SIDE}"
+    for scan in scans:
+        first = scans[0]
+        apart = grids.difference(scan.image.shape, scan.affine, first.image.shape, first.affine)
+        if apart:
+            faults[scan.origin.path] = f"its grid {apart}, the first scan's; grid='study' brings all onto one"
+        elif max(scan.image.shape) > MAX_SIDE:
+            what = f"{max(scan.image.shape)} voxels along an axis; a native grid may have {MAX_SIDE}"
+            faults[scan.origin.path] = what
     return faults

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from labkit import open_cohort
+from labkit.data.cohort import scan_digest
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 
 
@@ -56,6 +57,19 @@ def test_the_fingerprint_follows_content_and_order(cohort):
     assert cohort.subset([1, 0]).fingerprint != cohort.subset([0, 1]).fingerprint
     assert cohort.subset([4, 1])[0].session == cohort[4].session
     assert np.array_equal(cohort.subset([4, 1])[0].image, cohort[4].image)
+
+
+def test_a_content_hash_survives_the_precision_of_a_nifti_header():
+    affine = grid_affine(centre_mm=(0.0, 0.0, 0.0))
+    affine[0, 3] = 2.0015  # 2.002 to three places, but 2.001 in single precision
+    image = np.zeros((4, 4, 4), np.float32)
+    stored = affine.astype(np.float32).astype(np.float64)
+    assert np.round(affine[0, 3], 3) != np.round(stored[0, 3], 3)
+    assert scan_digest(image, None, affine) == scan_digest(image, None, stored)
+
+
+def test_a_scan_tells_its_own_content_hash(cohort):
+    assert all(scan.digest == scan_digest(scan.image, scan.labels, scan.affine) for scan in cohort)
 
 
 def test_an_empty_or_outside_subset_behaves(cohort):

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from labkit.data import nifti
-from labkit.data.cohort import Cohort
+from labkit.data.cohort import Cohort, Scan
 from labkit.data.grids import grid_affine
 from labkit.data.nifti import Origin
-from labkit.data.store import Record, Store
 from labkit.evidence import describe
 
 SIDE, ZOOMS = 16, (1.0, 0.5, 2.0)  # mm; unequal, so that a mix-up of axes shows
@@ -19,7 +18,7 @@ def toy_cohort(images, labels=None, subjects=None, sessions=None, resampled=Fals
     """Scans of 16^3 voxels held in memory, as if opened from RAS files of int16."""
     images = np.asarray(images, np.float32)
     header = nib.Nifti1Image(np.zeros((SIDE,) * 3, np.int16), AFFINE).header
-    records = []
+    scans = []
     for place, image in enumerate(images):
         origin = Origin(
             f"rat{place}.nii.gz", (SIDE, 2 * SIDE, SIDE), "RAS", tuple(map(tuple, np.diag([1.0, 2.0, 0.5, 1.0]))),
@@ -28,12 +27,9 @@ def toy_cohort(images, labels=None, subjects=None, sessions=None, resampled=Fals
         )  # fmt: skip
         subject = subjects[place] if subjects else f"{place:02d}"
         session = sessions[place] if sessions else ""
-        has_labels = labels is not None and labels[place] is not None
-        records.append(Record(subject, session, "T2w", has_labels, tuple(map(tuple, AFFINE)), str(place), origin))
-    maps = None
-    if labels is not None:
-        maps = np.stack([np.zeros((SIDE,) * 3, np.uint8) if m is None else m for m in labels])
-    return Cohort("toy", Path("toy"), Store(images, maps, tuple(records), {}))
+        mine = None if labels is None else labels[place]
+        scans.append(Scan(subject, session, image, mine, AFFINE, "T2w", origin, str(place)))
+    return Cohort("toy", Path("toy"), scans)
 
 
 def brain() -> np.ndarray:

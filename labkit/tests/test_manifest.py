@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from labkit.data import manifest
 
@@ -33,10 +34,6 @@ mirror_path = "tiny_mirror"
 """
 
 
-class NoNetworkError(OSError):
-    """Stands for requests.ConnectionError: no errno, no response."""
-
-
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A dataset `tiny` of two files, an empty data folder, no mirror, no network; the folder its files belong in."""
@@ -45,6 +42,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "manifest_folder", lambda: tmp_path / "manifests")
     monkeypatch.setenv("LABKIT_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("LABKIT_MIRROR", raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # pooch waits a second before it tries again
     offline(monkeypatch)
     return tmp_path / "data" / "tiny"
 
@@ -66,7 +64,7 @@ def offline(monkeypatch) -> list[str]:
     def download(url, path, progress):
         asked.append(url)
         Path(path).write_bytes(b"half")
-        raise NoNetworkError("no route to data.invalid")
+        raise requests.ConnectionError("no route to data.invalid")
 
     monkeypatch.setattr(manifest, "_download", download)
     return asked
@@ -138,7 +136,7 @@ def test_a_corrupted_mirror_file_is_an_error_with_both_hashes(tiny, tiny_mirror,
         manifest.fetch("tiny")
     for part in ("brain.nii.gz", SHA256["brain.nii.gz"], hashlib.sha256(b"a rat bra").hexdigest()):
         assert part in str(caught.value)
-    assert names_in(tiny) == [] and asked == []
+    assert names_in(tiny) == [] and asked == [] and isinstance(caught.value, OSError)
 
 
 def test_a_corrupted_download_is_an_error_and_leaves_nothing(tiny, monkeypatch):
@@ -164,19 +162,27 @@ def test_a_failing_download_leaves_no_partial_file(tiny):
     assert names_in(tiny) == []
 
 
-def test_a_server_that_does_not_answer_is_asked_once(tiny, monkeypatch):
+def test_a_server_that_does_not_answer_is_asked_for_one_file_only(tiny, monkeypatch):
     asked = offline(monkeypatch)
     with pytest.raises(manifest.DataUnavailableError):
         manifest.fetch("tiny")
-    assert len(asked) == 1
+    assert asked == (1 + manifest.RETRIES) * ["https://data.invalid/rats/v1/brain.nii.gz"]
+
+
+def test_a_download_that_breaks_off_is_tried_again(tiny, monkeypatch):
+    broken = offline(monkeypatch)
+    breaks_off = manifest._download
+    asked = online(monkeypatch)
+    whole = manifest._download
+    monkeypatch.setattr(manifest, "_download", lambda *args: whole(*args) if broken else breaks_off(*args))
+    assert list(manifest.fetch("tiny")) == list(CONTENT)
+    assert broken == asked[:1] and len(asked) == 2
 
 
 def test_a_server_that_lacks_one_file_is_asked_for_the_others(tiny, monkeypatch):
     def download(url, path, progress):
         if url.endswith("brain.nii.gz"):
-            fault = OSError("404 Not Found")
-            fault.response = object()
-            raise fault
+            raise requests.HTTPError("404 Not Found", response=requests.Response())
         Path(path).write_bytes(CONTENT["mask.nii.gz"])
 
     monkeypatch.setattr(manifest, "_download", download)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from labkit.data.simulate.anatomy import TISSUES
+from labkit.data.simulate.anatomy import TISSUE_PROPERTIES
 from labkit.data.simulate.phantom import phantom_anatomy, phantom_structures
 from labkit.data.simulate.phantom.curves import monotone_cubic, outline_distance, sections, smooth_curve
 
@@ -38,7 +38,7 @@ def brain(rat):
 
 def test_fractions_lie_between_0_and_1_and_leave_the_rest_to_air(rat):
     total = rat.maps.sum(0)
-    assert rat.maps.dtype == torch.float32 and set(rat.tissues) <= set(TISSUES)
+    assert rat.maps.dtype == torch.float32 and set(rat.tissues) <= set(TISSUE_PROPERTIES)
     assert rat.maps.min() >= 0 and rat.maps.max() <= 1 and total.max() <= 1 + 1e-6
     assert rat.air.min() >= 0 and (total + rat.air).max() <= 1 + 1e-5
 

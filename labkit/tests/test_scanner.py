@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
-from labkit.data.simulate import TISSUES, Individual, Scanner
+from labkit.data.simulate import TISSUE_PROPERTIES, Individual, Scanner
 from labkit.data.simulate.field import AIR_LESS_TISSUE_PPM, GYROMAGNETIC_MHZ_PER_T, field_map
-from labkit.data.simulate.head import FINE, coarse_points, coarse_spacing, prepare
-from labkit.data.simulate.individual import draw
+from labkit.data.simulate.individual import draw_variation
+from labkit.data.simulate.preparation import FINE, coarse_points, coarse_spacing, prepare
 from labkit.data.simulate.scanner import (
     PHASE,
     READ,
-    Session,
+    ScanConditions,
     acquire,
     coil_sensitivity,
     dephasing,
-    draw_session,
+    draw_conditions,
     steady_state,
 )
 from labkit.data.simulate.simulation import _distortion, _scan
@@ -29,7 +29,7 @@ TWIN = Individual(volume_cv=0, rotation_deg=0, shift_mm=0, warp_mm=0, ventricle_
 
 
 def session(**changes):
-    quiet = Session(
+    quiet = ScanConditions(
         gain=1.0,
         ghost=0.0,
         ghost_slope=0.0,
@@ -71,7 +71,7 @@ def test_noise_in_air_is_rician_and_falls_with_averages():
     still = torch.zeros(1, *FINE)
     for averages in (1, 9):
         scanner = Scanner(averages=averages)
-        drawn = draw_session(scanner, torch.Generator().manual_seed(3))
+        drawn = draw_conditions(scanner, torch.Generator().manual_seed(3))
         image = acquire(scanner, still, [drawn])
         sigma = scanner.gain * scanner.noise / math.sqrt(averages)
         assert image.min() > 0
@@ -92,7 +92,7 @@ def test_lines_read_later_are_weaker_and_so_edges_along_the_phase_axis_are_softe
 def test_signal_is_the_spoiled_gradient_echo_equation():
     scanner = Scanner(flip_deg=90)
     signal = steady_state(scanner, ("cortex", "csf", "white"), torch.ones(1, 3, 3))[0]
-    cortex = TISSUES["cortex"]
+    cortex = TISSUE_PROPERTIES["cortex"]
     expected = cortex.density * (1 - math.exp(-2000 / cortex.t1_ms)) * math.exp(-17.5 / cortex.t2star_ms)
     assert signal[0] == pytest.approx(expected, rel=1e-5)
     assert signal[1] > signal[0] > signal[2]
@@ -103,7 +103,7 @@ def test_signal_is_the_spoiled_gradient_echo_equation():
 
 def test_free_water_recovers_as_slowly_as_at_any_field():
     for name in ("csf", "eye"):
-        assert 4000 <= TISSUES[name].t1_ms <= 4500
+        assert 4000 <= TISSUE_PROPERTIES[name].t1_ms <= 4500
     csf, cortex = steady_state(Scanner(), ("csf", "cortex"), torch.ones(1, 3, 2))[0].tolist()
     assert csf == pytest.approx(0.307, abs=0.002) and 1.1 < csf / cortex < 1.2
 
@@ -181,7 +181,7 @@ def distort(field_of, **changes):
     spacing = head.spacing(head.field.shape)[1]
     superior = spacing * (torch.arange(head.field.shape[1]) - (head.field.shape[1] - 1) / 2)
     head = dataclasses.replace(head, field=field_of(superior)[None, :, None].expand(head.field.shape))
-    rat = draw(TWIN, 0, 0, 4, tuple(head.ventricles.shape[1:]), 1.0)
+    rat = draw_variation(TWIN, 0, 0, 4, tuple(head.ventricles.shape[1:]), 1.0)
     scanner = Scanner()
     return scanner, *_distortion(head, scanner, [rat], [session(**changes)], coarse_points(torch.device("cpu")))
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
-from labkit.data.simulate import LABEL_NAMES, Individual, Scanner, sigma_anatomy, simulate
+from labkit.data.labels import LABEL_NAMES
+from labkit.data.simulate import Individual, Scanner, sigma_anatomy, simulate
 from labkit.data.simulate.sigma import FILES, HALF_WIDTH_MM, Volume, white_matter_rim
 
 N = 3

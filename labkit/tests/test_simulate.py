@@ -9,11 +9,10 @@ import torch
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 from labkit.data.simulate import Individual, Scanner, load_anatomy, parameters, simulate
-from labkit.data.simulate.head import balanced_weights, most_likely, prepare, shares
 from labkit.data.simulate.individual import (
     JACOBIAN_FLOOR,
     diffeomorphism,
-    draw,
+    draw_variation,
     flow,
     index_grid,
     jacobian,
@@ -21,6 +20,7 @@ from labkit.data.simulate.individual import (
     sample,
     smooth_noise,
 )
+from labkit.data.simulate.preparation import balanced_weights, most_likely, prepare, shares
 from labkit.tests.heads import CENTRE_MM, simple_head
 
 TWINS = Individual(
@@ -134,7 +134,7 @@ def test_rotations_are_about_right_superior_and_anterior_in_this_order():
 
 
 def test_size_and_pose_keep_to_their_spreads():
-    rats = [draw(Individual(), 0, i, 2, (4, 4, 4), 2.0) for i in range(400)]
+    rats = [draw_variation(Individual(), 0, i, 2, (4, 4, 4), 2.0) for i in range(400)]
     volume = np.array([rat.size**3 for rat in rats])
     assert 0.03 < volume.std() / volume.mean() < 0.05
     angles = torch.stack([rat.rotation_deg for rat in rats])
@@ -181,7 +181,7 @@ def test_a_velocity_that_would_fold_is_weakened_and_only_that_one():
 def test_wider_ventricles_are_wider(head):
     individual = dataclasses.replace(TWINS, ventricle_mm=0.6)
     rats = list(simulate(head, range(6), individual=individual, scanner=STILL))
-    widths = [draw(individual, 0, rat.index, 4, (4, 4, 4), 1.0).ventricle_mm for rat in rats]
+    widths = [draw_variation(individual, 0, rat.index, 4, (4, 4, 4), 1.0).ventricle_mm for rat in rats]
     volumes = [rat.properties["csf_mm3"] for rat in rats]
     assert np.corrcoef(widths, volumes)[0, 1] > 0.95
 

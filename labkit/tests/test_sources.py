@@ -78,7 +78,7 @@ def test_skip_bad_goes_on_with_the_rest_and_says_so_every_time(tmp_path):
     put(folder, "a.nii.gz", seed=1)
     put(folder, "b.nii.gz", np.full(STUDY_SHAPE, 5, np.int16))
     put(folder, "c.nii.gz", seed=2)
-    for _ in range(2):  # read, then from the store
+    for _ in range(2):  # read, then from the cache
         with pytest.warns(UserWarning, match=r"left out 1 unusable files[\s\S]*b.nii.gz: constant image"):
             cohort = open_cohort(folder, skip_bad=True)
         assert cohort.subjects == ("a", "c") and list(cohort.skipped) == [str(folder / "b.nii.gz")]
@@ -150,7 +150,7 @@ def test_a_header_without_orientation_is_warned_of_until_axes_are_given(tmp_path
     image = nib.Nifti1Image(rat(1), None)
     image.header.set_zooms(STUDY_ZOOMS)
     nib.save(image, tmp_path / "scans" / "b.nii.gz")
-    for _ in range(2):  # read, then from the store
+    for _ in range(2):  # read, then from the cache
         with pytest.warns(UserWarning, match=r"1 of 2 scans .* e\.g\. b\.nii\.gz: taken for LAS"):
             open_cohort(tmp_path / "scans")
     with warnings.catch_warnings():
@@ -240,29 +240,87 @@ def test_a_folder_called_like_a_simulated_source_does_not_take_its_place(tmp_pat
     assert open_cohort("./phantom").subjects == ("a",)
 
 
-def test_a_second_open_comes_from_the_store_and_a_changed_file_is_read_again(tmp_path, monkeypatch):
+@pytest.fixture
+def three(tmp_path):
+    """A folder of three labelled scans, opened once."""
     for index in range(3):
-        put(tmp_path / "scans", f"{index}.nii.gz", seed=index)
-    first = open_cohort(tmp_path / "scans")
-    with monkeypatch.context() as patch:
-        patch.setattr(sources.nifti, "read_array", lambda path: pytest.fail("read the files again"))
-        again = open_cohort(tmp_path / "scans")
-        fewer = open_cohort(tmp_path / "scans", n=2)
-    assert again.fingerprint == first.fingerprint and isinstance(again[0].image, np.memmap)
-    assert fewer.fingerprint == first.subset([0, 1]).fingerprint
-    put(tmp_path / "scans", "1.nii.gz", seed=9)
-    assert open_cohort(tmp_path / "scans").fingerprint != first.fingerprint
+        put(tmp_path / "scans", f"{index}.nii.gz", seed=index, labels=np.ones(STUDY_SHAPE, np.uint8))
+    return open_cohort(tmp_path / "scans")
 
 
-def test_a_disk_that_takes_no_store_costs_a_warning_not_the_cohort(tmp_path, monkeypatch):
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the scans that are read from their files."""
+    names = []
+    read_one = sources._read_one
+
+    def counted(files, **options):
+        names.append(files.image.name)
+        return read_one(files, **options)
+
+    monkeypatch.setattr(sources, "_read_one", counted)
+    return names
+
+
+def test_a_folder_opened_again_is_not_read_again(three, read):
+    assert open_cohort(three.folder).fingerprint == three.fingerprint
+    assert open_cohort(three.folder, n=2).fingerprint == three[:2].fingerprint
+    assert read == []
+
+
+def test_of_a_folder_that_has_grown_only_the_new_file_is_read(three, read):
+    put(three.folder, "1b.nii.gz", seed=9)
+    assert open_cohort(three.folder).subset([0, 1, 3]).fingerprint == three.fingerprint and read == ["1b.nii.gz"]
+
+
+def test_only_a_changed_file_is_read_again(three, read):
+    put(three.folder, "1.nii.gz", seed=9)
+    assert open_cohort(three.folder).digests[1] != three.digests[1] and read == ["1.nii.gz"]
+
+
+def test_a_scan_whose_labels_changed_is_read_again(three, read):
+    nib.save(nib.Nifti1Image(np.full(STUDY_SHAPE, 2, np.uint8), three[1].affine), three.folder / "1_dseg.nii.gz")
+    (three.folder / "2_dseg.nii.gz").unlink()
+    again = open_cohort(three.folder)
+    assert (again[1].labels == 2).all() and again[2].labels is None and read == ["1.nii.gz", "2.nii.gz"]
+
+
+def test_other_options_read_other_voxels(three, read):
+    assert open_cohort(three.folder, axes="RSP").fingerprint != three.fingerprint and len(read) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]])
+def test_a_damaged_entry_of_the_cache_is_made_again(three, read, tmp_path, damage):
+    for path in (tmp_path / "data" / "cache").iterdir():
+        path.write_bytes(damage(path.read_bytes()))
+    assert open_cohort(three.folder).fingerprint == three.fingerprint and len(read) == 3
+    assert open_cohort(three.folder).fingerprint == three.fingerprint and len(read) == 3
+
+
+def test_twins_are_found_among_scans_that_are_not_read_again(three):
+    put(three.folder, "3.nii.gz", seed=1)
+    with pytest.raises(CohortError, match="3.nii.gz: duplicate: the same voxels as 1.nii.gz"):
+        open_cohort(three.folder)
+    assert len(open_cohort(three.folder, twins=True)) == 4
+
+
+def test_voxels_cannot_be_changed_behind_their_content_hash(three):
+    for scan in (three[0], open_cohort(three.folder)[0]):
+        with pytest.raises(ValueError, match="read-only"):
+            scan.image[0] = 0
+
+
+def test_a_disk_that_takes_no_cache_costs_one_warning_not_the_cohort(tmp_path, monkeypatch):
     put(tmp_path / "scans", "a.nii.gz")
+    put(tmp_path / "scans", "b.nii.gz", seed=1)
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.warns(UserWarning, match="No space left"):
-        assert len(open_cohort(tmp_path / "scans")) == 1
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.warns(UserWarning, match="No space left") as warned:
+        assert len(open_cohort(tmp_path / "scans")) == 2
+    assert len(warned) == 1
 
 
 def test_a_data_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Simulated rat brain MRI: anatomy x individual x scanner."""
 
-from .anatomy import BACKGROUND, CSF, GREY, LABEL_NAMES, TISSUES, WHITE, Anatomy, Tissue
+from .anatomy import TISSUE_PROPERTIES, Anatomy, Tissue
 from .individual import Individual
 from .library import ANATOMIES, load_anatomy, parameters
 from .scanner import Scanner
@@ -8,6 +8,6 @@ from .sigma import sigma_anatomy
 from .simulation import SimulatedRat, simulate
 
 __all__ = [
-    "ANATOMIES", "BACKGROUND", "CSF", "GREY", "LABEL_NAMES", "TISSUES", "WHITE", "Anatomy", "Individual", "Scanner",
-    "SimulatedRat", "Tissue", "load_anatomy", "parameters", "sigma_anatomy", "simulate",
+    "ANATOMIES", "TISSUE_PROPERTIES", "Anatomy", "Individual", "Scanner", "SimulatedRat", "Tissue",
+    "load_anatomy", "parameters", "sigma_anatomy", "simulate",
 ]  # fmt: skip

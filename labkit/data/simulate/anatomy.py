@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-BACKGROUND, CSF, GREY, WHITE = 0, 1, 2, 3
-LABEL_NAMES = {BACKGROUND: "background", CSF: "cerebrospinal fluid", GREY: "grey matter", WHITE: "white matter"}
+from labkit.data.labels import BACKGROUND, CSF, GREY, WHITE
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Tissue:
 # than thalamus and brainstem, white matter shortest) is theirs, the exact numbers are this study's choice. CSF and the
 # eye are nearly free water, whose T1 does not depend on the field: 4.3 s for CSF in vivo (Rooney et al. 2007, Magn
 # Reson Med 57:308, 0.2 to 7 T).
-TISSUES: dict[str, Tissue] = {
+TISSUE_PROPERTIES: dict[str, Tissue] = {
     "csf": Tissue(CSF, 1.00, 4300.0, 60.0),
     "cortex": Tissue(GREY, 0.82, 1880.0, 24.0),
     "hippocampus": Tissue(GREY, 0.83, 1900.0, 25.0),
@@ -71,7 +70,7 @@ class Anatomy:
     name : str
         ``"phantom"`` or ``"sigma"``; part of the name of every cohort made from it.
     tissues : tuple of str
-        Keys of :data:`TISSUES`, one per channel of `maps`.
+        Keys of :data:`TISSUE_PROPERTIES`, one per channel of `maps`.
     maps : torch.Tensor
         float32 (T, X, Y, Z), volume fraction of each tissue in [0, 1]; the sum over T is at most 1, what is missing
         to 1 is air. Axes run right, superior, anterior, as the study's grid does.
@@ -100,5 +99,5 @@ class Anatomy:
 
     def label_maps(self) -> torch.Tensor:
         """Fractions of the three labels CSF, grey and white matter: float32 (3, X, Y, Z)."""
-        labels = torch.tensor([TISSUES[name].label for name in self.tissues])
+        labels = torch.tensor([TISSUE_PROPERTIES[name].label for name in self.tissues])
         return torch.stack([self.maps[labels == label].sum(0) for label in (CSF, GREY, WHITE)])

@@ -7,13 +7,10 @@ import hashlib
 import json
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
-from labkit.data import bids
+from labkit.data import bids, nifti
+from labkit.data.labels import LABEL_NAMES
 from labkit.data.manifest import data_folder
 from labkit.data.simulate import load_anatomy, parameters, simulate
-from labkit.data.simulate.anatomy import LABEL_NAMES
 from labkit.files import progress_bar, write_text
 
 KEEP_EVERY = 10
@@ -61,7 +58,7 @@ def simulated_dataset(name: str, n: int, seed: int = 0) -> Path:
     rats = simulate(anatomy, missing, seed=seed)
     for done, rat in enumerate(progress_bar(rats, f"simulating {name} rats", len(missing)), start=1):
         subject = f"{rat.index + 1:04d}"
-        image, labels = (_image(array, rat.affine) for array in (rat.image, rat.labels))
+        image, labels = (nifti.image_on_grid(array, rat.affine) for array in (rat.image, rat.labels))
         image.header["descrip"] = b"simulated rat, not an animal"
         bids.save_scan(folder, bids.scan_path(subject), image, labels)
         rows[rat.index] = {"participant_id": f"sub-{subject}", **rat.properties}
@@ -85,11 +82,3 @@ def _kept(folder: Path) -> dict[int, dict]:
         if image.exists() and labels.exists():
             kept[int(subject) - 1] = row
     return kept
-
-
-def _image(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, 1)
-    image.set_sform(affine, 1)
-    return image

@@ -46,7 +46,7 @@ class Individual:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Variation:
     """The random numbers of one rat, float32 on the CPU.
 
     Attributes
@@ -72,22 +72,7 @@ class Draw:
 
 
 def random_stream(seed: int, index: int, purpose: str) -> torch.Generator:
-    """A CPU generator that belongs to one rat and one purpose, whatever else has been drawn.
-
-    Parameters
-    ----------
-    seed : int
-        The cohort's seed.
-    index : int
-        The rat.
-    purpose : str
-        Such as ``"individual"``; streams of different purposes are independent, so that a change of one part of the
-        simulator leaves the others' numbers alone.
-
-    Returns
-    -------
-    torch.Generator
-    """
+    """A CPU generator that belongs to one rat of a seed and one purpose, whatever else has been drawn."""
     digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
     # torch's Mersenne twister takes its state from the lower 32 bits of a seed.
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
@@ -98,32 +83,14 @@ def clipped_normal(*shape: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator).clamp(-2.5, 2.5)
 
 
-def draw(individual: Individual, seed: int, index: int, n_tissues: int, shape: tuple[int, int, int],
-         spacing_mm: float) -> Draw:  # fmt: skip
-    """Draw one rat.
-
-    Parameters
-    ----------
-    individual : Individual
-        How much rats differ.
-    seed, index : int
-        Cohort and rat; the result depends on nothing else that is random.
-    n_tissues : int
-        Tissues of the anatomy.
-    shape : tuple of int
-        Points of the warp grid.
-    spacing_mm : float
-        Spacing of the warp grid, mm.
-
-    Returns
-    -------
-    Draw
-    """
+def draw_variation(individual: Individual, seed: int, index: int, n_tissues: int, shape: tuple[int, int, int],
+         spacing_mm: float) -> Variation:  # fmt: skip
+    """Draw one rat of a cohort: `n_tissues` contrasts, and a warp on a grid of `shape` points `spacing_mm` apart."""
     stream = random_stream(seed, index, "individual")
     volume, rotation, shift, ventricle = clipped_normal(8, generator=stream).split([1, 3, 3, 1])
     spread = torch.tensor([individual.density_cv, individual.t1_cv, individual.t2star_cv])[:, None]
     contrast = 1 + spread * clipped_normal(3, n_tissues, generator=stream)
-    return Draw(
+    return Variation(
         size=(1 + individual.volume_cv * volume.item()) ** (1 / 3),
         rotation_deg=individual.rotation_deg * rotation,
         shift_mm=individual.shift_mm * shift,
@@ -134,22 +101,7 @@ def draw(individual: Individual, seed: int, index: int, n_tissues: int, shape: t
 
 
 def smooth_noise(shape: tuple[int, int, int], length: float, generator: torch.Generator) -> torch.Tensor:
-    """Three channels of white noise smoothed with a Gaussian, standard deviation 1 everywhere, edges included.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Points along each axis.
-    length : float
-        Standard deviation of the Gaussian, points.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 (3, X, Y, Z).
-    """
+    """White noise smoothed with a Gaussian of `length` points, float32 (3, *shape), variance 1 even at its edges."""
     reach = max(1, int(3 * length + 0.5))
     noise = torch.randn(3, *(n + 2 * reach for n in shape), generator=generator)
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / length) ** 2)
@@ -162,19 +114,10 @@ def smooth_noise(shape: tuple[int, int, int], length: float, generator: torch.Ge
 
 
 def flow(velocity: torch.Tensor, steps: int = 6) -> torch.Tensor:
-    """Displacement reached by following a stationary velocity field for unit time.
+    """Displacement reached by following a stationary velocity field for unit time, by scaling and squaring.
 
-    Parameters
-    ----------
-    velocity : torch.Tensor
-        (B, 3, X, Y, Z), in points of its own grid, channels in the order of the axes.
-    steps : int
-        Squarings: the flow of the velocity divided by ``2**steps`` is composed with itself as often.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, 3, X, Y, Z), in points: where the point at x is taken to, less x.
+    Both are (B, 3, X, Y, Z) in points of their own grid, channels in the order of the axes: where the point at x is
+    taken to, less x. The flow of the velocity divided by ``2**steps`` is composed with itself as often.
     """
     displacement = velocity / 2**steps
     for _ in range(steps):
@@ -191,12 +134,7 @@ def jacobian(displacement: torch.Tensor) -> torch.Tensor:
 
 
 def diffeomorphism(velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flow of a velocity field, the field weakened where needed until the flow folds nowhere.
-
-    Parameters
-    ----------
-    velocity : torch.Tensor
-        (B, 3, X, Y, Z), in points of its own grid.
+    """Flow of a velocity field (B, 3, X, Y, Z), points, the field weakened until the flow folds nowhere.
 
     Returns
     -------
@@ -236,19 +174,9 @@ def index_grid(like: torch.Tensor) -> torch.Tensor:
 
 
 def sample(volume: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Trilinear interpolation; beyond its edge a volume keeps its edge's value.
+    """Trilinear interpolation of (B, C, X, Y, Z) at points (B, 3, x, y, z) -> (B, C, x, y, z).
 
-    Parameters
-    ----------
-    volume : torch.Tensor
-        (B, C, X, Y, Z).
-    points : torch.Tensor
-        (B, 3, x, y, z), in points of `volume`, channels in the order of its axes.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, C, x, y, z).
+    Points are counted in voxels, channels in the order of the axes; beyond its edge a volume keeps its edge's value.
     """
     size = torch.tensor(volume.shape[-3:], device=points.device, dtype=points.dtype)
     normalised = points.permute(0, 2, 3, 4, 1) * (2 / (size - 1)) - 1

@@ -7,7 +7,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from .. import grids
+from .. import grids, labels
 from ..manifest import fetch, load_manifest
 from .anatomy import Anatomy
 from .individual import Individual
@@ -19,16 +19,7 @@ ANATOMIES = ("phantom", "sigma")
 
 @cache
 def load_anatomy(name: str) -> Anatomy:
-    """One of the study's anatomies, built once a process.
-
-    Parameters
-    ----------
-    name : {"phantom", "sigma"}
-        The procedural head, which needs no download, or the one of the SIGMA maps, which are fetched if need be.
-
-    Returns
-    -------
-    Anatomy
+    """One of the study's :data:`ANATOMIES`, built once a process; SIGMA's maps are fetched if need be.
 
     Raises
     ------
@@ -117,6 +108,6 @@ def _source_hash() -> str:
     """sha256 over the simulator's source files, in the order of their names."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in [*sorted(folder.rglob("*.py")), Path(grids.__file__)]:
+    for path in [*sorted(folder.rglob("*.py")), Path(grids.__file__), Path(labels.__file__)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ import torch
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
 
-from .anatomy import TISSUES
+from .anatomy import TISSUE_PROPERTIES
 from .individual import clipped_normal
 
 READ, PHASE, SLICE = 0, 1, 2  # array axes: right, superior, anterior
@@ -83,8 +83,8 @@ class Scanner:
 
 
 @dataclass(frozen=True)
-class Session:
-    """The random numbers of one rat's scan; see :func:`draw_session`."""
+class ScanConditions:
+    """The random numbers of one rat's scan; see :func:`draw_conditions`."""
 
     gain: float
     ghost: float
@@ -95,10 +95,10 @@ class Session:
     noise: torch.Tensor
 
 
-def draw_session(scanner: Scanner, generator: torch.Generator) -> Session:
+def draw_conditions(scanner: Scanner, generator: torch.Generator) -> ScanConditions:
     """Draw what differs between scans: coil, gain, shim, ghost and noise (standard normal, (2, X, Y, Z))."""
     gain, ghost, slope, coil, field, shim = clipped_normal(10, generator=generator).split([1, 1, 1, 3, 1, 3])
-    return Session(
+    return ScanConditions(
         gain=1 + scanner.gain_cv * gain.item(),
         ghost=scanner.ghost * (1 + scanner.ghost_cv * ghost.item()),
         ghost_slope=0.3 * scanner.ghost * slope.item(),
@@ -110,23 +110,12 @@ def draw_session(scanner: Scanner, generator: torch.Generator) -> Session:
 
 
 def steady_state(scanner: Scanner, tissues: tuple[str, ...], contrast: torch.Tensor) -> torch.Tensor:
-    """Signal of each tissue: spoiled gradient echo, after density, T1 saturation and T2* decay.
+    """Signal (B, T) of each tissue: spoiled gradient echo, after density, T1 saturation and T2* decay.
 
-    Parameters
-    ----------
-    scanner : Scanner
-        Flip angle, TR, TE.
-    tissues : tuple of str
-        Keys of :data:`TISSUES`.
-    contrast : torch.Tensor
-        (B, 3, T), factors on density, T1 and T2*.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, T), in units of the signal of fully relaxed water.
+    `contrast` (B, 3, T) are factors on density, T1 and T2*; the unit is the signal of fully relaxed water.
     """
-    values = [(TISSUES[name].density, TISSUES[name].t1_ms, TISSUES[name].t2star_ms) for name in tissues]
+    properties = [TISSUE_PROPERTIES[name] for name in tissues]
+    values = [(tissue.density, tissue.t1_ms, tissue.t2star_ms) for tissue in properties]
     density, t1, t2star = (torch.tensor(values, device=contrast.device).T * contrast).unbind(1)
     alpha = math.radians(scanner.flip_deg)
     recovery = torch.exp(-scanner.tr_ms / t1)
@@ -182,31 +171,17 @@ def _loops(scanner: Scanner, points: torch.Tensor) -> torch.Tensor:
 
 
 def dephasing(scanner: Scanner, hz: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
-    """Signal left when the field varies within a voxel.
+    """Signal left, (0, 1], when the field `hz` (B, X, Y, Z) varies within a voxel.
 
     For a linear variation of D Hz across a voxel the signal falls by sinc(D TE) (Reichenbach et al. 1997, J Magn Reson
     Imaging 7:266); the Gaussian of the same curvature is used, because real voxels do not show sinc's side lobes.
-
-    Parameters
-    ----------
-    scanner : Scanner
-        Echo time.
-    hz : torch.Tensor
-        (B, X, Y, Z), field on a grid aligned with the scan's.
-    spacing_mm : tuple of float
-        Spacing of that grid, mm.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, X, Y, Z), in (0, 1].
     """
     gradients = torch.gradient(hz, dim=(1, 2, 3))
     across = sum((g / d * zoom) ** 2 for g, d, zoom in zip(gradients, spacing_mm, STUDY_ZOOMS, strict=True))
     return torch.exp(-across * (math.pi * scanner.te_ms / 1000) ** 2 / 6)
 
 
-def acquire(scanner: Scanner, signal: torch.Tensor, sessions: list[Session]) -> torch.Tensor:
+def acquire(scanner: Scanner, signal: torch.Tensor, conditions: list[ScanConditions]) -> torch.Tensor:
     """From the continuous picture to the averaged magnitude image, by way of k-space.
 
     The matrix cuts k-space off (Gibbs ringing), T2* decay along its lines blurs, the phase that odd lines have and
@@ -219,7 +194,7 @@ def acquire(scanner: Scanner, signal: torch.Tensor, sessions: list[Session]) -> 
         Echo spacing, noise, gain.
     signal : torch.Tensor
         (B, 128, 128, 40), transverse magnetisation times sensitivity on a grid twice as fine in the slice's plane.
-    sessions : list of Session
+    conditions : list of ScanConditions
         One for each rat.
 
     Returns
@@ -231,7 +206,7 @@ def acquire(scanner: Scanner, signal: torch.Tensor, sessions: list[Session]) -> 
     # (B, S, R, P): slices are independent, and the last two axes are the ones that are transformed.
     plane = signal.permute(0, 3, 1, 2)
     line = torch.arange(-n // 2, n // 2, device=signal.device)
-    t2star = TISSUES["grey"].t2star_ms
+    t2star = TISSUE_PROPERTIES["grey"].t2star_ms
     # Lines away from the middle of k-space are acquired before and after TE: stronger and weaker.
     decay = torch.exp(-line * scanner.echo_spacing_ms / t2star)
     lines = _crop(torch.fft.fft(plane, dim=-1), n, -1) * decay  # (B, S, 2R, P)
@@ -239,14 +214,14 @@ def acquire(scanner: Scanner, signal: torch.Tensor, sessions: list[Session]) -> 
     hybrid = torch.fft.ifft(torch.fft.ifftshift(reads, dim=-2), dim=-2)  # (B, S, R, P): image along R, k-space along P
     across = torch.linspace(-1, 1, STUDY_SHAPE[READ], device=signal.device)
     ghost, slope, gain = (
-        torch.tensor([getattr(s, name) for s in sessions], device=signal.device)[:, None]
+        torch.tensor([getattr(s, name) for s in conditions], device=signal.device)[:, None]
         for name in ("ghost", "ghost_slope", "gain")
     )
     # Odd and even lines, read in opposite directions, differ in phase; what that moves to N/2 is the ghost.
     phase = (ghost + slope * across)[:, None, :, None] * (1 - 2 * (line % 2))
     image = torch.fft.ifft(torch.fft.ifftshift(torch.polar(torch.ones_like(phase), phase) * hybrid, dim=-1), dim=-1)
     image = image.permute(0, 2, 3, 1) * gain[..., None, None]
-    noise = torch.stack([s.noise for s in sessions]).to(signal.device) * (scanner.noise / scanner.averages**0.5)
+    noise = torch.stack([s.noise for s in conditions]).to(signal.device) * (scanner.noise / scanner.averages**0.5)
     return scanner.gain * torch.hypot(image.real + noise[:, 0], image.imag + noise[:, 1])
 
 

@@ -25,7 +25,7 @@ SOURCES = (
     "Barrière DA, Magalhães R, Novais A, et al. The SIGMA rat brain templates and atlases for multimodal MRI data "
     "analysis and visualization. Nature Communications 10:5699, 2019. doi:10.1038/s41467-019-13575-7",
 )
-TISSUES = ("csf", "grey", "white", "core", "muscle", "skin", "bone")
+_TISSUES = ("csf", "grey", "white", "core", "muscle", "skin", "bone")
 
 SPACING = 0.2  # mm
 SHAPE = (138, 118, 120)
@@ -85,7 +85,7 @@ def sigma_anatomy(files: dict[str, Path]) -> Anatomy:
     maps = torch.stack([*brain, rest * (1 - scalp), rest * scalp, bone])
     texture = _texture(t2w, relative, trust, brain)
     return Anatomy(
-        name="sigma", tissues=TISSUES, maps=maps, air=cavity, affine=affine, centre_mm=CENTRE_MM, sources=SOURCES,
+        name="sigma", tissues=_TISSUES, maps=maps, air=cavity, affine=affine, centre_mm=CENTRE_MM, sources=SOURCES,
         texture=texture,
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ shape. All three are smooth, so they are worked out on a coarse grid; only the l
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ import torch.nn.functional as F
 from labkit.data.grids import STUDY_ZOOMS, grid_affine
 
 from .anatomy import Anatomy
-from .head import COARSE, WARP_MM, Head, coarse_points, coarse_spacing, most_likely, prepare, upsample
-from .individual import Draw, Individual, diffeomorphism, draw, random_stream, rotation_matrix, sample
-from .scanner import PHASE, Scanner, Session, acquire, coil_sensitivity, dephasing, draw_session, steady_state
+from .individual import Individual, Variation, diffeomorphism, draw_variation, random_stream, rotation_matrix, sample
+from .one_thread import one_thread
+from .preparation import COARSE, WARP_MM, Head, coarse_points, coarse_spacing, most_likely, prepare, upsample
+from .scanner import PHASE, ScanConditions, Scanner, acquire, coil_sensitivity, dephasing, draw_conditions, steady_state
 
 
 @dataclass(frozen=True)
@@ -108,53 +108,38 @@ def _simulate(
     """Do the work of :func:`simulate`, as it is asked for; what was asked has been checked."""
     head = None
     for indices in batches:
-        with _one_thread():
+        with one_thread():
             head = head or prepare(anatomy, scanner.b0_tesla, device)
             scans = _scan(head, indices, seed, individual, scanner)
         yield from scans
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch on the CPU, and as many as before afterwards.
-
-    The work is many small steps: threads that wait for each other at every step gain little on idle cores and lose
-    several times the work on busy ones. It also takes the number of threads out of the rounding.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _scan(head: Head, indices: list[int], seed: int, individual: Individual, scanner: Scanner) -> list[SimulatedRat]:
     """One batch of rats."""
     device, tissues = head.spins.device, head.anatomy.tissues
     warp_shape = tuple(head.ventricles.shape[1:])
-    draws = [draw(individual, seed, i, len(tissues), warp_shape, WARP_MM) for i in indices]
-    sessions = [draw_session(scanner, random_stream(seed, i, "scanner")) for i in indices]
+    variations = [draw_variation(individual, seed, i, len(tissues), warp_shape, WARP_MM) for i in indices]
+    conditions = [draw_conditions(scanner, random_stream(seed, i, "scanner")) for i in indices]
 
     # individual: velocity -> flow
     spacing = torch.tensor(head.spacing(warp_shape), device=device)[:, None, None, None]
-    widening = torch.tensor([d.ventricle_mm for d in draws], device=device)[:, None, None, None, None]
-    velocity = torch.stack([d.velocity_mm for d in draws]).to(device) + widening * head.ventricles
+    widening = torch.tensor([d.ventricle_mm for d in variations], device=device)[:, None, None, None, None]
+    velocity = torch.stack([d.velocity_mm for d in variations]).to(device) + widening * head.ventricles
     warp, smallest = diffeomorphism(velocity / spacing)
 
     # image -> true position -> animal -> anatomy, and how bright each point is, on the coarse grid
     points = coarse_points(device)
-    shift, brightness = _distortion(head, scanner, draws, sessions, points)
-    body = _to_body(_move(points, -shift), draws)
+    shift, brightness = _distortion(head, scanner, variations, conditions, points)
+    body = _to_body(_move(points, -shift), variations)
     body = body + spacing * sample(warp, head.index(body, warp_shape))
-    coil_shift = torch.stack([s.coil_shift_mm for s in sessions]).to(device)
+    coil_shift = torch.stack([s.coil_shift_mm for s in conditions]).to(device)
     coil = coil_sensitivity(scanner, points[0, :, ::2, ::2, ::2], coil_shift)
     brightness = brightness * upsample(coil[:, None], COARSE)[:, 0]
 
     # look-up and acquisition, on the fine grid
-    signals = steady_state(scanner, tissues, torch.stack([d.contrast for d in draws]).to(device))
+    signals = steady_state(scanner, tissues, torch.stack([d.contrast for d in variations]).to(device))
     picture, fractions = _look_up(head, signals, head.index(body, head.shape))
-    images = acquire(scanner, picture * upsample(brightness[:, None])[:, 0], sessions)
+    images = acquire(scanner, picture * upsample(brightness[:, None])[:, 0], conditions)
     images = images.round().clamp(0, 32767).to(torch.int16).cpu().numpy()
     labels = most_likely(fractions, head.label_weights).cpu().numpy()
     volumes = fractions.flatten(2).sum(2).cpu().numpy() * math.prod(STUDY_ZOOMS)
@@ -164,24 +149,26 @@ def _scan(head: Head, indices: list[int], seed: int, individual: Individual, sca
             image=images[n],
             labels=labels[n],
             affine=grid_affine(centre_mm=head.anatomy.centre_mm),
-            properties=_properties(draws[n], smallest[n].item(), volumes[n]),
+            properties=_properties(variations[n], smallest[n].item(), volumes[n]),
         )
         for n, index in enumerate(indices)
     ]
 
 
 def _distortion(
-    head: Head, scanner: Scanner, draws: list[Draw], sessions: list[Session], points: torch.Tensor
+    head: Head, scanner: Scanner, variations: list[Variation], conditions: list[ScanConditions], points: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How far the image at each point has been moved, mm, and its brightness after piling up and dephasing."""
-    scale = torch.tensor([s.field_scale for s in sessions], device=points.device)[:, None, None, None]
-    shim = torch.stack([s.shim_hz_per_mm for s in sessions]).to(points.device)[..., None, None, None]
-    field = head.field.expand(len(draws), 1, *head.field.shape)
-    shift = points.new_zeros(len(draws), *points.shape[2:])
+    scale = torch.tensor([s.field_scale for s in conditions], device=points.device)[:, None, None, None]
+    shim = torch.stack([s.shim_hz_per_mm for s in conditions]).to(points.device)[..., None, None, None]
+    field = head.field.expand(len(variations), 1, *head.field.shape)
+    shift = points.new_zeros(len(variations), *points.shape[2:])
     # What is at y shows at y + shift(y); the point p of the image shows the y for which y + shift(y) = p.
     for _ in range(4):
         where = _move(points, -shift)
-        hz = scale * sample(field, head.index(_to_body(where, draws), head.field.shape))[:, 0] + (shim * where).sum(1)
+        hz = scale * sample(field, head.index(_to_body(where, variations), head.field.shape))[:, 0] + (
+            shim * where
+        ).sum(1)
         voxels = scanner.largest_shift * torch.tanh(hz / scanner.hz_per_voxel / scanner.largest_shift)
         shift = STUDY_ZOOMS[PHASE] * voxels
     spacing = coarse_spacing()
@@ -196,11 +183,11 @@ def _move(points: torch.Tensor, along_phase: torch.Tensor) -> torch.Tensor:
     return moved
 
 
-def _to_body(points: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+def _to_body(points: torch.Tensor, variations: list[Variation]) -> torch.Tensor:
     """From the scanner to the animal: shift, rotation and size undone, (B, 3, x, y, z) mm."""
-    shift = torch.stack([d.shift_mm for d in draws]).to(points.device)[:, :, None, None, None]
-    size = torch.tensor([d.size for d in draws], device=points.device)[:, None, None]
-    turn = rotation_matrix(torch.stack([d.rotation_deg for d in draws])).to(points.device)
+    shift = torch.stack([d.shift_mm for d in variations]).to(points.device)[:, :, None, None, None]
+    size = torch.tensor([d.size for d in variations], device=points.device)[:, None, None]
+    turn = rotation_matrix(torch.stack([d.rotation_deg for d in variations])).to(points.device)
     back = (turn.transpose(1, 2) / size)[..., None, None, None]
     return (back * (points - shift)[:, None]).sum(2)
 
@@ -216,7 +203,7 @@ def _look_up(head: Head, signals: torch.Tensor, index: torch.Tensor) -> tuple[to
     return seen[:, 0], F.avg_pool3d(seen[:, 1:], (2, 2, 1))
 
 
-def _properties(rat: Draw, smallest: float, volumes: np.ndarray) -> dict[str, float]:
+def _properties(rat: Variation, smallest: float, volumes: np.ndarray) -> dict[str, float]:
     values = {"size": rat.size}
     for axis, degrees, mm in zip("rsa", rat.rotation_deg.tolist(), rat.shift_mm.tolist(), strict=True):
         values |= {f"rotation_{axis}_deg": degrees, f"shift_{axis}_mm": mm}

@@ -9,7 +9,7 @@ import nibabel as nib
 from labkit.data import bids
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import FileTemplate
-from labkit.data.simulate.anatomy import LABEL_NAMES
+from labkit.data.labels import LABEL_NAMES
 from labkit.data.sources import open_cohort
 from labkit.evidence.segmentation.arms import ARMS
 from labkit.evidence.segmentation.experiment import Experiment

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -12,28 +10,16 @@ from torch import Tensor
 
 from labkit.data.grids import grid_affine
 from labkit.data.simulate.anatomy import Anatomy
-from labkit.data.simulate.phantom import forebrain, head, hindbrain
+from labkit.data.simulate.one_thread import one_thread
+from labkit.data.simulate.phantom import extracerebral, forebrain, hindbrain
 from labkit.data.simulate.phantom.canvas import Canvas, smooth_union
 
 CENTRE_MM = (0.0, -3.7, 1.8)  # middle of the brain, about 3.7 mm behind bregma; the field of view is centred here
 EXTENT_MM = (27.2, 34.4, 27.2)  # right, anterior, superior: the 24 x 20 x 24 mm field of view and room for pose
-PAINTED = (
-    "csf",
-    "cortex",
-    "hippocampus",
-    "striatum",
-    "thalamus",
-    "brainstem",
-    "cerebellum",
-    "olfactory",
-    "grey",
-    "white",
-    "core",
-    "muscle",
-    "skin",
-    "bone",
-    "eye",
-)  # keys of TISSUES
+PAINTED = tuple(  # keys of TISSUE_PROPERTIES
+    "csf cortex hippocampus striatum thalamus brainstem cerebellum olfactory grey "
+    "white core muscle skin bone eye".split()
+)
 
 # Sizes and positions were read off these by eye on a millimetre grid, and rounded to 0.1 mm; no voxel of them is used.
 SOURCES = (
@@ -66,7 +52,7 @@ def phantom_anatomy(spacing_mm: float = 0.2) -> Anatomy:
     ValueError
         If `spacing_mm` is out of range.
     """
-    with _one_thread():
+    with one_thread():
         canvas = _painted(_checked(spacing_mm))
         maps = torch.stack([_whole(channel) for channel in canvas.maps])
         air, texture = _whole(canvas.air), _whole(canvas.texture)
@@ -79,30 +65,14 @@ def phantom_anatomy(spacing_mm: float = 0.2) -> Anatomy:
 def phantom_structures(spacing_mm: float = 0.2) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
     """The phantom's named structures: which one each voxel of its grid belongs to.
 
-    Parameters
-    ----------
-    spacing_mm : float
-        As for :func:`phantom_anatomy`.
-
     Returns
     -------
     tuple
         uint8 array (X, Y, Z) of indices into the names, the names (index 0 is "none"), and the affine (4, 4).
     """
-    with _one_thread():
+    with one_thread():
         canvas = _painted(_checked(spacing_mm))
     return _whole(canvas.ids).numpy(), tuple(canvas.names), _affine(canvas)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Paint with one thread: hundreds of short steps gain little from more, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _checked(spacing_mm: float) -> float:
@@ -130,13 +100,13 @@ def _painted(spacing_mm: float) -> Canvas:
     fields = [canvas.field(s) for s in (hemisphere, bulb, stem, cerebellum, fourth, fossa, colliculus, flocculus)]
     brain = smooth_union(fields, radius=0.7)
 
-    skin = head.skin_and_muscle(canvas)
-    head.face_and_neck(canvas, skin)
-    head.ears(canvas, skin)
-    cavity = head.skull(canvas, brain, skin)
-    head.labyrinths(canvas)
+    skin = extracerebral.skin_and_muscle(canvas)
+    extracerebral.face_and_neck(canvas, skin)
+    extracerebral.ears(canvas, skin)
+    cavity = extracerebral.skull(canvas, brain, skin)
+    extracerebral.labyrinths(canvas)
     canvas.paint(canvas.everywhere(cavity), "csf", "subarachnoid space")
-    head.vessels_and_pituitary(canvas)
+    extracerebral.vessels_and_pituitary(canvas)
 
     y = canvas.grid()[1].expand(canvas.shape)
     canvas.paint(fourth, "csf", "cisterna magna")

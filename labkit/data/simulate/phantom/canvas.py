@@ -164,9 +164,9 @@ class Canvas:
         g = ((q[0] / radii[0]) ** 2 + (q[1] / radii[1]) ** 2 + (q[2] / radii[2]) ** 2).sqrt()
         return Shape(box, k * (1 - k) / g.clamp(min=1e-3))
 
-    def tube(self, *points: tuple[float, float, float, float], margin: float = 0.5) -> Shape:
-        """Rounded tube through points (x, y, z, radius), mm."""
-        p = np.array(points, float)
+    def tube(self, points: str, margin: float = 0.5) -> Shape:
+        """Rounded tube through points ``x y z radius  x y z radius ...``, mm."""
+        p = np.array(points.split(), float).reshape(-1, 4)
         lo, hi = (p[:, :3] - p[:, 3:]).min(0) - margin, (p[:, :3] + p[:, 3:]).max(0) + margin
         box = self.box((lo[0], hi[0]), (lo[1], hi[1]), (lo[2], hi[2]))
         g = self.grid(box)
@@ -179,9 +179,9 @@ class Canvas:
             d = piece if d is None else torch.maximum(d, piece)
         return Shape(box, d)
 
-    def slab(self, outline: tuple[tuple[float, float], ...], half_width: float) -> Shape:
-        """Sheet on the midline, `half_width` (mm) to either side, with an outline of (y, z) points (mm)."""
-        points = np.array(outline)
+    def slab(self, outline: str, half_width: float) -> Shape:
+        """Sheet on the midline, `half_width` (mm) to either side, with an outline ``y z  y z ...`` (mm)."""
+        points = np.array(outline.split(), float).reshape(-1, 2)
         closed = smooth_curve(points[None], closed=True, midline=False)[0].astype(np.float32)
         box = self.box(
             (0, half_width + 0.5),
@@ -253,24 +253,10 @@ def smooth_union(fields: list[Tensor], radius: float) -> Tensor:
 
 
 def distance_outside(field: Tensor, reach: float, spacing: float) -> Tensor:
-    """Distance from a shape, mm, true in three dimensions.
+    """Distance of (A, R, S) from a shape, mm, about 0 inside, true in three dimensions, up to about `reach`.
 
     Lofted distances are measured mostly within coronal sections; where a surface is seen edge-on there, as at the
-    poles of the brain, shells of even thickness need the true one.
-
-    Parameters
-    ----------
-    field : torch.Tensor
-        (A, R, S) signed distance, mm, positive inside; only its sign is used.
-    reach : float
-        Larger distances come out as about `reach`, mm.
-    spacing : float
-        Voxel size, mm.
-
-    Returns
-    -------
-    torch.Tensor
-        (A, R, S), mm, about 0 inside.
+    poles of the brain, shells of even thickness need the true one. Of `field` only the sign is used.
     """
     nearest = torch.where(field > 0, 0.0, reach**2)
     for axis in range(3):  # squared Euclidean distances separate by axis; left of the midline lies the same again

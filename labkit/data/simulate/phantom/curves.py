@@ -39,21 +39,9 @@ def sections(text: str, columns: int = 2) -> tuple[np.ndarray, np.ndarray]:
 
 
 def monotone_cubic(knots: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Interpolate along the first axis without overshoot (Fritsch and Carlson 1980, SIAM J Numer Anal 17:238).
+    """Interpolate (L, ...) along the first axis without overshoot (Fritsch & Carlson 1980, SIAM J Numer Anal 17:238).
 
-    Parameters
-    ----------
-    knots : numpy.ndarray
-        (L,), ascending.
-    values : numpy.ndarray
-        (L, ...), the values at the knots.
-    at : numpy.ndarray
-        (N,), where to interpolate; held constant beyond the first and last knot.
-
-    Returns
-    -------
-    numpy.ndarray
-        (N, ...).
+    `knots` (L,) ascend; the result is (len(at), ...), held constant beyond the first and last knot.
     """
     shape = (-1,) + (1,) * (values.ndim - 1)
     step = np.diff(knots).reshape(shape)
@@ -134,20 +122,7 @@ def _segments(curve: np.ndarray, x: np.ndarray, z: np.ndarray) -> tuple[np.ndarr
 
 
 def outline_distance(curve: np.ndarray, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Signed distance to a closed polyline in its plane, positive inside (even-odd rule).
-
-    Parameters
-    ----------
-    curve : numpy.ndarray
-        (M, 2), mm; the last point repeats the first.
-    x, z : numpy.ndarray
-        (R,) and (S,), mm: the grid.
-
-    Returns
-    -------
-    numpy.ndarray
-        (R, S), mm.
-    """
+    """Signed distance (R, S) of the grid `x`, `z` to a closed polyline (M, 2), mm, positive inside (even-odd rule)."""
     _, off2, a, b = _segments(curve, x, z)
     run, rise = b[:, :1] - a[:, :1], b[:, 1:2] - a[:, 1:2]
     crossed = (a[:, 1:2] > z[None]) != (b[:, 1:2] > z[None])
@@ -158,19 +133,9 @@ def outline_distance(curve: np.ndarray, x: np.ndarray, z: np.ndarray) -> np.ndar
 
 
 def ribbon_distance(curve: np.ndarray, x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signed distance to a band round an open polyline, positive inside, and the band's half thickness there.
+    """Signed distance of the grid `x`, `z` to a band round an open polyline, and the band's half thickness there.
 
-    Parameters
-    ----------
-    curve : numpy.ndarray
-        (M, 3), mm: points and the half thickness at each.
-    x, z : numpy.ndarray
-        (R,) and (S,), mm: the grid.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        (R, S) each, mm.
+    The polyline is (M, 3), mm: points and the half thickness at each. Both results are (R, S), mm, positive inside.
     """
     t, off2, a, b = _segments(curve, x, z)
     half = a[:, 2, None, None] + t * (b[:, 2] - a[:, 2])[:, None, None]

@@ -159,39 +159,15 @@ INTERNAL_CAPSULE = """
 
 # The third ventricle is a slit around the massa intermedia: its outline in the midsagittal plane, as y z points.
 THIRD_VENTRICLE = (
-    (-0.75, 1.6),
-    (-1.3, 2.4),
-    (-2.2, 2.75),
-    (-3.2, 2.85),
-    (-4.1, 3.1),
-    (-4.8, 3.1),
-    (-5.0, 2.5),
-    (-4.7, 1.5),
-    (-4.7, 0.3),
-    (-4.5, -0.9),
-    (-4.0, -1.8),
-    (-3.3, -2.5),
-    (-2.2, -2.4),
-    (-1.2, -2.3),
-    (-0.7, -1.6),
-    (-0.55, -0.4),
-    (-0.5, 0.7),
+    "-0.75 1.6  -1.3 2.4  -2.2 2.75  -3.2 2.85  -4.1 3.1  -4.8 3.1  -5.0 2.5  -4.7 1.5  "
+    "-4.7 0.3  -4.5 -0.9  -4.0 -1.8  -3.3 -2.5  -2.2 -2.4  -1.2 -2.3  -0.7 -1.6  -0.55 -0.4  "
+    "-0.5 0.7"
 )
 
 
 # Between the hemispheres, down to the callosum: y z points in the midsagittal plane.
 LONGITUDINAL_FISSURE = (
-    (6.9, 7.5),
-    (6.9, -1.6),
-    (3.2, -1.2),
-    (2.6, 1.5),
-    (1.6, 3.0),
-    (0.0, 3.9),
-    (-2.0, 4.7),
-    (-5.0, 5.2),
-    (-6.0, 4.0),
-    (-9.5, 4.0),
-    (-9.5, 7.5),
+    "6.9 7.5  6.9 -1.6  3.2 -1.2  2.6 1.5  1.6 3.0  0.0 3.9  -2.0 4.7  -5.0 5.2  -6.0 4.0  -9.5 4.0  -9.5 7.5"
 )
 
 
@@ -230,7 +206,7 @@ def deep_structures(canvas: Canvas, hemisphere: Tensor) -> None:
     points = (torch.sin(8.3 * bx + 2 * by + warp) * torch.sin(7.1 * bz - 3 * by - warp)).clamp(min=0) ** 2
     share = 0.1 + 0.3 * points * (0.4 + 0.6 * ((1.5 - by) / 3).clamp(0, 1))
     canvas.paint(striatum, {"striatum": 1 - share, "white": share}, "striatum")
-    pallidum = canvas.tube((2.6, -0.4, 0.4, 0.3), (3.2, -1.2, 0.5, 0.75), (4.0, -2.2, 0.4, 0.4))
+    pallidum = canvas.tube("2.6 -0.4 0.4 0.3  3.2 -1.2 0.5 0.75  4.0 -2.2 0.4 0.4")
     canvas.paint(pallidum.cut(inside).feather(0.5), {"striatum": 0.5, "white": 0.5}, "globus pallidus")
 
     thalamus = canvas.loft(THALAMUS, midline=True).cut(inside)
@@ -245,7 +221,7 @@ def deep_structures(canvas: Canvas, hemisphere: Tensor) -> None:
     canvas.paint(canvas.loft(INTERNAL_CAPSULE, ribbon=True).cut(inside), "white", "internal capsule")
     hippocampus(canvas, inside)
     canvas.paint(canvas.loft(CALLOSUM, ribbon=True).grow(0.03).cut(inside), "white", "corpus callosum")
-    cingulum = canvas.tube((1.1, 1.5, 3.7, 0.15), (1.1, -1.0, 4.4, 0.2), (1.1, -5.0, 5.1, 0.2))
+    cingulum = canvas.tube("1.1 1.5 3.7 0.15  1.1 -1.0 4.4 0.2  1.1 -5.0 5.1 0.2")
     canvas.paint(cingulum, {"white": 0.7, "cortex": 0.3})
     canvas.paint(canvas.loft(FIMBRIA, ribbon=True).cut(inside), "white", "fimbria")
     tracts(canvas, inside)
@@ -268,50 +244,35 @@ def tracts(canvas: Canvas, inside: Tensor) -> None:
     """Paint the compact fibre tracts: commissures, fornix, optic and olfactory tracts, mammillothalamic tract."""
     bundles = {
         "anterior commissure": (
-            (2.1, 5.2, 0.6, 0.3),
-            (1.9, 3.0, -0.1, 0.28),
-            (1.9, 1.2, -0.4, 0.26),
-            (1.4, 0.3, -0.1, 0.24),
-            (0.6, 0.0, 0.1, 0.24),
-            (-0.6, 0.0, 0.1, 0.24),
+            "2.1 5.2 0.6 0.3  1.9 3.0 -0.1 0.28  1.9 1.2 -0.4 0.26  1.4 0.3 -0.1 0.24  "
+            "0.6 0.0 0.1 0.24  -0.6 0.0 0.1 0.24"
         ),
-        "anterior commissure, temporal limb": ((1.0, 0.0, 0.0, 0.2), (2.6, -0.4, -0.5, 0.14), (4.2, -0.9, -0.9, 0.08)),
-        "fornix": ((0.5, -0.5, 2.1, 0.3), (0.5, -0.6, 0.8, 0.25), (0.6, -1.6, -0.8, 0.2), (0.6, -4.0, -2.0, 0.15)),
-        "mammillothalamic tract": ((0.9, -2.2, 1.2, 0.14), (0.9, -3.4, -0.6, 0.16), (0.6, -4.3, -2.0, 0.18)),
-        "stria medullaris": ((0.6, -1.0, 2.0, 0.12), (0.6, -2.0, 2.8, 0.18), (0.5, -3.6, 2.9, 0.18)),
-        "fasciculus retroflexus": ((0.5, -3.8, 2.6, 0.15), (0.6, -4.6, 0.5, 0.15), (0.4, -5.6, -1.2, 0.12)),
+        "anterior commissure, temporal limb": "1.0 0.0 0.0 0.2  2.6 -0.4 -0.5 0.14  4.2 -0.9 -0.9 0.08",
+        "fornix": "0.5 -0.5 2.1 0.3  0.5 -0.6 0.8 0.25  0.6 -1.6 -0.8 0.2  0.6 -4.0 -2.0 0.15",
+        "mammillothalamic tract": "0.9 -2.2 1.2 0.14  0.9 -3.4 -0.6 0.16  0.6 -4.3 -2.0 0.18",
+        "stria medullaris": "0.6 -1.0 2.0 0.12  0.6 -2.0 2.8 0.18  0.5 -3.6 2.9 0.18",
+        "fasciculus retroflexus": "0.5 -3.8 2.6 0.15  0.6 -4.6 0.5 0.15  0.4 -5.6 -1.2 0.12",
         "optic tract": (
-            (-0.5, 0.4, -2.7, 0.3),
-            (0.5, -0.2, -2.75, 0.3),
-            (1.6, -1.2, -2.7, 0.25),
-            (2.6, -2.2, -2.1, 0.22),
-            (3.6, -3.2, -0.9, 0.2),
-            (4.5, -4.0, 0.6, 0.2),
-            (4.4, -4.6, 1.8, 0.15),
+            "-0.5 0.4 -2.7 0.3  0.5 -0.2 -2.75 0.3  1.6 -1.2 -2.7 0.25  2.6 -2.2 -2.1 0.22  "
+            "3.6 -3.2 -0.9 0.2  4.5 -4.0 0.6 0.2  4.4 -4.6 1.8 0.15"
         ),
         "lateral olfactory tract": (
-            (2.1, 6.2, 1.0, 0.18),
-            (3.3, 4.6, 0.1, 0.16),
-            (3.7, 2.5, -1.1, 0.16),
-            (4.3, 0.8, -2.1, 0.14),
-            (4.6, -0.8, -2.7, 0.08),
+            "2.1 6.2 1.0 0.18  3.3 4.6 0.1 0.16  3.7 2.5 -1.1 0.16  4.3 0.8 -2.1 0.14  4.6 -0.8 -2.7 0.08"
         ),
     }
     for name, points in bundles.items():
-        canvas.paint(canvas.tube(*points).cut(inside + 0.1), "white", name)
+        canvas.paint(canvas.tube(points).cut(inside + 0.1), "white", name)
 
 
 def ventricles(canvas: Canvas, inside: Tensor) -> None:
     """Paint lateral and third ventricles and the foramina between them."""
     canvas.paint(canvas.loft(LATERAL_VENTRICLE, ribbon=True).cut(inside), "csf", "lateral ventricle")
-    canvas.paint(
-        canvas.tube((1.35, -0.6, 1.7, 0.16), (0.7, -0.8, 1.8, 0.16), (-0.3, -0.9, 1.9, 0.16)), "csf", "third ventricle"
-    )
+    canvas.paint(canvas.tube("1.35 -0.6 1.7 0.16  0.7 -0.8 1.8 0.16  -0.3 -0.9 1.9 0.16"), "csf", "third ventricle")
     slit = canvas.slab(THIRD_VENTRICLE, half_width=0.13)
     by, bz = canvas.grid(slit.box)[1:]
     massa = 1.0 - (((by + 2.75) / 1.85) ** 2 + ((bz - 0.7) / 1.8) ** 2).sqrt()
     canvas.paint(Shape(slit.box, torch.minimum(slit.d, -1.7 * massa), slit.limit), "csf", "third ventricle")
-    roof = canvas.tube((0, -1.6, 2.75, 0.12), (0, -3.0, 2.9, 0.22), (0, -4.2, 3.1, 0.32), (0, -4.9, 3.0, 0.22))
+    roof = canvas.tube("0 -1.6 2.75 0.12  0 -3.0 2.9 0.22  0 -4.2 3.1 0.32  0 -4.9 3.0 0.22")
     canvas.paint(roof, "csf", "third ventricle")
 
 

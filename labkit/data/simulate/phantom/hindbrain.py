@@ -69,7 +69,7 @@ def midbrain_and_brainstem(canvas: Canvas, stem: Shape, hemisphere: Tensor) -> N
     bx, by, bz = canvas.grid(stem.box)
     behind = torch.minimum(hemisphere + 0.5, -5.4 - canvas.grid()[1])
     canvas.paint(stem.grow(0.4 * ((-5.2 - by) / 1.6).clamp(0, 1)).cut(behind), "csf", "ambient cistern")
-    groove = canvas.tube((0.4, -5.6, 4.1, 0.2), (0.5, -6.5, 4.6, 0.3), (0.9, -8.2, 4.9, 0.35), (1.0, -8.8, 5.4, 0.2))
+    groove = canvas.tube("0.4 -5.6 4.1 0.2  0.5 -6.5 4.6 0.3  0.9 -8.2 4.9 0.35  1.0 -8.8 5.4 0.2")
     for cistern in (canvas.ellipsoid((0, -7.4, 4.75), (1.5, 1.7, 0.4)), groove):
         canvas.paint(cistern, "csf", "quadrigeminal cistern")
     # Reticular core: grey and white interwoven; whiter towards the outer and ventral surface.
@@ -83,7 +83,7 @@ def midbrain_and_brainstem(canvas: Canvas, stem: Shape, hemisphere: Tensor) -> N
     # Superior colliculus: pale superficial grey over the fibres of the optic layer.
     layer = 0.55 * band(canvas.everywhere(inside).d[colliculi.box], 0.45, 0.75)
     canvas.paint(colliculi, {"brainstem": 0.85 - layer, "white": 0.15 + layer}, "superior colliculus")
-    grey = canvas.tube((0, -5.2, 2.0, 0.7), (0, -6.5, 2.0, 0.95), (0, -8.2, 2.1, 1.1), (0, -9.2, 1.6, 0.9))
+    grey = canvas.tube("0 -5.2 2.0 0.7  0 -6.5 2.0 0.95  0 -8.2 2.1 1.1  0 -9.2 1.6 0.9")
     canvas.paint(grey.cut(inside).feather(0.4), {"grey": 0.9, "core": 0.1}, "periaqueductal grey")
     for at, radii in (
         ((1.0, -6.0, -0.1), (0.5, 0.7, 0.5)),
@@ -100,19 +100,19 @@ def midbrain_and_brainstem(canvas: Canvas, stem: Shape, hemisphere: Tensor) -> N
         canvas.paint(nucleus, {"brainstem": 0.9, "core": 0.1}, texture=1.03)
     white = {"core": 0.3, "white": 0.7}
     for points in (
-        ((1.7, -6.6, -1.9, 0.4), (1.0, -8.2, -2.3, 0.4), (0.7, -10.0, -3.2, 0.35), (0.5, -15.0, -3.3, 0.3)),
-        ((2.6, -8.6, -2.2, 0.4), (3.4, -9.4, -1.4, 0.5), (3.9, -10.2, 0.2, 0.6), (3.7, -11.0, 1.4, 0.5)),
-        ((3.2, -10.3, -1.2, 0.4), (3.2, -12.0, -1.4, 0.4), (2.9, -14.0, -1.3, 0.35), (2.3, -16, -1.6, 0.3)),
-        ((0.3, -6.0, 0.7, 0.15), (0.25, -9.0, 0.5, 0.2), (0.25, -12.0, -1.2, 0.2), (0.2, -16, -1.9, 0.15)),
-        ((2.8, -6.5, 0.8, 0.25), (2.9, -8.2, 1.2, 0.3), (2.2, -9.0, 2.6, 0.2)),
-        ((0.4, -7.2, -0.4, 0.25), (1.4, -8.6, 0.6, 0.3), (2.0, -10.4, 1.7, 0.4)),
+        "1.7 -6.6 -1.9 0.4  1.0 -8.2 -2.3 0.4  0.7 -10.0 -3.2 0.35  0.5 -15.0 -3.3 0.3",
+        "2.6 -8.6 -2.2 0.4  3.4 -9.4 -1.4 0.5  3.9 -10.2 0.2 0.6  3.7 -11.0 1.4 0.5",
+        "3.2 -10.3 -1.2 0.4  3.2 -12.0 -1.4 0.4  2.9 -14.0 -1.3 0.35  2.3 -16 -1.6 0.3",
+        "0.3 -6.0 0.7 0.15  0.25 -9.0 0.5 0.2  0.25 -12.0 -1.2 0.2  0.2 -16 -1.9 0.15",
+        "2.8 -6.5 0.8 0.25  2.9 -8.2 1.2 0.3  2.2 -9.0 2.6 0.2",
+        "0.4 -7.2 -0.4 0.25  1.4 -8.6 0.6 0.3  2.0 -10.4 1.7 0.4",
     ):
         # pyramids, middle peduncle, spinal trigeminal tract, medial longitudinal bundle, lateral lemniscus,
         # superior cerebellar peduncle
-        canvas.paint(canvas.tube(*points).cut(inside).feather(0.25), white, "brainstem tracts")
-    horns = canvas.tube((0.0, -15.5, -1.7, 0.35), (0.0, -22.0, -3.3, 0.3))
+        canvas.paint(canvas.tube(points).cut(inside).feather(0.25), white, "brainstem tracts")
+    horns = canvas.tube("0.0 -15.5 -1.7 0.35  0.0 -22.0 -3.3 0.3")
     canvas.paint(horns, {"brainstem": 0.9, "white": 0.1})
-    canvas.paint(canvas.tube((0.9, -16.5, -2.2, 0.5), (0.8, -22.0, -3.5, 0.45)), {"brainstem": 0.9, "white": 0.1})
+    canvas.paint(canvas.tube("0.9 -16.5 -2.2 0.5  0.8 -22.0 -3.5 0.45"), {"brainstem": 0.9, "white": 0.1})
 
 
 def inferior_colliculi(canvas: Canvas, shape: Shape) -> None:
@@ -126,19 +126,13 @@ def aqueduct(canvas: Canvas) -> None:
     """Paint the aqueduct from the third ventricle to the fourth, down to the central canal."""
     canvas.paint(
         canvas.tube(
-            (0, -4.8, 2.9, 0.22),
-            (0, -5.4, 2.2, 0.22),
-            (0, -6.5, 2.0, 0.26),
-            (0, -7.3, 2.1, 0.36),
-            (0, -8.1, 2.3, 0.5),
-            (0, -8.8, 2.2, 0.38),
-            (0, -9.5, 1.3, 0.3),
-            (0, -10.2, 0.7, 0.35),
+            "0 -4.8 2.9 0.22  0 -5.4 2.2 0.22  0 -6.5 2.0 0.26  0 -7.3 2.1 0.36  0 -8.1 2.3 0.5  "
+            "0 -8.8 2.2 0.38  0 -9.5 1.3 0.3  0 -10.2 0.7 0.35"
         ),
         "csf",
         "aqueduct",
     )
-    canvas.paint(canvas.tube((0, -12.5, -0.4, 0.06), (0, -22.0, -3.2, 0.05)), "csf")  # central canal
+    canvas.paint(canvas.tube("0 -12.5 -0.4 0.06  0 -22.0 -3.2 0.05"), "csf")  # central canal
 
 
 def cerebellum(canvas: Canvas, shape: Shape, flocculus: Shape) -> None:
@@ -185,11 +179,11 @@ def cerebellum(canvas: Canvas, shape: Shape, flocculus: Shape) -> None:
         ((3.3, -11.3, 1.8), (0.5, 0.6, 0.5)),
     ):  # fastigial, interposed, dentate nucleus
         canvas.paint(canvas.ellipsoid(at, radii), {"cerebellum": 0.75, "white": 0.25}, "cerebellum")
-    stalk = canvas.tube((4.4, -10.6, 0.4, 0.5), (5.6, -10.9, 0.0, 0.4), (6.4, -11.3, -0.2, 0.3))
+    stalk = canvas.tube("4.4 -10.6 0.4 0.5  5.6 -10.9 0.0 0.4  6.4 -11.3 -0.2 0.3")
     canvas.paint(flocculus, "cerebellum", "paraflocculus", 1 + 0.04 * soft(0.3 - flocculus.d, 0.2))
     canvas.paint(stalk, {"cerebellum": 0.4, "white": 0.6})
     # The middle and inferior peduncles close the ventricle at the side.
-    peduncle = canvas.tube((3.2, -9.9, -0.6, 0.6), (3.5, -10.4, 0.3, 0.7), (3.4, -11.0, 1.3, 0.7))
+    peduncle = canvas.tube("3.2 -9.9 -0.6 0.6  3.5 -10.4 0.3 0.7  3.4 -11.0 1.3 0.7")
     canvas.paint(peduncle.feather(0.3), {"core": 0.5, "white": 0.5}, "cerebellar peduncle")
 
 

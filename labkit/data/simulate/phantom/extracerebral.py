@@ -89,12 +89,7 @@ def face_and_neck(canvas: Canvas, head: Tensor) -> None:
         canvas.paint(canvas.loft(table, ribbon=True).cut(deep), "skin", texture=0.8)
     canvas.paint(canvas.loft(MANDIBLE, ribbon=True).cut(deep), "bone", "mandible")
     arch = canvas.tube(
-        (6.8, 9.0, -1.0, 0.5),
-        (9.6, 5.0, -0.8, 0.4),
-        (11.2, 0.0, -0.4, 0.4),
-        (10.9, -3.5, 0.0, 0.45),
-        (9.2, -5.6, 0.4, 0.5),
-        (7.9, -6.4, 0.6, 0.5),
+        "6.8 9.0 -1.0 0.5  9.6 5.0 -0.8 0.4  11.2 0.0 -0.4 0.4  10.9 -3.5 0.0 0.45  9.2 -5.6 0.4 0.5  7.9 -6.4 0.6 0.5"
     )
     canvas.paint(arch.cut(deep), "bone", "zygomatic arch")
     gland = {"eye": 0.3, "muscle": 0.6, "skin": 0.1}
@@ -113,13 +108,13 @@ def face_and_neck(canvas: Canvas, head: Tensor) -> None:
     mucosa = 0.7 + 0.3 * scroll
     canvas.paint(nose.grow(0.3).cut(deep), "bone", "nasal bones")
     canvas.paint(nose.cut(deep), {"muscle": 0.4 * mucosa, "eye": 0.4 * mucosa, "air": 1 - 0.8 * mucosa}, "nasal cavity")
-    canvas.paint(canvas.slab(((15, 5), (15, -2.4), (7, -2.2), (10, 1.5)), 0.12).cut(deep), "bone")  # septum
+    canvas.paint(canvas.slab("15 5  15 -2.4  7 -2.2  10 1.5", 0.12).cut(deep), "bone")  # septum
 
     airway = canvas.loft(AIRWAY, midline=True, margin=1.0)
     canvas.paint(airway.grow(0.35), {"eye": 0.25, "muscle": 0.7}, "airway wall")
     canvas.paint(airway, "air", "airway")
-    canvas.paint(canvas.tube((0, 9, -5.2, 0.5), (0, 2, -6.4, 0.5), (0, -2, -7.2, 0.4)).cut(deep), "muscle", texture=0.8)
-    mouth = canvas.tube((0, 13, -5.6, 0.2), (1.8, 6, -6.6, 0.2), (2.2, 1, -7.6, 0.15)).cut(deep)
+    canvas.paint(canvas.tube("0 9 -5.2 0.5  0 2 -6.4 0.5  0 -2 -7.2 0.4").cut(deep), "muscle", texture=0.8)
+    mouth = canvas.tube("0 13 -5.6 0.2  1.8 6 -6.6 0.2  2.2 1 -7.6 0.15").cut(deep)
     canvas.paint(mouth, "air", "mouth")
 
 
@@ -148,9 +143,7 @@ def ears(canvas: Canvas, head: Tensor) -> None:
     bulla = canvas.ellipsoid((5.9, -7.2, -4.7), (2.1, 2.6, 1.9))
     canvas.paint(petrous, "bone", "skull")
     canvas.paint(bulla.grow(0.3), "bone", "bulla wall")
-    canal = canvas.tube(
-        (7.4, -8.6, -4.0, 0.8), (9.0, -9.2, -2.6, 0.75), (11.0, -9.8, -1.0, 0.8), (14.5, -10.5, 1.2, 1.1)
-    )
+    canal = canvas.tube("7.4 -8.6 -4.0 0.8  9.0 -9.2 -2.6 0.75  11.0 -9.8 -1.0 0.8  14.5 -10.5 1.2 1.1")
     canvas.paint(canal.grow(0.35).cut(head - 0.1), "skin", "ear canal wall", 0.9)
     canvas.paint(bulla, "air", "tympanic bulla")
     canvas.paint(canal.cut(head - 0.05), "air", "ear canal")
@@ -160,42 +153,25 @@ def labyrinths(canvas: Canvas) -> None:
     """Paint cochlea, vestibule and semicircular canals in the petrous bone."""
     # Endolymph and perilymph: as bright as eyes, and not brain.
     for points in (
-        (
-            (4.3, -9.3, -3.0, 0.25),
-            (4.8, -9.3, -2.5, 0.25),
-            (5.3, -9.3, -2.9, 0.25),
-            (5.2, -9.4, -3.5, 0.25),
-            (4.7, -9.4, -3.6, 0.2),
-        ),
-        ((5.4, -9.9, -3.0, 0.35), (5.5, -10.4, -1.9, 0.4)),
-        (
-            (5.6, -10.3, -2.0, 0.25),
-            (6.3, -10.0, -1.2, 0.22),
-            (6.1, -11.0, -1.1, 0.2),
-            (5.4, -11.2, -1.8, 0.22),
-            (5.5, -10.4, -2.2, 0.25),
-        ),
+        ("4.3 -9.3 -3.0 0.25  4.8 -9.3 -2.5 0.25  5.3 -9.3 -2.9 0.25  5.2 -9.4 -3.5 0.25  4.7 -9.4 -3.6 0.2"),
+        "5.4 -9.9 -3.0 0.35  5.5 -10.4 -1.9 0.4",
+        ("5.6 -10.3 -2.0 0.25  6.3 -10.0 -1.2 0.22  6.1 -11.0 -1.1 0.2  5.4 -11.2 -1.8 0.22  5.5 -10.4 -2.2 0.25"),
     ):
-        canvas.paint(canvas.tube(*points), "eye", "labyrinth")
+        canvas.paint(canvas.tube(points), "eye", "labyrinth")
 
 
 def vessels_and_pituitary(canvas: Canvas) -> None:
     """Paint the superior sagittal and transverse sinuses (dark: fast, deoxygenated blood) and the pituitary."""
     blood = {"muscle": 0.35, "bone": 0.65}
     sinus = canvas.tube(
-        (0, 6.4, 5.3, 0.3),
-        (0, 3.0, 6.1, 0.32),
-        (0, 0.0, 6.5, 0.34),
-        (0, -4.0, 6.8, 0.38),
-        (0, -7.5, 6.5, 0.45),
-        (0, -8.8, 6.2, 0.4),
+        "0 6.4 5.3 0.3  0 3.0 6.1 0.32  0 0.0 6.5 0.34  0 -4.0 6.8 0.38  0 -7.5 6.5 0.45  0 -8.8 6.2 0.4"
     )
     canvas.paint(sinus, blood, "sinus")
     canvas.paint(
-        canvas.tube((0, -8.8, 6.2, 0.35), (2.5, -9.2, 6.2, 0.25), (5.0, -9.6, 4.6, 0.25), (6.6, -9.6, 2.6, 0.3)),
+        canvas.tube("0 -8.8 6.2 0.35  2.5 -9.2 6.2 0.25  5.0 -9.6 4.6 0.25  6.6 -9.6 2.6 0.3"),
         blood,
         "sinus",
     )
-    canvas.paint(canvas.tube((7.55, -2.5, -0.1, 0.15), (7.9, -5.5, 0.0, 0.2), (7.9, -7.2, 0.5, 0.2)), blood)
+    canvas.paint(canvas.tube("7.55 -2.5 -0.1 0.15  7.9 -5.5 0.0 0.2  7.9 -7.2 0.5 0.2"), blood)
     gland = {"eye": 0.35, "muscle": 0.6}
     canvas.paint(canvas.ellipsoid((0, -5.6, -3.5), (1.9, 1.6, 0.5)), gland, "pituitary")

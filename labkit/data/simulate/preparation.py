@@ -73,25 +73,12 @@ class Head:
 
 
 def prepare(anatomy: Anatomy, b0_tesla: float, device: torch.device) -> Head:
-    """Make an anatomy ready.
-
-    Parameters
-    ----------
-    anatomy : Anatomy
-        Its array axes have to run right, superior, anterior.
-    b0_tesla : float
-        Field strength.
-    device : torch.device
-        Where the rats are to be computed.
-
-    Returns
-    -------
-    Head
+    """Make an anatomy ready for a field strength and a device.
 
     Raises
     ------
     ValueError
-        If the axes run otherwise.
+        If the anatomy's array axes do not run right, superior, anterior.
     """
     spacing = spacing_of(anatomy)
     upright = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]]) * spacing
@@ -129,22 +116,10 @@ def most_likely(fractions: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def balanced_weights(shares: torch.Tensor, iterations: int = 60) -> torch.Tensor:
-    """Weights with which the labels' volumes are those of the fractions.
+    """Weights (4,) in [0.2, 5] with which the labels' volumes are those of the fractions `shares` (V, 4).
 
     Plain majority loses what is thinner than a voxel, most of the CSF above all. Each tissue's weight is raised while
     it has too few labels and lowered while it has too many; the background's stays 1.
-
-    Parameters
-    ----------
-    shares : torch.Tensor
-        (V, 4), background, CSF, grey, white.
-    iterations : int
-        Steps.
-
-    Returns
-    -------
-    torch.Tensor
-        (4,), in [0.2, 5].
     """
     shares = shares[shares[:, 0] < 1]
     wanted = shares.sum(0)

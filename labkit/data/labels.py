@@ -1,0 +1,45 @@
+"""The study's labels: 0 background, 1 CSF, 2 grey matter, 3 white matter, and which scans have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from labkit.data.cohort import Scan
+
+BACKGROUND, CSF, GREY, WHITE = 0, 1, 2, 3
+
+TISSUE_NAMES = {CSF: "CSF", GREY: "grey matter", WHITE: "white matter"}
+"""What tables and figures call them; the whole brain is every label above 0."""
+
+LABEL_NAMES = {BACKGROUND: "background", CSF: "cerebrospinal fluid", GREY: "grey matter", WHITE: "white matter"}
+"""What a data set's ``dseg.tsv`` calls them."""
+
+
+def has_tissues(labels: np.ndarray | None, need_all: bool = True) -> bool:
+    """Whether a label map is the study's, so that tissues can be told.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray or None
+        Whole numbers of any shape; None for a scan without labels.
+    need_all : bool
+        Each tissue has to be there. Otherwise grey or white matter is enough: with CSF's number alone the map may as
+        well be a mask of the brain.
+
+    Returns
+    -------
+    bool
+        False also where there is any number above 3: in an atlas of regions, 1 is not CSF.
+    """
+    present = set() if labels is None else set(np.unique(labels).tolist()) - {BACKGROUND}
+    enough = present >= set(TISSUE_NAMES) if need_all else bool(present & {GREY, WHITE})
+    return enough and present <= set(TISSUE_NAMES)
+
+
+def without_tissues(scans: Iterable[Scan], need_all: bool = True) -> list[str]:
+    """Subjects of the scans whose labels are missing or not the study's, by :func:`has_tissues`."""
+    return [scan.subject for scan in scans if not has_tissues(scan.labels, need_all)]
