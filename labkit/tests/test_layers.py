@@ -30,10 +30,12 @@ SOURCES = {
 def labkit_imports(tree: ast.AST, module: str, is_package: bool) -> set[str]:
     """Modules of labkit that a module imports, anywhere in it but for type checkers, as full dotted names."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
-        elif isinstance(node, ast.Import):
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             home = module.split(".") if is_package else module.split(".")[:-1]
