@@ -22,6 +22,7 @@ from labkit.data import bids, nifti
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
 from labkit.data.sources import open_cohort
+from labkit.fields import whole
 from labkit.files import located, new_folder, progress_bar, write_json, write_text
 from labkit.runs import Run, RunError, choose_device, load_run
 
@@ -207,22 +208,19 @@ def generate(
     (3, True)
     """
     run = run if isinstance(run, Run) else load_run(run)
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"n={n!r}: how many scans to generate, a whole number of at least 1")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={seed!r}: a whole number of at least 0")
+    n, seed = whole("n", n, 1, "how many scans to generate"), whole("seed", seed, 0)
     if isinstance(truncation, str) or not 0 <= float(truncation) < np.inf:
         raise ValueError(f"truncation={truncation!r}: a standard deviation of codes, 0 or more; 1 is the model's own")
     if not (like is None or isinstance(like, Scan) or isinstance(like, Cohort) and len(like)):
         raise ValueError(f"like={like!r}: a scan, a cohort with scans (labkit.open_cohort opens a folder), or None")
     file_template = run.file_template if like is None else FileTemplate.of([like] if isinstance(like, Scan) else like)
     run.file_template.check_grid([like] if isinstance(like, Scan) else list(like or ()))
-    made = _made(run, int(n), seed, truncation, like)
-    folder = located(out_dir) if out_dir else default_folder(run, int(n), seed, truncation, like)
+    made = _made(run, n, seed, truncation, like)
+    folder = located(out_dir) if out_dir else default_folder(run, n, seed, truncation, like)
     if folder.exists():
         _check_made(folder, made)
         return open_cohort(folder, **file_template.opening)
-    codes = draw_codes(run, int(n), seed, truncation=truncation)
+    codes = draw_codes(run, n, seed, truncation=truncation)
     network = run.generator(choose_device(device))
     _check_unchanged(run, made)
     with new_folder(folder) as fresh:
@@ -311,7 +309,7 @@ def _made(run: Run, n: int, seed: int, truncation: float, like: Cohort | Scan | 
         "scale": run.scale.name,
         "run_fingerprint": run.fingerprint,
         "training_fingerprint": run.config["train"]["fingerprint"],
-        "seed": int(seed),
+        "seed": seed,
         "n": n,
         "truncation": float(truncation),
         "like": "training scans" if like is None else _digest(like),

@@ -58,6 +58,12 @@ class Augmentation:
     ------
     ValueError
         Names every value outside its range.
+
+    Examples
+    --------
+    >>> still = labkit.Augmentation(probability=0)
+    >>> still.probability
+    0
     """
 
     probability: float = 0.1

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 import nibabel as nib
 import numpy as np
@@ -42,6 +43,12 @@ class Scan:
         The file it came from.
     digest : str
         Content hash, :func:`scan_digest`.
+
+    Examples
+    --------
+    >>> scan = rats[0]
+    >>> scan.subject, scan.image.shape, scan.zooms
+    ('0001', (64, 64, 40), (0.375, 0.375, 0.5))
     """
 
     subject: str
@@ -75,6 +82,12 @@ class Scan:
         nibabel.Nifti1Image
             For a volume of the cube's own side on a grid that was only turned, exactly the file's voxels (to
             rounding of the data type); otherwise interpolated.
+
+        Examples
+        --------
+        >>> image = rats[0].restore(rats[:1].volumes()[0])
+        >>> image.shape, bool(abs(image.get_fdata() - rats[0].image).max() <= 1)
+        ((64, 64, 40), True)
         """
         return nifti.restore(volume, self.image.shape, self.origin)
 
@@ -112,6 +125,11 @@ class Cohort(Sequence[Scan]):
     recipe : dict, optional
         What :func:`labkit.data.sources.open_cohort` was asked, JSON-able, so that a run can open its cohort again. None
         for a part of a cohort.
+
+    Examples
+    --------
+    >>> len(rats), rats[0].subject, rats[2:5].subjects
+    (8, '0001', ('0003', '0004', '0005'))
     """
 
     def __init__(
@@ -134,6 +152,10 @@ class Cohort(Sequence[Scan]):
     def __iter__(self) -> Iterator[Scan]:
         return iter(self._scans)
 
+    @overload
+    def __getitem__(self, index: int) -> Scan: ...
+    @overload
+    def __getitem__(self, index: slice) -> Cohort: ...
     def __getitem__(self, index: int | slice) -> Scan | Cohort:
         if isinstance(index, slice):
             return self.subset(range(len(self))[index])
@@ -201,6 +223,12 @@ class Cohort(Sequence[Scan]):
         ------
         ValueError
             If either side would be empty.
+
+        Examples
+        --------
+        >>> train, held_out = rats.split(6)
+        >>> len(train), len(held_out), set(train.subjects) & set(held_out.subjects)
+        (6, 2, set())
         """
         animals = sorted(set(self.subjects))
         if not 1 <= n_train < len(animals):
@@ -221,6 +249,12 @@ class Cohort(Sequence[Scan]):
         -------
         torch.Tensor
             float32 (N, 1, size, size, size) in [-1, 1].
+
+        Examples
+        --------
+        >>> volumes = rats[:2].volumes(32)
+        >>> tuple(volumes.shape), volumes.min().item(), volumes.max().item()
+        ((2, 1, 32, 32, 32), -1.0, 1.0)
         """
         out = torch.empty(len(self), 1, size, size, size)
         for index, cube in enumerate(self._cubes(scan.image for scan in self)):
@@ -234,6 +268,11 @@ class Cohort(Sequence[Scan]):
         ------
         ValueError
             If scans have no labels; names them.
+
+        Examples
+        --------
+        >>> rats[:2].label_maps(32).unique().tolist()
+        [0, 1, 2, 3]
         """
         without = [scan.subject for scan in self if scan.labels is None]
         if without:
@@ -266,6 +305,11 @@ class Cohort(Sequence[Scan]):
         ------
         FileExistsError
             If `folder` is there already.
+
+        Examples
+        --------
+        >>> labkit.open_cohort(rats[:2].write(folder / "two rats")).fingerprint == rats[:2].fingerprint
+        True
         """
         folder = located(folder)
         labels_of = self.bids_labels()

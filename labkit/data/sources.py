@@ -92,6 +92,14 @@ def open_cohort(
     ------
     CohortError
         Nothing to open, or unusable files: one error that names each of them with its fault, before any work.
+
+    Examples
+    --------
+    >>> labkit.open_cohort("phantom", n=8).fingerprint == rats.fingerprint
+    True
+    >>> labkit.open_cohort("phantoms")
+    Traceback (most recent call last):
+    labkit.data.sources.CohortError: cannot open cohort 'phantoms': ... did you mean 'phantom'? ...
     """
     if grid not in ("study", "native"):
         raise CohortError(f"grid={grid!r} is not known; allowed: 'study', 'native'")
