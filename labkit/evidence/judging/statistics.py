@@ -115,13 +115,10 @@ def rank_share(graded: Sequence[float], truth: Sequence[bool]) -> float:
     truth : sequence of bool
         (n,), True for synthetic.
     """
-    from scipy.stats import mannwhitneyu
+    from sklearn.metrics import roc_auc_score
 
-    graded, truth = np.asarray(graded, float), np.asarray(truth, bool)
-    if truth.all() or not truth.any():
-        return float("nan")
-    u = mannwhitneyu(graded[truth], graded[~truth]).statistic
-    return float(u / truth.sum() / (~truth).sum())
+    truth = np.asarray(truth, bool)
+    return float(roc_auc_score(truth, graded)) if truth.any() and not truth.all() else float("nan")
 
 
 class Trend(NamedTuple):
@@ -150,33 +147,20 @@ def trend(correct: Sequence[bool], place: Sequence[float] | None = None) -> Tren
         answers come after (before) all wrong ones the ratio is infinite (0), without an interval, and p is Mann and
         Whitney's.
     """
-    from scipy.optimize import minimize
-    from scipy.special import expit
-    from scipy.stats import mannwhitneyu, norm
+    from scipy.stats import mannwhitneyu
+    from statsmodels.discrete.discrete_model import Logit
 
     y = np.asarray(correct, float)
-    if min(y.sum(), len(y) - y.sum()) < 5:
-        return Trend(*[float("nan")] * 4)
     x = np.linspace(0, 1, len(y)) if place is None else np.asarray(place, float)
-    right, wrong = x[y == 1], x[y == 0]
-    if np.ptp(x) == 0:
+    if min(y.sum(), len(y) - y.sum()) < 5 or np.ptp(x) == 0:
         return Trend(*[float("nan")] * 4)
+    right, wrong = x[y == 1], x[y == 0]
     if right.min() >= wrong.max() or right.max() <= wrong.min():
         ratio = float("inf") if right.min() >= wrong.max() else 0.0
         return Trend(ratio, float("nan"), float("nan"), float(mannwhitneyu(right, wrong).pvalue))
-    design = np.stack([np.ones_like(x), x], 1)
-
-    def loss(beta: np.ndarray) -> float:
-        return float(np.logaddexp(0, design @ beta).sum() - y @ (design @ beta))
-
-    def slope(beta: np.ndarray) -> np.ndarray:
-        return design.T @ (expit(design @ beta) - y)
-
-    beta = minimize(loss, np.zeros(2), jac=slope, method="BFGS", options={"gtol": 1e-8}).x
-    p = expit(design @ beta)
-    error = float(np.sqrt(np.linalg.inv(design.T @ (design * (p * (1 - p))[:, None]))[1, 1]))
-    ends = np.exp([beta[1], beta[1] - Z * error, beta[1] + Z * error])
-    return Trend(*(float(v) for v in ends), float(2 * norm.sf(abs(beta[1]) / error)))
+    fitted = Logit(y, np.stack([np.ones_like(x), x], 1)).fit(disp=False)
+    ends = np.exp([fitted.params[1], *fitted.conf_int()[1]])
+    return Trend(*(float(value) for value in ends), float(fitted.pvalues[1]))
 
 
 class Agreement(NamedTuple):
@@ -221,10 +205,10 @@ def fleiss_kappa(counts: np.ndarray, seed: int = 0, resamples: int = 1000) -> Ag
 
 
 def _kappa(counts: np.ndarray) -> float:
-    n = counts[0].sum()
-    observed = ((counts * (counts - 1)).sum(1) / (n * (n - 1))).mean()
-    expected = ((counts.sum(0) / counts.sum()) ** 2).sum()
-    return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
+    from statsmodels.stats.inter_rater import fleiss_kappa
+
+    with np.errstate(invalid="ignore"):  # 0 / 0 where all answers are of one category
+        return float(fleiss_kappa(counts))
 
 
 class Strengths(NamedTuple):
@@ -257,35 +241,23 @@ def bradley_terry(wins: np.ndarray, prior: float = 0.5) -> Strengths:
     ValueError
         The pairs that met do not connect all competitors, or without a prior somebody never won or never lost.
     """
-    from scipy.optimize import minimize
     from scipy.sparse.csgraph import connected_components
-    from scipy.special import expit
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
 
     wins = np.asarray(wins, float)
-    games = wins + wins.T
-    won = wins + prior * (games > 0)
+    won, k = wins + prior * (wins + wins.T > 0), len(wins)
     if connected_components(won, connection="strong")[0] > 1:
         raise ValueError("these comparisons do not connect all competitors: show more pairs, or keep the prior")
-    k, met = len(wins), won + won.T
-
-    def difference(s: np.ndarray) -> np.ndarray:
-        return s[:, None] - s[None]
-
-    def loss(s: np.ndarray) -> float:
-        return float((won * np.logaddexp(0, -difference(s))).sum() + (s.mean() ** 2))
-
-    def slope(s: np.ndarray) -> np.ndarray:
-        lost = won * expit(-difference(s))
-        return -lost.sum(1) + lost.sum(0) + 2 * s.mean() / k
-
-    s = minimize(loss, np.zeros(k), jac=slope, method="BFGS", options={"gtol": 1e-9}).x
-    p = expit(difference(s))
-    information = -met * p * (1 - p)
-    np.fill_diagonal(information, 0)
-    np.fill_diagonal(information, -information.sum(1))
-    covariance = np.linalg.pinv(information, hermitian=True)  # mean 0: the direction of all ones is left out
+    # logit P(i is preferred to j) = s_i - s_j: a logistic regression without intercept, in which each win is a success
+    winner, loser = np.nonzero(won)
+    design = np.eye(k)[winner] - np.eye(k)[loser]
+    model = GLM(np.ones(len(winner)), design[:, 1:], Binomial(), freq_weights=won[winner, loser])
+    fitted = model.fit(tol=1e-12)  # strengths relative to the first
+    from_mean = np.eye(k)[:, 1:] - 1 / k
+    value, covariance = from_mean @ fitted.params, from_mean @ fitted.cov_params() @ from_mean.T
     error = np.sqrt(np.diag(covariance))
-    return Strengths(s - s.mean(), s - s.mean() - Z * error, s - s.mean() + Z * error, covariance)
+    return Strengths(value, value - Z * error, value + Z * error, covariance)
 
 
 def trials_needed(share: float = 0.6, chance: float = 0.5, power: float = 0.8, alpha: float = 0.05) -> int:

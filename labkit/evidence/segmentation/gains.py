@@ -109,35 +109,23 @@ def differences(scores: pd.DataFrame, references: dict[str, str], score: str = "
     """
     import pandas as pd
     from scipy.stats import norm, wilcoxon
+    from statsmodels.stats.multitest import multipletests
 
     rng = np.random.default_rng(seed)
+    reach = norm.ppf(1 - ALPHA / 2 / max(1, len(references))) + norm.ppf(POWER)
     rows = []
     for tissue in scores["tissue"].unique():
-        own = []
         for arm, reference in references.items():
             values = difference_matrix(scores, arm, reference, tissue, score)
             low, high, error = two_way_interval(values, rng)
             means = values.mean(0)
             p = float(wilcoxon(means).pvalue) if np.any(means != 0) else 1.0
-            reach = norm.ppf(1 - ALPHA / 2 / len(references)) + norm.ppf(POWER)
-            own.append([arm, reference, tissue, float(values.mean()), low, high, p, np.nan, reach * error,
-                        *values.shape])  # fmt: skip
-        for row, corrected in zip(own, holm([row[6] for row in own]), strict=True):
-            row[7] = corrected
-        rows += own
-    columns = ["arm", "reference", "tissue", "difference", "ci_low", "ci_high", "p", "p_holm", "detectable", "seeds",
-               "animals"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
-
-
-def holm(p: list[float]) -> np.ndarray:
-    """Holm's correction for several tests (Holm 1979): (k,) -> (k,)."""
-    values = np.asarray(p, float)
-    order = np.argsort(values)
-    stepped = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
-    out = np.empty(len(values))
-    out[order] = np.minimum(stepped, 1)
-    return out
+            rows.append([arm, reference, tissue, float(values.mean()), low, high, p, np.nan, reach * error,
+                         *values.shape])  # fmt: skip
+    table = pd.DataFrame(rows, columns=["arm", "reference", "tissue", "difference", "ci_low", "ci_high", "p", "p_holm",
+                                        "detectable", "seeds", "animals"])  # fmt: skip
+    table["p_holm"] = table.groupby("tissue", sort=False)["p"].transform(lambda p: multipletests(p, method="holm")[1])
+    return table
 
 
 def means(scores: pd.DataFrame, score: str = "dice", seed: int = 0) -> pd.DataFrame:
