@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from labkit.evidence.judging.answers import SURE
 from labkit.evidence.judging.results import RIGHT_OR_WRONG, Results
 from labkit.evidence.judging.session import Session
 from labkit.evidence.judging.trials import QUESTIONS, REAL
@@ -27,9 +28,7 @@ MARKS = "osD^vP"
 def judged_scans(session: Session, n: int = 4) -> Figure:
     """What raters see: the middle slice of `n` scans a source; of scans in no trial, where there are enough."""
     names, middle = list(session.sources), session.shape[0] // 2
-    figure, grid = plt.subplots(
-        len(names), n, figsize=(WIDTH, WIDTH / n * len(names) + 0.2), squeeze=False, layout="compressed"
-    )
+    figure, grid = style.picture_grid(len(names), n, 0.2)
     height, width = session.sources[REAL].size_mm
     for row, name in zip(grid, names, strict=True):
         first = max(0, min(session.needed.get(name, 0), len(session.sources[name]) - n))
@@ -70,8 +69,6 @@ def rater_scores(results: Results) -> Figure:
 @style.drawn
 def confidence_and_learning(results: Results) -> Figure:
     """Share right by how sure the rater was, and by part of the session, with Wilson intervals."""
-    from labkit.evidence.judging.answers import SURE
-
     panels = {"confidence": results.by_confidence(), "part": results.learning()}
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), sharey=True, layout="constrained")
     for ax, (column, table) in zip(axes, panels.items(), strict=True):
@@ -82,8 +79,7 @@ def confidence_and_learning(results: Results) -> Figure:
     axes[0].set(ylim=(-0.03, 1.03), ylabel="share right", xlabel="how sure", xlim=(0.6, 3.4))
     axes[0].set_xticks(list(SURE), [words.replace(" ", "\n") for words in SURE.values()])
     axes[1].set(xlabel="part of the session", xticks=(1, 2, 3, 4), xlim=(0.6, 4.4))
-    handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    style.legend_outside(axes[1], "lower", 2)
     return figure
 
 
@@ -99,8 +95,7 @@ def rating_marks(results: Results) -> Figure:
         _error_bars(ax, np.arange(len(QUESTIONS)) + 0.14 * (place - (len(sources) - 1) / 2), own, place, source, "")
     ax.set_xticks(range(len(QUESTIONS)), QUESTIONS)
     ax.set(ylim=(0.8, 5.2), ylabel="mean mark, 1 to 5")
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    style.legend_outside(ax, "lower", 4)
     return figure
 
 

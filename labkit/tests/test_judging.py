@@ -13,8 +13,7 @@ import torch
 from labkit import figures
 from labkit.evidence.judging import answers, cues, observers
 from labkit.evidence.judging.results import Results
-from labkit.evidence.judging.session import Session
-from labkit.evidence.judging.stimuli import Stimuli
+from labkit.evidence.judging.session import Session, Stimuli
 from labkit.evidence.judging.trials import QUESTIONS, REAL, TASKS, needs, plan
 from labkit.evidence.metrics.faults import at_resolution
 from labkit.evidence.sample import Sample
@@ -127,7 +126,7 @@ def test_chance_is_rarely_taken_for_a_trace():
     false_alarms = [not cues.classify(rng.normal(size=(60, 2)), truth, names, seed, 19).passes for seed in range(12)]
     assert sum(false_alarms) <= 3
     traced = cues.classify(rng.normal(size=(60, 2)) + truth[:, None] * [0, 2], truth, names, shuffles=19)
-    assert not traced.passes and traced.telling.startswith("air") and "air" in str(traced)
+    assert not traced.passes and traced.telling.startswith("air")
 
 
 @pytest.mark.parametrize("trace", [None, "brightness", "noise", "padding"])

@@ -15,14 +15,15 @@ from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
 from labkit.evidence.segmentation import arms, gains
 from labkit.evidence.segmentation.experiment import Experiment, LeakError
-from labkit.evidence.segmentation.labels import confidence, teach
 from labkit.evidence.segmentation.network import (
     PLANS,
     Examples,
     build,
+    confidence,
     examples,
     full_labels,
     probabilities,
+    teach,
     train_network,
 )
 from labkit.evidence.segmentation.reader import find_reader

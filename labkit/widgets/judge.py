@@ -16,7 +16,7 @@ from labkit.evidence.judging.results import Results
 from labkit.evidence.judging.session import Session
 from labkit.evidence.judging.trials import QUESTIONS, TASKS
 from labkit.figures import frames
-from labkit.figures import judging as plots
+from labkit.figures.judging import result_figures
 from labkit.files import in_live_kernel
 from labkit.widgets.browser import figure_html
 
@@ -85,10 +85,8 @@ def told(session: Session) -> dict[str, Any]:
 
 def pictures(session: Session, number: int) -> list[str]:
     """A trial's scans as addresses of PNGs, slices one under the other; the name of a scan is not part of them."""
-    sheets = (
-        np.ascontiguousarray(stack).reshape(-1, stack.shape[2]) for stack in session.slices(session.trials[number])
-    )
-    return ["data:image/png;base64," + base64.b64encode(frames.png(sheet)).decode("ascii") for sheet in sheets]
+    stacks = session.slices(session.trials[number])
+    return [frames.data_url(frames.png(np.ascontiguousarray(np.concatenate(stack)))) for stack in stacks]
 
 
 class JudgePage:
@@ -124,11 +122,9 @@ class JudgePage:
 def result_html(session: Session, rater: str) -> str:
     """A rater's result at the end of the session: in words, and what there is to plot."""
     results = Results(session.answered(rater).values())
-    parts = [f"<p>{html.escape(results.sentence(rater))}</p>"]
-    for words, figure in plots.result_figures(results):
-        parts.append(figure_html(figure, words))
-    parts.append(f"<p>Kept in <code>{html.escape(str(session.path(rater)))}</code>.</p>")
-    return "".join(parts)
+    pictures = "".join(figure_html(figure, words) for words, figure in result_figures(results))
+    where = html.escape(str(session.path(rater)))
+    return f"<p>{html.escape(results.sentence(rater))}</p>{pictures}<p>Kept in <code>{where}</code>.</p>"
 
 
 def _asset(name: str) -> str:

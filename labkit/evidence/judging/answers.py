@@ -124,22 +124,20 @@ def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[d
         for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if not text.strip():
                 continue
+            where = f"{path.name}:{number}"
             try:
                 line = json.loads(text)
             except ValueError:
-                left_out.append(f"{path.name}:{number}: half a line")
+                left_out.append(f"{where}: half a line")
                 continue
             if problem := _problem(line):
-                wrong.append(f"{path.name}:{number}: {problem}")
-            else:
-                key, where = (
-                    tuple(line[name] for name in ("session", "kind", "rater", "trial")),
-                    f"{path.name}:{number}",
-                )
-                first, other = sorted([lines.get(key, (where, line)), (where, line)], key=lambda one: one[1]["time"])
-                lines[key] = first
-                if other[1] != first[1]:
-                    left_out.append(f"{other[0]}: a second answer of {line['rater']} to trial {line['trial'] + 1}")
+                wrong.append(f"{where}: {problem}")
+                continue
+            key = tuple(line[name] for name in ("session", "kind", "rater", "trial"))
+            first, other = sorted([lines.get(key, (where, line)), (where, line)], key=lambda one: one[1]["time"])
+            lines[key] = first
+            if other[1] != first[1]:
+                left_out.append(f"{other[0]}: a second answer of {line['rater']} to trial {line['trial'] + 1}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError("these lines are no answers: " + "; ".join(wrong[:5]) + more)

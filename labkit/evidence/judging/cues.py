@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.data.cohort import Cohort
-from labkit.evidence.judging.session import Session
-from labkit.evidence.judging.stimuli import Stimuli
+from labkit.evidence.judging.results import padded
+from labkit.evidence.judging.session import Session, Stimuli
 from labkit.evidence.judging.trials import REAL
 from labkit.evidence.sample import scanned_slices
 
@@ -55,13 +55,6 @@ class CueCheck:
         """Whether the classifier does no better than chance."""
         return self.p > ALPHA
 
-    def __str__(self) -> str:
-        found = "no better than chance" if self.passes else f"BETTER THAN CHANCE: the {self.telling} gives them away"
-        return (
-            f"trivial cues: balanced accuracy {self.accuracy:.2f}, p = {self.p:.3f} "
-            f"({self.real} real, {self.synthetic} synthetic): {found}"
-        )
-
 
 def check_cues(session: Session, prepared: bool = True, names: bool = True, seed: int = 0) -> CueCheck:
     """Whether file name, intensity range, background, padding or the noise of air give synthetic scans away.
@@ -92,8 +85,6 @@ def side_by_side(checks: dict[str, CueCheck]) -> Styler:
     """Checks for a notebook, a row each."""
     import pandas as pd
 
-    from labkit.evidence.judging.results import padded
-
     rows = {
         name: {
             "balanced accuracy": check.accuracy, "p": check.p, "most telling trace": check.telling,
@@ -109,33 +100,24 @@ def side_by_side(checks: dict[str, CueCheck]) -> Styler:
 def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int = 0, shuffles: int = 99) -> CueCheck:
     """Judge a table of cues (N, K) with truth (N,), True for synthetic."""
     from sklearn.linear_model import RidgeClassifier
+    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, permutation_test_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    real, synthetic = int((~truth).sum()), int(truth.sum())
+    real, synthetic, total = int((~truth).sum()), int(truth.sum()), x.shape[1]
     varies = np.ptp(x, 0) > 1e-9
     if not varies.any():
-        return CueCheck(0.5, 1.0, "none differs", real, synthetic, 0, x.shape[1])
-    total = x.shape[1]
-    x, names = x[:, varies], [name for name, one in zip(names, varies, strict=True) if one]
+        return CueCheck(0.5, 1.0, "none differs", real, synthetic, 0, total)
+    x, names = x[:, varies], np.array(names)[varies]
     folds = StratifiedKFold(min(5, real, synthetic), shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), RidgeClassifier(class_weight="balanced"))
     accuracy, _, p = permutation_test_score(
         model, x, truth, cv=folds, n_permutations=shuffles, scoring="balanced_accuracy", random_state=seed
     )
-    areas = np.array([_area(column, truth) for column in x.T])
-    best = int(np.argmax(areas))
-    return CueCheck(
-        float(accuracy), float(p), f"{names[best]} (AUC {areas[best]:.2f})", real, synthetic, x.shape[1], total
-    )
-
-
-def _area(values: np.ndarray, truth: np.ndarray) -> float:
-    from labkit.evidence.judging.statistics import rank_share
-
-    area = rank_share(values, truth)
-    return max(area, 1 - area)
+    areas = [0.5 + abs(roc_auc_score(truth, column) - 0.5) for column in x.T]
+    telling = f"{names[np.argmax(areas)]} (AUC {max(areas):.2f})"
+    return CueCheck(float(accuracy), float(p), telling, real, synthetic, x.shape[1], total)
 
 
 def shown_cues(source: Stimuli) -> list[dict[str, float]]:

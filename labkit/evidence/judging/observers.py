@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.evidence.judging.session import Session
-from labkit.evidence.judging.stimuli import Stimuli
+from labkit.evidence.judging.session import Session, Stimuli
 from labkit.evidence.judging.trials import QUESTIONS, REAL, SIDES
 from labkit.evidence.metrics import embeddings
 from labkit.evidence.metrics.distributions import classifier

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -58,8 +59,7 @@ class Results:
         if not self.lines:
             raise ValueError(f"there are no answers{'' if task is None else f' to {task}'}")
         self.task = self.lines[0]["task"]
-        order = {kind: place for place, kind in enumerate(answers.KINDS)}
-        kinds = {line["rater"]: order[line["kind"]] for line in self.lines}
+        kinds = {line["rater"]: answers.KINDS.index(line["kind"]) for line in self.lines}
         self.raters = sorted(kinds, key=lambda rater: (kinds[rater], rater))
         self.sessions = list(dict.fromkeys(line["session"] for line in self.lines))
         self.left_out: list[str] = []
@@ -102,6 +102,10 @@ class Results:
             raise ValueError(f"these are answers to {self.task}; this is for {' and '.join(tasks)}")
         return self.table
 
+    def _by_rater(self) -> Iterable[tuple[str, pd.DataFrame]]:
+        table = self._checked(*RIGHT_OR_WRONG)
+        return ((rater, table[table["rater"] == rater]) for rater in self.raters)
+
     def scores(self) -> pd.DataFrame:
         """A row a rater: n, right, accuracy, its Wilson interval, exact p against guessing, d′, criterion, median time.
 
@@ -110,19 +114,12 @@ class Results:
         """
         import pandas as pd
 
-        table, rows = self._checked(*RIGHT_OR_WRONG), {}
-        for rater in self.raters:
-            own = table[table["rater"] == rater]
+        rows = {}
+        for rater, own in self._by_rater():
             found, detected = statistics.share(int(own["correct"].sum()), len(own)), self._detection(own)
-            row = {
-                "kind": own["kind"].iloc[0],
-                "n": found.n,
-                "right": found.k,
-                "accuracy": found.value,
-                "low": found.low,
-                "high": found.high,
-            }
-            row |= {"p": found.p, "d′": detected.d_prime, "d′ low": detected.d_low, "d′ high": detected.d_high}
+            row = {"kind": own["kind"].iloc[0], "n": found.n, "right": found.k, "accuracy": found.value}
+            row |= {"low": found.low, "high": found.high, "p": found.p}
+            row |= {"d′": detected.d_prime, "d′ low": detected.d_low, "d′ high": detected.d_high}
             if self.task == "real_or_synthetic":
                 row |= {"criterion": detected.criterion, "c low": detected.c_low, "c high": detected.c_high}
                 row["sure AUC"] = _graded(own)
@@ -157,26 +154,17 @@ class Results:
         """A row a rater: how the odds of being right change from the first trial to the last, with interval and p."""
         import pandas as pd
 
-        table = self._checked(*RIGHT_OR_WRONG)
-        rows = {}
-        for rater in self.raters:
-            own = table[table["rater"] == rater]
-            rows[rater] = statistics.trend(own["correct"].to_numpy(bool), own["place"].to_numpy())._asdict()
+        rows = {
+            rater: statistics.trend(own["correct"].to_numpy(bool), own["place"].to_numpy())._asdict()
+            for rater, own in self._by_rater()
+        }
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def _shares(self, keys: list[str], table: pd.DataFrame) -> pd.DataFrame:
         import pandas as pd
 
         rows = [
-            dict(zip(keys, key, strict=True))
-            | {"n": len(own)}
-            | dict(
-                zip(
-                    ("share", "low", "high", "p"),
-                    statistics.share(int(own["correct"].sum()), len(own))[2:],
-                    strict=True,
-                )
-            )
+            [*key, *statistics.share(int(own["correct"].sum()), len(own))[1:]]
             for key, own in table.groupby(keys, sort=True)
         ]
         return pd.DataFrame(rows, columns=[*keys, "n", "share", "low", "high", "p"])
@@ -208,7 +196,8 @@ class Results:
         wide = own.pivot(index="trial", columns="rater", values="answer")
         return statistics.fleiss_kappa(np.stack([(wide == name).sum(axis=1) for name in own["answer"].unique()], 1))
 
-    def _one_kind(self) -> None:
+    def _check_one_kind(self, task: str) -> None:
+        self._checked(task)
         kinds = sorted({line["kind"] for line in self.lines})
         if len(kinds) > 1:
             raise ValueError(f"answers of {' and '.join(kinds)} raters would be averaged: choose one kind with only()")
@@ -229,22 +218,23 @@ class Results:
         import pandas as pd
         from scipy.stats import mannwhitneyu
 
-        self._checked("rating")
-        self._one_kind()
-        marks: dict[tuple[str, str], dict[str, list[int]]] = {}
-        for line in self.lines:
-            for question in QUESTIONS:
-                of_scan = marks.setdefault((question, line["sources"][0]), {})
-                of_scan.setdefault(line["scans"][0], []).append(line["answer"][question])
-        means = {key: np.array([np.mean(given) for given in of_scan.values()]) for key, of_scan in marks.items()}
+        self._check_one_kind("rating")
+        keys = ["question", "source", "scan"]
+        marks = pd.DataFrame(
+            [
+                [question, line["sources"][0], line["scans"][0], line["answer"][question]]
+                for line, question in itertools.product(self.lines, QUESTIONS)
+            ],
+            columns=[*keys, "mark"],
+        )
+        of_scans = marks.groupby(keys, sort=False)["mark"].mean()
+        means = {key: part.to_numpy() for key, part in of_scans.groupby(keys[:2], sort=False)}
         rng, rows = np.random.default_rng(seed), []
-        for (question, source), values in sorted(
-            means.items(), key=lambda item: (QUESTIONS.index(item[0][0]), item[0][1])
-        ):
+        for question, source in itertools.product(QUESTIONS, sorted(marks["source"].unique())):
+            values, real = means[question, source], means.get((question, REAL))
             again = _resampled(values, rng, resamples)
             row = {"question": question, "source": source, "n": len(values), "mean": values.mean()}
             row |= dict(zip(("low", "high"), np.quantile(again, (0.025, 0.975)), strict=True))  # NaN of few scans
-            real = means.get((question, REAL))
             if source != REAL and real is not None:
                 apart = again - _resampled(real, rng, resamples)
                 row |= {"difference": values.mean() - real.mean(), "p": float(mannwhitneyu(values, real).pvalue)}
@@ -267,8 +257,7 @@ class Results:
         import pandas as pd
         from scipy.special import expit
 
-        self._checked("preference")
-        self._one_kind()
+        self._check_one_kind("preference")
         names = sorted({source for line in self.lines for source in line["sources"]}, key=lambda s: (s != REAL, s))
         wins = np.zeros((len(names), len(names)))
         for line in self.lines:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from labkit.data.cohort import Cohort
+from labkit.evidence import describe
 from labkit.evidence.judging import answers
-from labkit.evidence.judging.stimuli import Stimuli
 from labkit.evidence.judging.trials import REAL, SIDES, Trial, check_task, needs, plan
+from labkit.evidence.metrics.faults import at_resolution
 from labkit.evidence.metrics.yardstick import check_grid, one_scan_an_animal
+from labkit.evidence.sample import Sample, scanned_slices
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.generation import generate
 from labkit.runs import Run
@@ -25,6 +29,61 @@ from labkit.runs import Run
 FOLDER = "judging"
 POOL = 60
 """Scans of each source, at most, that the cue check looks at."""
+
+
+WHITE_PERCENT = 99.0
+"""Percentile of the head's voxels that is shown white."""
+
+
+class Stimuli:
+    """Some scans of one source as raters see them: all sources go through one chain, so that only the scan can tell.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        The scans.
+    resolution : int
+        Side of the cubes that every scan is averaged to and brought back from; 64 leaves the study's scans as they are.
+        A real scan beside one from a generator of 32³ would otherwise be known by its sharpness alone; one from that
+        generator is taken as it is.
+    size : int
+        Side of the cubes they are shown from, voxels.
+    """
+
+    def __init__(self, cohort: Cohort, resolution: int = 64, size: int = 64) -> None:
+        self.cohort, self.resolution, self.size = cohort, resolution, size
+
+    def __len__(self) -> int:
+        return len(self.cohort)
+
+    @cached_property
+    def cubes(self) -> Tensor:
+        """float32 (N, 1, S, S, S) in [0, 1], steps of 1/255.
+
+        The head alone, black around it (so that neither background, padding nor the noise of air can tell), 0 black
+        and the :data:`WHITE_PERCENT` percentile of the head white (so that the intensity range cannot).
+        """
+        sample = at_resolution(Sample.of(self.cohort, self.size), self.resolution)
+        shown = torch.zeros_like(sample.cubes)
+        where = scanned_slices(sample.shape, self.size)
+        for cube, scan in zip(shown[:, 0], sample.scanned[:, 0].numpy(), strict=True):
+            head = describe.head_mask(scan)
+            white = max(float(np.percentile(scan[head], WHITE_PERCENT)), 1e-6)
+            grey = np.round(np.clip(scan / white, 0, 1) * 255) / 255
+            cube[where] = torch.from_numpy(np.where(head, grey, 0).astype(np.float32))
+        return shown
+
+    def slices(self, place: int) -> np.ndarray:
+        """Coronal slices of a scan, caudal first: uint8 (slices, rows, columns), dorsal on top, left on the left."""
+        inside = scanned_slices(self.cohort.shape, self.size)
+        volume = self.cubes[(place, 0, *inside)].numpy()  # right, superior, anterior
+        return np.round(volume * 255).astype(np.uint8).transpose(2, 1, 0)[:, ::-1]
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Height and width of a coronal slice, mm."""
+        (width, height, _), (x, y, _) = self.cohort.shape, self.cohort[0].zooms
+        return height * y, width * x
 
 
 class Session:

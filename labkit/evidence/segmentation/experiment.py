@@ -26,29 +26,31 @@ from labkit.data.sources import SIMULATED, open_cohort
 from labkit.evidence.sample import Sample
 from labkit.evidence.segmentation import gains
 from labkit.evidence.segmentation.arms import ARMS, Arm, chosen
-from labkit.evidence.segmentation.labels import SPARE, Labelled, teach
 from labkit.evidence.segmentation.network import (
+    ABOUT_FILE,
+    MODEL_FILE,
+    SCORES_FILE,
+    SPARE,
     Examples,
+    Labelled,
     Plan,
-    build,
     examples,
     full_labels,
     inputs,
+    load_network,
     plan_called,
     probabilities,
+    teach,
     to_json,
     train_network,
-)  # fmt: skip
-from labkit.evidence.segmentation.scores import SCORES as SCORED
-from labkit.evidence.segmentation.scores import score
+)
+from labkit.evidence.segmentation.scores import SCORES, score
 from labkit.files import located, progress_bar, write_json, write_text
 from labkit.generation import decode, draw_codes
-from labkit.runs import Run, load_run, load_state, save_state
+from labkit.runs import Run, load_run, save_state
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCORES, MODEL, ABOUT = "scores.csv", "model.safetensors", "arm.json"
 
 
 class LeakError(ValueError):
@@ -105,11 +107,9 @@ class Experiment:
         usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
         self.arms = chosen(arms or usual, bool(self.simulated))
         if train is None or test is None:
-            if cohort is None:
-                own = self.run.cohort()
-            else:
-                how = {key: value for key, value in recipe.items() if key != "source"}
-                own = cohort if isinstance(cohort, Cohort) else open_cohort(cohort, **how)
+            if isinstance(cohort, str | os.PathLike):
+                cohort = open_cohort(cohort, **{key: value for key, value in recipe.items() if key != "source"})
+            own = self.run.cohort() if cohort is None else cohort
             train = self.run.train_part(own) if train is None else train
             test = self.run.held_out(own) if test is None else test
         self.train, self.test = train, test
@@ -130,7 +130,7 @@ class Experiment:
 
     def missing(self) -> list[tuple[Arm, int]]:
         """Jobs without a result yet."""
-        return [(arm, seed) for arm, seed in self.jobs if not (self._place(arm, seed) / SCORES).exists()]
+        return [(arm, seed) for arm, seed in self.jobs if not (self._arm_folder(arm, seed) / SCORES_FILE).exists()]
 
     def go_on(self) -> Experiment:
         """Train and test what is missing; interrupt whenever you like, finished arms are not trained again."""
@@ -138,7 +138,7 @@ class Experiment:
             self._one(arm, seed)
         return self
 
-    def _place(self, arm: Arm, seed: int) -> Path:
+    def _arm_folder(self, arm: Arm, seed: int) -> Path:
         return self.folder / f"{arm.name}-seed{seed}"
 
     def _one(self, arm: Arm, seed: int) -> None:
@@ -148,13 +148,13 @@ class Experiment:
         images, box = self._tested
         predicted = full_labels(probabilities([network], images, box), self.test.shape)
         table = score(predicted, self.test)
-        place = self._place(arm, seed)
-        place.mkdir(parents=True, exist_ok=True)
-        save_state(place / MODEL, network.state_dict())
+        folder = self._arm_folder(arm, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_state(folder / MODEL_FILE, network.state_dict())
         counts = dict(zip(("real", "added"), arm.counts(len(self.train)), strict=True))
         about |= {"seconds": round(time.perf_counter() - began, 1), **runs.provenance(torch.device("cpu"))}
-        write_json(place / ABOUT, {"arm": arm.name, "seed": seed, "plan": to_json(self.plan), **counts, **about})
-        write_text(place / SCORES, table.to_csv(index=False))  # last: it says that the arm is finished
+        write_json(folder / ABOUT_FILE, {"arm": arm.name, "seed": seed, "plan": to_json(self.plan), **counts, **about})
+        write_text(folder / SCORES_FILE, table.to_csv(index=False))  # last: it says that the arm is finished
 
     def _data(self, arm: Arm, seed: int) -> tuple[Examples, dict]:
         real = self.real(arm, seed)
@@ -193,9 +193,9 @@ class Experiment:
         reference = ARMS[arm.reference]
         found = [self.network(reference, seed)]
         for member in range(1, self.plan.teachers):
-            path = self._place(reference, seed) / f"teacher{member}.safetensors"
+            path = self._arm_folder(reference, seed) / f"teacher{member}.safetensors"
             if path.exists():
-                found.append(_loaded(self.plan, path))
+                found.append(load_network(self.plan, path))
                 continue
             data = self.real(reference, seed)
             found.append(train_network(data, self.plan, 1000 * member + seed, reference.augmentation))
@@ -211,10 +211,10 @@ class Experiment:
             It is not trained yet.
         """
         arm = ARMS[arm] if isinstance(arm, str) else arm
-        path = self._place(arm, seed) / MODEL
+        path = self._arm_folder(arm, seed) / MODEL_FILE
         if not path.exists():
             raise ValueError(f"arm {arm.name} with seed {seed} is not trained yet: call go_on() first")
-        return _loaded(self.plan, path)
+        return load_network(self.plan, path)
 
     @cached_property
     def _real(self) -> Examples:
@@ -239,7 +239,7 @@ class Experiment:
 
         tables = []
         for arm, seed in self.jobs:
-            path = self._place(arm, seed) / SCORES
+            path = self._arm_folder(arm, seed) / SCORES_FILE
             if path.exists():
                 table = pd.read_csv(path, dtype={"subject": str, "session": str}, keep_default_na=True)
                 tables.append(table.fillna({"session": ""}).assign(arm=arm.name, seed=seed))
@@ -262,9 +262,9 @@ class Experiment:
 
     def table(self) -> pd.DataFrame:
         """Mean scores of every arm: arms down, tissues and scores across; the first column says what the arm is."""
-        found = self.scores.pivot_table(index="arm", columns="tissue", values=list(SCORED), sort=False)
+        found = self.scores.pivot_table(index="arm", columns="tissue", values=list(SCORES), sort=False)
         found = found.reindex([arm.name for arm in self.arms if arm.name in found.index])
-        found.insert(0, ("", "trained on"), [self.words(name) for name in found.index])
+        found.insert(0, ("", "trained on"), [ARMS[name].words(len(self.train)) for name in found.index])
         return found
 
     def save(self) -> list[Path]:
@@ -277,21 +277,19 @@ class Experiment:
         """
         import pandas as pd
 
-        every = pd.concat([self.differences(name).assign(score=name) for name in SCORED], ignore_index=True)
-        means = pd.concat([self.means(name).assign(score=name) for name in SCORED], ignore_index=True)
-        said = gains.conclusions(every[every["score"] == "dice"])
+        differences, means = (
+            pd.concat([table(name).assign(score=name) for name in SCORES], ignore_index=True)
+            for table in (self.differences, self.means)
+        )
+        conclusions = gains.conclusions(differences[differences["score"] == "dice"])
         contents = {
-            "differences.csv": every.to_csv(index=False),
+            "differences.csv": differences.to_csv(index=False),
             "means.csv": means.to_csv(index=False),
-            "conclusions.txt": "\n".join(said) + "\n",
+            "conclusions.txt": "\n".join(conclusions) + "\n",
         }
         for name, text in contents.items():
             write_text(self.folder / name, text)
         return [self.folder / name for name in contents]
-
-    def words(self, name: str) -> str:
-        """An arm for people, with numbers of scans."""
-        return ARMS[name].words(len(self.train))
 
 
 def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, int, int]) -> Sample:
@@ -344,9 +342,3 @@ def _check_labels(name: str, cohort: Cohort) -> None:
             f"{len(without or strange)} {name} scans have not the study's labels (1 CSF, 2 grey matter, 3 white "
             f"matter), e.g. of {(without or strange)[0]}: the experiment needs all three on every scan"
         )
-
-
-def _loaded(plan: Plan, path: Path) -> nn.Module:
-    network = build(plan, 0)
-    network.load_state_dict(load_state(path, "cpu"))
-    return network.eval()

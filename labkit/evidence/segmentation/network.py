@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +16,16 @@ from labkit.data.cohort import Cohort
 from labkit.data.grids import STUDY_ZOOMS
 from labkit.evidence.sample import Sample, scanned_slices
 from labkit.fields import known
+from labkit.runs import load_state
 
 CLASSES = 4
 """Background, CSF, grey matter, white matter."""
+
+MODEL_FILE, ABOUT_FILE, SCORES_FILE = "model.safetensors", "arm.json", "scores.csv"
+"""What a trained arm's folder holds; the scores are written last and say that the arm is finished."""
+
+SPARE = 1.15
+"""Scans labelled for each that is kept: the least certain of them are dropped."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ PLANS = {
 def plan_called(name: str | Plan) -> Plan:
     """The plan of that scale; ValueError with the names there are."""
     return name if isinstance(name, Plan) else PLANS[known("scale", name, PLANS)]
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON; ``Plan(**content)`` with channels as a tuple is the inverse."""
+    return asdict(plan) | {"channels": list(plan.channels)}
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,13 @@ def build(plan: Plan, seed: int) -> nn.Module:
         return UNet(3, 1, CLASSES, plan.channels, (2,) * (len(plan.channels) - 1), num_res_units=1, norm="batch")
 
 
+def load_network(plan: Plan, path: Path) -> nn.Module:
+    """A trained network's file, in evaluation mode."""
+    network = build(plan, 0)
+    network.load_state_dict(load_state(path, "cpu"))
+    return network.eval()
+
+
 def train_network(data: Examples, plan: Plan, seed: int, augmentation: str = "full") -> nn.Module:
     """Train on a fixed number of steps, whatever the number of scans.
 
@@ -198,6 +218,52 @@ def full_labels(chances: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return out
 
 
-def to_json(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON; ``Plan(**content)`` with channels as a tuple is the inverse."""
-    return asdict(plan) | {"channels": list(plan.channels)}
+class Labelled(NamedTuple):
+    """Synthetic scans with labels.
+
+    Attributes
+    ----------
+    examples : Examples
+        The scans that were kept, in their order.
+    kept : numpy.ndarray
+        Their places among all.
+    confidence : numpy.ndarray
+        (N,), of all, as :func:`confidence` has it.
+    """
+
+    examples: Examples
+    kept: np.ndarray
+    confidence: np.ndarray
+
+
+def teach(networks: list[nn.Module], images: Tensor, box: tuple[slice, ...], keep: int) -> Labelled:
+    """Label synthetic scans, which are born without, and keep the `keep` most certain of N.
+
+    The teacher, one network or the mean of several, is trained on the very real scans of the arm that it serves. It
+    cannot know more than those scans taught it: what a student can gain is the variety of the images, not of the
+    labels. Where the teacher is wrong, the student learns the mistake.
+
+    Parameters
+    ----------
+    networks : list of torch.nn.Module
+        The teacher.
+    images, box : torch.Tensor, tuple of slice
+        As :class:`Examples` has them.
+    keep : int
+        At most N.
+    """
+    if keep > len(images):
+        raise ValueError(f"{keep} scans are to be kept of {len(images)}: generate more")
+    chances = probabilities(networks, images, box)
+    winners, labels = chances.max(1, keepdim=True)
+    certain = confidence(winners, labels)
+    kept = np.sort(np.argsort(-certain, kind="stable")[:keep])
+    chosen = torch.from_numpy(kept)
+    return Labelled(Examples(images[chosen], labels[chosen].to(torch.uint8), box), kept, certain)
+
+
+def confidence(winners: Tensor, labels: Tensor) -> np.ndarray:
+    """Mean winning probability over voxels called brain, 0 where there are none: (N, 1, S, S, S) twice -> (N,)."""
+    brain = (labels > 0).float()
+    voxels = brain.flatten(1).sum(1)
+    return ((winners * brain).flatten(1).sum(1) / voxels.clamp_min(1)).numpy()
