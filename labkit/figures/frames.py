@@ -29,21 +29,9 @@ NARROWEST = 480  # pixels of a card, where the page has them
 def crop(
     volume: np.ndarray, shape: Sequence[int] = STUDY_SHAPE, zooms: Sequence[float] = STUDY_ZOOMS
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """The part of a cube that was scanned, without the padding, and its voxel size.
+    """The part of a cube (S, S, S), any S, that was scanned, without the padding, and its voxel size, mm.
 
-    Parameters
-    ----------
-    volume : numpy.ndarray
-        (S, S, S), any S.
-    shape, zooms : sequence
-        Of the scans that the cube stands for, voxels and mm.
-
-    Returns
-    -------
-    part : numpy.ndarray
-        (x, y, z).
-    zooms : tuple of float
-        mm along each axis.
+    `shape` and `zooms` are of the scans that the cube stands for, voxels and mm.
     """
     side, size = cube_side(tuple(shape)), volume.shape[0]
     slices = []
@@ -157,10 +145,8 @@ class Card:
     ----------
     pictures : sequence of numpy.ndarray
         uint8 (rows, columns), or (rows, columns, 3) in colour; all of one shape.
-    words : sequence of str
-        What each shows.
-    label : str
-        Of the slider.
+    words, label : sequence of str, str
+        What each shows, and what the slider moves.
     start : int, optional
         The picture shown first; default the middle one.
     size_mm : (float, float), optional

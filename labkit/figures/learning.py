@@ -32,7 +32,7 @@ POSITIVE = ("reconstruction: mean squared error, scans in [−1, 1]", "gradient 
 
 
 def loss_curves(run: Run, smooth: int = 0) -> Interactive:
-    """Losses of a run, four panels one under the other over iterations.
+    """Losses of a run over iterations, four panels; log scales for errors and gradient norms.
 
     Parameters
     ----------
@@ -40,11 +40,6 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
         Trained at least as far as its first row.
     smooth : int
         Rows over which curves are averaged (centred); 0 chooses one in forty.
-
-    Returns
-    -------
-    Interactive
-        Log scales for errors and gradient norms, linear ones for what may be negative.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -108,21 +103,9 @@ def code_statistics(run: Run) -> Figure:
 
 @style.drawn
 def samples_over_time(run: Run, codes: int = 4, moments: int = 5) -> Figure:
-    """The same random codes at several iterations, from the first to the last.
+    """The same random codes (columns) at several moments (rows), evenly spread from the first iteration to the last.
 
-    Parameters
-    ----------
-    run : Run
-        A run with samples.
-    codes : int
-        How many codes, columns.
-    moments : int
-        How many iterations, rows, evenly spread.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Coronal sections through the middle of the volume, window [-1, 1].
+    Coronal sections through the middle of the volume, window [-1, 1].
     """
     paths = sorted((run.path / "samples").glob("*_random.nii.gz"))
     chosen = [paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, moments).round().astype(int))]
@@ -141,20 +124,8 @@ def samples_over_time(run: Run, codes: int = 4, moments: int = 5) -> Figure:
 def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
     """Scans, what comes back of them through E and G, and the difference.
 
-    Parameters
-    ----------
-    run : Run
-        Trained.
-    cohort : Cohort
-        Its first scans are shown; held-out ones make the honest figure.
-    scans : int
-        How many, columns.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Rows scan, reconstruction, difference; coronal sections, window [-1, 1], difference in red (too bright) and
-        blue (too dark) with its own window of [-1, 1].
+    Of the first scans of a cohort; held-out ones make the honest figure. Coronal sections, window [-1, 1], difference
+    in red (too bright) and blue (too dark).
     """
     shown = cohort.subset(range(min(scans, len(cohort))))
     channels = shown.volumes(run.scale.size)

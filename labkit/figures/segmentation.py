@@ -32,13 +32,7 @@ LABEL_COLOURS = ListedColormap([TISSUE_COLOURS[name] for name in describe.TISSUE
 
 @style.drawn
 def experiment_design(experiment: Experiment) -> Figure:
-    """Who learns from whom, and what every arm is trained on.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Boxes and arrows above; below a bar an arm, real and added scans.
-    """
+    """Who learns from whom, boxes and arrows; below, what every arm is trained on, a bar an arm."""
     arms = experiment.arms
     n, tested = len(experiment.train), len(experiment.test)
     figure, (top, bottom) = plt.subplots(
@@ -129,20 +123,10 @@ def _dice_panels(experiment: Experiment, points: dict[tuple[str, str], list[tupl
 
 @style.drawn
 def gains(table: pd.DataFrame, label: str = "Dice") -> Figure:
-    """Every arm's difference from its reference with its interval, beside the paper's gains.
+    """Every arm's difference in a score from its reference, beside the paper's gains, a panel a tissue.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From :meth:`labkit.evidence.segmentation.experiment.Experiment.differences`.
-    label : str
-        Of the score.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A panel a tissue; bars are 95 % intervals, filled where the corrected p is below 0.05, diamonds the published
-        gains, the grey band what the design cannot see.
+    Of a table of :meth:`labkit.evidence.segmentation.experiment.Experiment.differences`. Bars are 95 % intervals,
+    filled where the corrected p is below 0.05, diamonds the published gains, the grey band what the design cannot see.
     """
     tissues = list(table["tissue"].unique())
     arms = list(table["arm"].unique())
@@ -150,15 +134,15 @@ def gains(table: pd.DataFrame, label: str = "Dice") -> Figure:
     figure, grid = plt.subplots(2, 2, figsize=size, layout="constrained", sharey=True)
     for ax, tissue in zip(grid.flat, tissues, strict=True):
         part = table[table["tissue"] == tissue].set_index("arm")
-        for place, arm in enumerate(arms):
+        for index, arm in enumerate(arms):
             row = part.loc[arm]
             colour = KINDS[ARMS[arm].source][1]
-            ax.barh(place, 2 * row["detectable"], left=-row["detectable"], height=0.8, color="0.92")
-            ax.plot([row["ci_low"], row["ci_high"]], [place, place], color=colour, linewidth=2)
-            ax.plot(row["difference"], place, "o", color=colour, markersize=5,
+            ax.barh(index, 2 * row["detectable"], left=-row["detectable"], height=0.8, color="0.92")
+            ax.plot([row["ci_low"], row["ci_high"]], [index, index], color=colour, linewidth=2)
+            ax.plot(row["difference"], index, "o", color=colour, markersize=5,
                     fillstyle="full" if row["p_holm"] < 0.05 else "none")  # fmt: skip
             if label == "Dice" and (tissue, arm) in PAPER_GAINS:
-                ax.plot(PAPER_GAINS[tissue, arm], place, "D", color="black", markersize=4)
+                ax.plot(PAPER_GAINS[tissue, arm], index, "D", color="black", markersize=4)
         ax.axvline(0, color="0.4", linewidth=0.8)
         ax.set_title(tissue)
     reference = dict(zip(table["arm"], table["reference"], strict=True))
@@ -170,25 +154,19 @@ def gains(table: pd.DataFrame, label: str = "Dice") -> Figure:
 
 @style.drawn
 def predictions(experiment: Experiment, arm: str = "r100", seed: int = 0) -> Figure:
-    """Real and predicted labels of the best, the median and the worst test animal, by the mean Dice of its tissues.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Columns the three planes; rows true and predicted labels of each animal.
-    """
+    """True and predicted labels of the best, the median and the worst test animal, by the mean Dice of its tissues."""
     scores = experiment.scores
     mine = scores[(scores["arm"] == arm) & (scores["seed"] == seed)]
     per_scan = mine.groupby(["subject", "session"], sort=False)["dice"].mean()
     order = np.argsort(-per_scan.to_numpy(), kind="stable")
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    places = {(scan.subject, scan.session): place for place, scan in enumerate(experiment.test)}
+    places = {(scan.subject, scan.session): index for index, scan in enumerate(experiment.test)}
     network = experiment.network(arm, seed)
     figure, grid = plt.subplots(6, 3, figsize=(WIDTH, 8.6), layout="compressed")
     for pair, (name, which) in zip(grid.reshape(3, 2, 3), chosen.items(), strict=True):
-        place = places[per_scan.index[which]]
-        scan = experiment.test[place]
-        images, box = inputs(experiment.test.subset([place]), experiment.plan)
+        index = places[per_scan.index[which]]
+        scan = experiment.test[index]
+        images, box = inputs(experiment.test.subset([index]), experiment.plan)
         labels = full_labels(probabilities([network], images, box), scan.image.shape)[0].numpy()
         for row, (what, drawn) in zip(pair, (("true", scan.labels), ("predicted", labels)), strict=True):
             for ax, plane in zip(row, style.PLANES.values(), strict=True):
@@ -218,21 +196,9 @@ def _show_labels(ax: Axes, labels: np.ndarray, affine: np.ndarray, plane: style.
 
 @style.drawn
 def teacher_labels(experiment: Experiment, arm: str = "r100+s200", seed: int = 0, n: int = 60) -> Figure:
-    """Synthetic scans with their teacher's labels, and where it was unsure: the surest, the median and the least sure.
+    """Synthetic scans with their teacher's labels and the probability of the label that won.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        With the arm's reference trained.
-    arm, seed : str, int
-        Whose teacher.
-    n : int
-        Synthetic scans to choose from.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Columns scan, labels, probability of the label that won.
+    Of `n` scans the surest, the median and the least sure; the arm's reference has to be trained.
     """
     shape = experiment.train.shape
     sample = synthetic(experiment.run, n, seed, experiment.plan.size, shape)

@@ -141,6 +141,10 @@ def test_the_sample_size_has_the_power_by_direct_enumeration(share, chance):
     assert statistics.power_of(n, share, chance) == pytest.approx(power(n))
 
 
+def test_one_trial_is_enough_where_it_has_the_power():
+    assert statistics.trials_needed(0.99, 0.1, alpha=0.2) == 1
+
+
 @pytest.mark.parametrize("wrong", [{"share": 1.0}, {"share": 0.505}, {"power": 0}])
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match="shares lie between"):

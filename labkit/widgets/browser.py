@@ -31,12 +31,11 @@ def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | Non
     Parameters
     ----------
     cohort : Cohort
-        The scans.
-    beside : Cohort, optional
-        Scans on the same grid, one of which is shown at the right at the same place in the same window.
     live : bool, optional
         Make the sliders, or only say how to get them; default: as :func:`labkit.files.in_live_kernel` finds. A page
         built from an executed notebook would otherwise hold sliders that do nothing.
+    beside : Cohort, optional
+        Scans on the same grid, one of which is shown at the right at the same place in the same window.
 
     Returns
     -------
@@ -49,9 +48,9 @@ def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | Non
     import ipywidgets
 
     style, wide = {"description_width": "3rem"}, {"width": "auto", "max_width": "30rem"}
-    rats = [(describe.scan_name(scan), place) for place, scan in enumerate(cohort)]
+    rats = [(describe.scan_name(scan), index) for index, scan in enumerate(cohort)]
     rat = ipywidgets.Dropdown(options=rats, description="rat", style=style, layout=wide)
-    others = [(describe.scan_name(scan), place) for place, scan in enumerate(beside or ())]
+    others = [(describe.scan_name(scan), index) for index, scan in enumerate(beside or ())]
     other = ipywidgets.Dropdown(options=others, description="beside", style=style, layout=wide)
     plane = ipywidgets.ToggleButtons(options=list(figures.PLANES), description="plane", style=style)
     plane.style.button_width = "7rem"

@@ -29,15 +29,7 @@ DEBOUNCE_S = 0.03
 
 
 class Explorer:
-    """Controls, the rat they stand for, and its picture.
-
-    Parameters
-    ----------
-    space : LatentSpace
-        To move through.
-    folder : path, optional
-        Where saved rats go; default ``explored`` in the run.
-    """
+    """Controls, the rat they stand for, and its picture; saved rats go to `folder`, default ``explored`` in the run."""
 
     def __init__(self, space: LatentSpace, folder: Path | None = None) -> None:
         import ipywidgets
@@ -58,7 +50,7 @@ class Explorer:
         self.seed, self.second = whole("random rat", 0), whole("other random rat", 1)
         self.truncation = slider(0, 1.5, 1, 0.05, "truncation")
         self.mix = slider(0, 1, 0.5, 0.02, "way to the other")
-        rats = [(f"{describe.scan_name(scan)} ({space.judges})", place) for place, scan in enumerate(space.held_out)]
+        rats = [(f"{describe.scan_name(scan)} ({space.judges})", index) for index, scan in enumerate(space.held_out)]
         self.rat = ipywidgets.Dropdown(options=rats, description="scan", style=style, layout=wide)
         names = space.directions["random"].names
         self.moves = {name: slider(-REACH, REACH, 0, 0.1, name.split(",")[0] + ", SD") for name in names}
@@ -147,17 +139,7 @@ def picture_html(shown: View) -> str:
 def latent_explorer(space: LatentSpace, live: bool | None = None) -> ipywidgets.VBox | None:
     """Sliders for directions, random rats, the way between two, and encode - edit - decode of a scan.
 
-    Parameters
-    ----------
-    space : LatentSpace
-        To move through.
-    live : bool, optional
-        Make the controls, or only say how to get them; default: as :func:`labkit.files.in_live_kernel` finds.
-
-    Returns
-    -------
-    ipywidgets.VBox or None
-        None where no kernel is live, after a printed hint.
+    None, after a printed hint, where no kernel is :func:`live <labkit.files.in_live_kernel>`, unless `live` overrules.
     """
     return Explorer(space).box if is_live("explorer", live) else None
 

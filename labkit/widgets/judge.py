@@ -63,7 +63,7 @@ def judge(session: Session, rater: str | None = None, live: bool | None = None) 
     return JudgePage(session)
 
 
-def told(session: Session) -> dict[str, Any]:
+def without_truth(session: Session) -> dict[str, Any]:
     """What a front end knows of a session: nothing that tells real from synthetic."""
     depth, rows, columns = session.shape
     height, width = next(iter(session.sources.values())).size_mm
@@ -104,7 +104,7 @@ class JudgePage:
         stubs = json.dumps([session.stub(trial) for trial in session.trials], ensure_ascii=False)
         shown = json.dumps([pictures(session, trial.number) for trial in session.trials])
         hidden = base64.b64encode(stubs.encode("utf-8")).decode("ascii")
-        words = json.dumps(told(session), ensure_ascii=False).replace("</", "<\\/")
+        words = json.dumps(without_truth(session), ensure_ascii=False).replace("</", "<\\/")
         return (
             f"<style>{_asset('judge.css')}</style>"
             f"<div><p>{html.escape(TASKS[session.task])} This test needs JavaScript.</p></div>"
@@ -146,7 +146,7 @@ def _widget_class() -> type:
 
         def __init__(self, session: Session, rater: str | None) -> None:
             self._session, self._rater = session, rater
-            super().__init__(session=told(session), asks=rater is None)
+            super().__init__(session=without_truth(session), asks=rater is None)
             self.on_msg(self._hear)
 
         def _hear(self, _: object, message: dict[str, Any], __: object) -> None:

@@ -42,13 +42,7 @@ def check_rater(rater: str, kind: str = "human") -> None:
 
 
 def check_answer(task: str, answer: Any, confidence: Any = None, seconds: Any = None) -> None:
-    """Refuse an answer that the task does not ask for.
-
-    Raises
-    ------
-    ValueError
-        Says what is allowed.
-    """
+    """Refuse an answer that the task does not ask for; ValueError says what is allowed."""
     if task == "rating":
         right = isinstance(answer, dict) and set(answer) == set(QUESTIONS)
         right = right and all(type(value) is int and 1 <= value <= 5 for value in answer.values())
@@ -73,12 +67,8 @@ def now() -> str:
 def append(path: str | os.PathLike, line: dict[str, Any]) -> None:
     """Add an answer to a file, on disk when this returns.
 
-    A line that an earlier crash tore is left as it is, and the new one begins on a line of its own.
-
-    Raises
-    ------
-    OSError
-        It could not be written, for a full disk, say; nothing is kept back that could be written twice.
+    A line that an earlier crash tore is left as it is, and the new one begins on a line of its own. OSError where it
+    could not be written, for a full disk, say; nothing is kept back that could be written twice.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,29 +26,15 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class CueCheck:
-    """What a classifier makes of trivial cues.
+    """What a classifier makes of trivial cues."""
 
-    Attributes
-    ----------
-    accuracy : float
-        Balanced accuracy of a linear classifier on scans it did not learn from; 0.5 is chance.
-    p : float
-        Share of random relabellings that it does as well on.
-    telling : str
-        The cue that alone separates best, and how well (area under the ROC curve, 0.5 to 1).
-    real, synthetic : int
-        Scans.
-    varied, of : int
-        Cues that differ between scans at all, of how many: the others can tell nothing.
-    """
-
-    accuracy: float
-    p: float
-    telling: str
-    real: int
+    accuracy: float  # balanced, of a linear classifier on scans it did not learn from; 0.5 is chance
+    p: float  # share of random relabellings that it does as well on
+    telling: str  # the cue that alone separates best, and how well (area under the ROC curve, 0.5 to 1)
+    real: int  # scans
     synthetic: int
-    varied: int
-    of: int
+    varied: int  # cues that differ between scans at all: the others can tell nothing
+    of: int  # cues
 
     @property
     def passes(self) -> bool:
@@ -73,12 +59,12 @@ def check_cues(session: Session, prepared: bool = True, names: bool = True, seed
     tables = {
         name: shown_cues(source) if prepared else file_cues(source.cohort) for name, source in session.sources.items()
     }
-    told = [cue for cue in tables[REAL][0] if names or "name" not in cue]
+    cue_names = [cue for cue in tables[REAL][0] if names or "name" not in cue]
     x, truth = [], []
     for name, rows in tables.items():
-        x += [[row[cue] for cue in told] for row in rows]
+        x += [[row[cue] for cue in cue_names] for row in rows]
         truth += [name != REAL] * len(rows)
-    return classify(np.array(x, float), np.array(truth), told, seed)
+    return classify(np.array(x, float), np.array(truth), cue_names, seed)
 
 
 def side_by_side(checks: dict[str, CueCheck]) -> Styler:
@@ -131,9 +117,9 @@ def file_cues(cohort: Cohort) -> list[dict[str, float]]:
     rows = []
     for scan in cohort:
         name = Path(scan.origin.path).name
-        told = {"length of the name": float(len(name)), "digits in the name": float(sum(map(str.isdigit, name)))}
-        told |= {"smallest value": float(scan.image.min()), "largest value": float(scan.image.max())}
-        rows.append(told | voxel_cues(scan.image / max(float(scan.image.max()), 1e-6)))
+        cues = {"length of the name": float(len(name)), "digits in the name": float(sum(map(str.isdigit, name)))}
+        cues |= {"smallest value": float(scan.image.min()), "largest value": float(scan.image.max())}
+        rows.append(cues | voxel_cues(scan.image / max(float(scan.image.max()), 1e-6)))
     return rows
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.evidence.judging import answers, statistics
-from labkit.evidence.judging.trials import QUESTIONS, REAL, SIDES
+from labkit.evidence.judging.trials import QUESTIONS, REAL, SIDES, truth
 from labkit.files import located, write_json
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class Results:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row an answer: rater, kind, session, trial, place, shown, answer, correct, confidence, seconds.
+        """One row an answer: rater, kind, session, trial, position, shown, answer, correct, confidence, seconds.
 
-        ``place`` goes from 0, a session's first trial, to 1, its last; ``shown`` is the source of the scan, or
+        ``position`` goes from 0, a session's first trial, to 1, its last; ``shown`` is the source of the scan, or
         of the synthetic one of a pair; ``correct`` is NaN where no answer is right or wrong.
         """
         import pandas as pd
@@ -89,12 +89,15 @@ class Results:
         for line in self.lines:
             shown = [source for source in line["sources"] if source != REAL] or [REAL]
             row = {name: line.get(name) for name in ("rater", "kind", "session", "trial", "answer", "seconds")}
-            row |= {"shown": shown[0], "confidence": line.get("confidence"), "correct": _correct(line)}
-            row["place"] = line["trial"] / max(1, line["trials"] - 1)
+            row |= {"shown": shown[0], "confidence": line.get("confidence"), "correct": float("nan")}
+            if (right := truth(self.task, line["sources"])) is not None:
+                row["correct"] = float(line["answer"] == right)
+            row["position"] = line["trial"] / max(1, line["trials"] - 1)
             rows.append(row)
         table = pd.DataFrame(rows)
         table[["confidence", "seconds"]] = table[["confidence", "seconds"]].astype(float)
-        columns = ["rater", "kind", "session", "trial", "place", "shown", "answer", "correct", "confidence", "seconds"]
+        columns = ["rater", "kind", "session", "trial", "position", "shown", "answer", "correct", "confidence",
+                   "seconds"]  # fmt: skip
         return table.sort_values(["session", "rater", "trial"], ignore_index=True)[columns]
 
     def _checked(self, *tasks: str) -> pd.DataFrame:
@@ -147,7 +150,7 @@ class Results:
     def learning(self) -> pd.DataFrame:
         """The same for each rater and part of the session (1 to 4), of raters with an answer in each part."""
         table = self._checked(*RIGHT_OR_WRONG)
-        part = 1 + (table["place"] * BLOCKS).astype(int).clip(0, BLOCKS - 1)
+        part = 1 + (table["position"] * BLOCKS).astype(int).clip(0, BLOCKS - 1)
         return self._shares(["rater", "part"], table.assign(part=part))
 
     def trends(self) -> pd.DataFrame:
@@ -155,7 +158,7 @@ class Results:
         import pandas as pd
 
         rows = {
-            rater: statistics.trend(own["correct"].to_numpy(bool), own["place"].to_numpy())._asdict()
+            rater: statistics.trend(own["correct"].to_numpy(bool), own["position"].to_numpy())._asdict()
             for rater, own in self._by_rater()
         }
         return pd.DataFrame.from_dict(rows, orient="index")
@@ -207,13 +210,10 @@ class Results:
         return Results(line for line in self.lines if line["kind"] == kind)
 
     def ratings(self, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
-        """Mean rating of each source on each question, and its difference from real scans.
+        """Mean rating of each source on each question, and its difference from real scans, a row each.
 
-        Returns
-        -------
-        pandas.DataFrame
-            Columns question, source, n (scans), mean, low, high, difference, d_low, d_high, p. A mark is the mean
-            over raters; intervals are from a bootstrap over scans, p from Mann and Whitney's test against real ones.
+        Columns question, source, n (scans), mean, low, high, difference, d_low, d_high, p. A scan's mark is the mean
+        over raters; intervals are from a bootstrap over scans, p from Mann and Whitney's test against real ones.
         """
         import pandas as pd
         from scipy.stats import mannwhitneyu
@@ -246,13 +246,9 @@ class Results:
     def preference(self) -> pd.DataFrame:
         """Bradley-Terry strengths of the sources, strongest first, all raters together.
 
-        Answers count as independent: intervals of few raters with many answers each are too narrow for other raters.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Index source; columns won, of, strength, low, high (log odds, mean of all 0), and ``beats real``: the chance
-            to be preferred to a real scan, with ``beats low`` and ``beats high``.
+        Columns won, of, strength, low, high (log odds, mean of all 0), and ``beats real``: the chance to be preferred
+        to a real scan, with ``beats low`` and ``beats high``. Answers count as independent: intervals of few raters
+        with many answers each are too narrow for other raters.
         """
         import pandas as pd
         from scipy.special import expit
@@ -318,14 +314,6 @@ def padded(table: pd.DataFrame, caption: str = "") -> Styler:
     """A table for a notebook: two decimals, space between columns, a dash where there is no number."""
     look = [{"selector": "th, td", "props": "text-align: left; padding: 0.2em 0.8em 0.2em 0"}]
     return table.style.format(precision=2, na_rep="–").set_table_styles(look).set_caption(caption)
-
-
-def _correct(line: dict[str, Any]) -> float:
-    if line["task"] == "real_or_synthetic":
-        return float((line["answer"] == REAL) == (line["sources"][0] == REAL))
-    if line["task"] == "pair":
-        return float(line["sources"][SIDES.index(line["answer"])] == REAL)
-    return float("nan")
 
 
 def _graded(own: pd.DataFrame) -> float:

@@ -12,7 +12,7 @@ Z = 1.959963984540054  # of a two-sided interval of that level
 
 
 class Share(NamedTuple):
-    """A share of trials with Wilson's interval, and how surprising it is where chance gives `chance`."""
+    """`k` of `n` trials, the share with Wilson's interval, and p of the exact two-sided binomial test of chance."""
 
     k: int
     n: int
@@ -23,20 +23,7 @@ class Share(NamedTuple):
 
 
 def share(k: int, n: int, chance: float = 0.5) -> Share:
-    """`k` of `n` trials.
-
-    Parameters
-    ----------
-    k, n : int
-        Successes and trials.
-    chance : float
-        Share of a rater who guesses; `p` is the exact two-sided binomial test against it.
-
-    Returns
-    -------
-    Share
-        All NaN but the counts where there are no trials.
-    """
+    """The share of `k` in `n` trials, tested against a `chance` in [0, 1]; NaN where there are no trials."""
     from scipy.stats import binomtest
 
     if n == 0:
@@ -88,13 +75,10 @@ def detection(hits: int, signals: int, false_alarms: int, noises: int) -> Detect
 
 
 def forced_choice(k: int, n: int) -> Detection:
-    """Sensitivity in two-alternative forced choice: d′ = √2 z(share right); the criterion has no meaning and is NaN.
+    """Sensitivity in two-alternative forced choice of `k` right in `n` pairs: d′ = √2 z(share right).
 
-    Parameters
-    ----------
-    k, n : int
-        Pairs in which the real scan was found, of how many. Half a trial is added as in :func:`detection`; the
-        interval is Wilson's, carried over: a rater who is always right has no upper end.
+    Half a trial is added as in :func:`detection`; the interval is Wilson's, carried over: a rater who is always right
+    has no upper end. The criterion has no meaning and is NaN.
     """
     from scipy.stats import norm
 
@@ -106,14 +90,9 @@ def forced_choice(k: int, n: int) -> Detection:
 
 
 def rank_share(graded: Sequence[float], truth: Sequence[bool]) -> float:
-    """Area under the ROC curve of graded answers: how often a synthetic scan is called so more surely than a real one.
+    """Area under the ROC curve of graded answers, from surely real to surely synthetic; truth is True for synthetic.
 
-    Parameters
-    ----------
-    graded : sequence of float
-        (n,), from surely real to surely synthetic; equal values count half.
-    truth : sequence of bool
-        (n,), True for synthetic.
+    How often a synthetic scan is called so more surely than a real one; equal values count half.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -130,14 +109,14 @@ class Trend(NamedTuple):
     p: float
 
 
-def trend(correct: Sequence[bool], place: Sequence[float] | None = None) -> Trend:
-    """Logistic regression of right answers on the trial's place: whether the rater learns, or tires.
+def trend(correct: Sequence[bool], position: Sequence[float] | None = None) -> Trend:
+    """Logistic regression of right answers on the trial's position: whether the rater learns, or tires.
 
     Parameters
     ----------
     correct : sequence of bool
         (n,), in the order of trials.
-    place : sequence of float, optional
+    position : sequence of float, optional
         (n,), in [0, 1] from the first trial to the last; default evenly.
 
     Returns
@@ -151,7 +130,7 @@ def trend(correct: Sequence[bool], place: Sequence[float] | None = None) -> Tren
     from statsmodels.discrete.discrete_model import Logit
 
     y = np.asarray(correct, float)
-    x = np.linspace(0, 1, len(y)) if place is None else np.asarray(place, float)
+    x = np.linspace(0, 1, len(y)) if position is None else np.asarray(position, float)
     if min(y.sum(), len(y) - y.sum()) < 5 or np.ptp(x) == 0:
         return Trend(*[float("nan")] * 4)
     right, wrong = x[y == 1], x[y == 0]
@@ -280,7 +259,7 @@ def trials_needed(share: float = 0.6, chance: float = 0.5, power: float = 0.8, a
     Raises
     ------
     ValueError
-        Shares that are none, or less than 0.01 apart: that would be tens of thousands of trials.
+        Shares outside (0, 1), or less than 0.01 apart: that would be tens of thousands of trials.
     """
     values = {"share": share, "chance": chance, "power": power, "alpha": alpha}
     wrong = [f"{name}={value!r}" for name, value in values.items() if not 0 < value < 1]
@@ -289,16 +268,10 @@ def trials_needed(share: float = 0.6, chance: float = 0.5, power: float = 0.8, a
             f"{', '.join(wrong) or f'share={share!r}, chance={chance!r}'}: shares lie between 0 and 1, and the two to "
             "be told apart differ by 0.01 or more"
         )
-    sizes = np.arange(1, int(1.5 * _normal_size(share, chance, power, alpha)) + 50)
-    return int(sizes[power_of(sizes, share, chance, alpha) < power][-1]) + 1
-
-
-def _normal_size(share: float, chance: float, power: float, alpha: float) -> float:
-    """The textbook's approximation, which tells where to search."""
-    from scipy.stats import norm
-
-    a, b = norm.ppf(1 - alpha / 2), norm.ppf(power)
-    return ((a * np.sqrt(chance * (1 - chance)) + b * np.sqrt(share * (1 - share))) / (share - chance)) ** 2
+    # Hoeffding 1963 (JASA 58:13): with as many trials the test has that power whatever the shares
+    enough = (np.sqrt(-np.log(alpha / 2) / 2) + np.sqrt(-np.log(1 - power) / 2)) ** 2 / (share - chance) ** 2
+    sizes = np.arange(1, int(enough) + 2)
+    return 1 + max(sizes[power_of(sizes, share, chance, alpha) < power].tolist(), default=0)
 
 
 def power_of(n: np.ndarray | int, share: float, chance: float = 0.5, alpha: float = 0.05) -> np.ndarray:

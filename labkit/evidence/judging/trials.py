@@ -27,6 +27,13 @@ TASKS = {
 """Tasks, and what they ask."""
 
 
+def truth(task: str, sources: Sequence[str]) -> str | None:
+    """The right answer to a trial that shows scans of these sources; None where there is none."""
+    if task == "real_or_synthetic":
+        return REAL if sources[0] == REAL else "synthetic"
+    return SIDES[list(sources).index(REAL)] if task == "pair" else None
+
+
 @dataclass(frozen=True)
 class Item:
     """A scan that is shown: which source, and which of its scans."""
@@ -97,8 +104,8 @@ def plan(task: str, synthetic: Sequence[str], n: int, seed: int = 0) -> list[Tri
 
 def _equally(choices: Sequence, n: int, rng: np.random.Generator) -> list:
     """`n` choices, each as often as another; which get the rest is drawn."""
-    order = [choices[place] for place in rng.permutation(len(choices))]
-    return [order[place % len(order)] for place in range(n)]
+    order = [choices[index] for index in rng.permutation(len(choices))]
+    return [order[index % len(order)] for index in range(n)]
 
 
 def _sides_balanced(shown: list[tuple[str, ...]], rng: np.random.Generator) -> list[tuple[str, ...]]:
@@ -115,8 +122,8 @@ def _numbered(shown: list[tuple[str, ...]], rng: np.random.Generator) -> list[Tr
     order = rng.permutation(len(shown))
     following = {source: itertools.count() for source in itertools.chain(*shown)}
     return [
-        Trial(number, tuple(Item(source, next(following[source])) for source in shown[place]))
-        for number, place in enumerate(order)
+        Trial(number, tuple(Item(source, next(following[source])) for source in shown[index]))
+        for number, index in enumerate(order)
     ]
 
 

@@ -203,13 +203,7 @@ class Experiment:
         return found
 
     def network(self, arm: Arm | str, seed: int) -> nn.Module:
-        """A trained network of the experiment.
-
-        Raises
-        ------
-        ValueError
-            It is not trained yet.
-        """
+        """A trained network of the experiment; ValueError where it is not trained yet."""
         arm = ARMS[arm] if isinstance(arm, str) else arm
         path = self._arm_folder(arm, seed) / MODEL_FILE
         if not path.exists():
@@ -247,14 +241,11 @@ class Experiment:
             raise ValueError("no arm is finished yet: call go_on() first")
         return pd.concat(tables, ignore_index=True)
 
-    def references(self) -> dict[str, str]:
-        """Each arm's reference, of the arms that are there."""
-        names = {arm.name for arm in self.arms}
-        return {arm.name: arm.reference for arm in self.arms if arm.reference in names}
-
     def differences(self, score: str = "dice") -> pd.DataFrame:
         """Every arm against its reference; see :func:`labkit.evidence.segmentation.gains.differences`."""
-        return gains.differences(self.scores, self.references(), score)
+        names = {arm.name for arm in self.arms}
+        references = {arm.name: arm.reference for arm in self.arms if arm.reference in names}
+        return gains.differences(self.scores, references, score)
 
     def means(self, score: str = "dice") -> pd.DataFrame:
         """Mean score of every arm; see :func:`labkit.evidence.segmentation.gains.means`."""
@@ -268,13 +259,7 @@ class Experiment:
         return found
 
     def save(self) -> list[Path]:
-        """Write differences, means and conclusions beside the arms, for other chapters and tools.
-
-        Returns
-        -------
-        list of pathlib.Path
-            ``differences.csv`` (Dice, Hausdorff distance, volume bias), ``means.csv`` and ``conclusions.txt``.
-        """
+        """Write ``differences.csv``, ``means.csv`` (all scores) and ``conclusions.txt`` beside the arms."""
         import pandas as pd
 
         differences, means = (
@@ -294,10 +279,7 @@ class Experiment:
 
 def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, int, int]) -> Sample:
     """Scans as a generator makes them, brought to cubes of `size`; the padding is black, as real scans' is."""
-    return _as_scanned(volumes.resize(decode(run, draw_codes(run, n, seed)), size), shape)
-
-
-def _as_scanned(made: torch.Tensor, shape: tuple[int, int, int]) -> Sample:
+    made = volumes.resize(decode(run, draw_codes(run, n, seed)), size)
     sample = Sample(torch.zeros_like(made), shape)
     sample.scanned[:] = (made[(..., *sample.slices)] + 1) / 2
     sample.cubes.clamp_(0, 1)
@@ -305,15 +287,7 @@ def _as_scanned(made: torch.Tensor, shape: tuple[int, int, int]) -> Sample:
 
 
 def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:
-    """Refuse test animals that the generator or the networks have seen, by content and by name.
-
-    Raises
-    ------
-    LeakError
-        Names them.
-    ValueError
-        There are none to test on.
-    """
+    """Refuse test animals that the generator or the networks have seen, by content and by name, or none at all."""
     if not len(test):
         raise ValueError(
             f"{run.path.name} held no animals out: train a generator with fewer (n_train) to test on others"

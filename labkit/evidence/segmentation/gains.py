@@ -39,16 +39,9 @@ ALPHA, POWER = 0.05, 0.8
 
 
 def difference_matrix(scores: pd.DataFrame, arm: str, reference: str, tissue: str, score: str = "dice") -> np.ndarray:
-    """Score of an arm minus that of its reference, (seeds, animals): each animal is its own control.
+    """Score of an arm minus its reference's, (seeds that both have, animals): each animal is its own control.
 
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        Columns ``arm``, ``seed``, ``subject``, ``session``, ``tissue`` and the scores.
-    arm, reference : str
-        Names in it; the seeds that both have are compared.
-    tissue, score : str
-        What is compared.
+    Of a table with columns ``arm``, ``seed``, ``subject``, ``session``, ``tissue`` and the scores.
     """
     part = scores[scores["tissue"] == tissue]
     tables = [
@@ -62,20 +55,9 @@ def difference_matrix(scores: pd.DataFrame, arm: str, reference: str, tissue: st
 
 
 def two_way_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """95 % interval and standard error of a mean over seeds and animals, both resampled.
+    """95 % interval (low, high) and standard error of a mean of (seeds, animals), both resampled.
 
     Animals alone would say how the networks at hand do on other animals; but another network might have done otherwise.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (seeds, animals).
-    rng : numpy.random.Generator
-        Of the resampling.
-
-    Returns
-    -------
-    low, high, standard_error : float
     """
     seeds, animals = values.shape
     rows = rng.integers(seeds, size=(RESAMPLES, seeds))
@@ -129,13 +111,7 @@ def differences(scores: pd.DataFrame, references: dict[str, str], score: str = "
 
 
 def means(scores: pd.DataFrame, score: str = "dice", seed: int = 0) -> pd.DataFrame:
-    """Mean score of every arm and tissue with its interval over seeds and animals.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``arm``, ``tissue``, ``mean``, ``ci_low``, ``ci_high``.
-    """
+    """Mean score of every ``arm`` and ``tissue``, ``mean``, with ``ci_low`` and ``ci_high`` over seeds and animals."""
     import pandas as pd
 
     rng = np.random.default_rng(seed)
@@ -148,17 +124,7 @@ def means(scores: pd.DataFrame, score: str = "dice", seed: int = 0) -> pd.DataFr
 
 
 def shown(table: pd.DataFrame) -> Styler:
-    """A table of :func:`differences` for a notebook: rounded, a row a comparison.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From :func:`differences`.
-
-    Returns
-    -------
-    pandas.io.formats.style.Styler
-    """
+    """A table of :func:`differences` for a notebook: rounded, a row a comparison."""
     p = dict.fromkeys(("p", "p_holm"), lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}")
     signed = dict.fromkeys(("difference", "ci_low", "ci_high"), _signed)
     return table.style.hide(axis="index").format({**p, **signed, "detectable": "{:.4f}"})

@@ -30,34 +30,16 @@ SPARE = 1.15
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the network and its volumes are, and how long it is trained.
+    """How large the network and its volumes are, and how long it is trained."""
 
-    Attributes
-    ----------
-    name : str
-        Of the scale.
-    size : int
-        Side of the cubes, voxels; the padding is cut off again.
-    channels : tuple of int
-        Of the U-Net's levels; a halving lies between two. 40 slices halve three times at most.
-    steps, batch_size : int
-        Of the optimiser, the same for every arm.
-    lr : float
-        Largest learning rate, of one cycle up and down.
-    seeds : int
-        Repeats of every arm.
-    teachers : int
-        Networks whose mean labels synthetic scans.
-    """
-
-    name: str
-    size: int
-    channels: tuple[int, ...]
-    steps: int
+    name: str  # of the scale
+    size: int  # side of the cubes, voxels; the padding is cut off again
+    channels: tuple[int, ...]  # of the U-Net's levels; a halving lies between two. 40 slices halve three times at most
+    steps: int  # of the optimiser, the same for every arm
     batch_size: int = 4
-    lr: float = 5e-3
-    seeds: int = 5
-    teachers: int = 1
+    lr: float = 5e-3  # the largest learning rate, of one cycle up and down
+    seeds: int = 5  # repeats of every arm
+    teachers: int = 1  # networks whose mean labels synthetic scans
 
 
 PLANS = {
@@ -85,18 +67,10 @@ def to_json(plan: Plan) -> dict[str, Any]:
 class Examples:
     """Scans and labels as the network takes them.
 
-    Attributes
-    ----------
-    images : torch.Tensor
-        float32 (N, 1, S, S, S) in [-1, 1]: each scan scaled by its own white
-        (:func:`labkit.evidence.attributes.white`), so that gain does not matter and real and generated scans are
-        treated alike.
-    labels : torch.Tensor
-        uint8 (N, 1, S, S, S).
-    box : tuple of slice
-        The part of the cube that is used, its sides divisible by the network's halvings.
-    zooms : tuple of float
-        Voxel size of the scans, of which the ratio matters to the augmentation.
+    Images are float32 (N, 1, S, S, S) in [-1, 1]: each scan scaled by its own white
+    (:func:`labkit.evidence.attributes.white`), so that gain does not matter and real and generated scans are treated
+    alike. Labels are uint8 (N, 1, S, S, S). The box is the part of the cube that is used, its sides divisible by the
+    network's halvings; of the voxel size, the ratio matters to the augmentation.
     """
 
     images: Tensor
@@ -156,23 +130,10 @@ def load_network(plan: Plan, path: Path) -> nn.Module:
 
 
 def train_network(data: Examples, plan: Plan, seed: int, augmentation: str = "full") -> nn.Module:
-    """Train on a fixed number of steps, whatever the number of scans.
+    """Train for a fixed number of steps, whatever the number of scans; every scan is as likely as any other.
 
-    Parameters
-    ----------
-    data : Examples
-        Every scan is as likely as any other.
-    plan : Plan
-        Size and length.
-    seed : int
-        Of weights, order and augmentation.
-    augmentation : {"full", "none"}
-        The paper's conventional augmentation, or none.
-
-    Returns
-    -------
-    torch.nn.Module
-        In evaluation mode.
+    `seed` is of weights, order and augmentation; `augmentation` is the paper's conventional one, ``full``, or ``none``.
+    The network comes back in evaluation mode.
     """
     from monai.losses import DiceCELoss
 
@@ -219,21 +180,11 @@ def full_labels(chances: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 class Labelled(NamedTuple):
-    """Synthetic scans with labels.
+    """Synthetic scans with labels."""
 
-    Attributes
-    ----------
-    examples : Examples
-        The scans that were kept, in their order.
-    kept : numpy.ndarray
-        Their places among all.
-    confidence : numpy.ndarray
-        (N,), of all, as :func:`confidence` has it.
-    """
-
-    examples: Examples
-    kept: np.ndarray
-    confidence: np.ndarray
+    examples: Examples  # the scans that were kept, in their order
+    kept: np.ndarray  # their indices among all N
+    confidence: np.ndarray  # (N,), of all
 
 
 def teach(networks: list[nn.Module], images: Tensor, box: tuple[slice, ...], keep: int) -> Labelled:
@@ -241,16 +192,7 @@ def teach(networks: list[nn.Module], images: Tensor, box: tuple[slice, ...], kee
 
     The teacher, one network or the mean of several, is trained on the very real scans of the arm that it serves. It
     cannot know more than those scans taught it: what a student can gain is the variety of the images, not of the
-    labels. Where the teacher is wrong, the student learns the mistake.
-
-    Parameters
-    ----------
-    networks : list of torch.nn.Module
-        The teacher.
-    images, box : torch.Tensor, tuple of slice
-        As :class:`Examples` has them.
-    keep : int
-        At most N.
+    labels. Where the teacher is wrong, the student learns the mistake. Images and box are as in :class:`Examples`.
     """
     if keep > len(images):
         raise ValueError(f"{keep} scans are to be kept of {len(images)}: generate more")

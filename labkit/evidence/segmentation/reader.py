@@ -31,22 +31,12 @@ NAMES = tuple(
 
 @dataclass(frozen=True)
 class Reader:
-    """Volume and mean intensity of each tissue, and the network's deepest features.
+    """Volume and mean intensity of each tissue, and the network's deepest features."""
 
-    Attributes
-    ----------
-    network : torch.nn.Module
-        Of the experiment.
-    plan : labkit.evidence.segmentation.network.Plan
-        Its size.
-    shape, zooms : tuple
-        Of the scans, voxels and mm.
-    """
-
-    network: nn.Module
+    network: nn.Module  # of the experiment
     plan: Plan
-    shape: tuple[int, int, int]
-    zooms: tuple[float, float, float]
+    shape: tuple[int, int, int]  # of the scans, voxels
+    zooms: tuple[float, float, float]  # mm
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,15 +92,7 @@ class TrainedNetwork(NamedTuple):
 
 
 def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> TrainedNetwork | None:
-    """The network that an arm of an experiment trained last, if there is one; needs no training data.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Of a generator's run, or of one experiment in it.
-    arm, seed : str, int
-        Which network.
-    """
+    """The newest network of an arm in a generator's run, or in one experiment's folder, if any; needs no data."""
     name = f"{arm}-seed{seed}/{SCORES_FILE}"
     found = [*folder.glob(f"segmentation/*/{name}"), *folder.glob(name)]
     if not found:

@@ -21,14 +21,7 @@ SCORES = ("dice", "hd95_mm", "volume_bias")
 
 
 def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
-    """Score label maps against the animals' own labels, on the scans' grid.
-
-    Parameters
-    ----------
-    predicted : torch.Tensor
-        uint8 (N, X, Y, Z), of the cohort's scans in order.
-    truth : Cohort
-        With the study's labels.
+    """Score label maps, uint8 (N, X, Y, Z), against the animals' own labels, on the scans' grid.
 
     Returns
     -------
@@ -46,9 +39,9 @@ def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
         dice = compute_dice(own[None], theirs[None], include_background=True, ignore_empty=False)[0]
         far = _hausdorff(own, theirs, scan.zooms)
         volumes = own.sum((1, 2, 3)), theirs.sum((1, 2, 3))
-        for place, tissue in enumerate(SCORED_TISSUES):
-            bias = float(volumes[0][place] / volumes[1][place] - 1) if volumes[1][place] else float("nan")
-            rows.append((scan.subject, scan.session, tissue, float(dice[place]), float(far[place]), bias))
+        for index, tissue in enumerate(SCORED_TISSUES):
+            bias = float(volumes[0][index] / volumes[1][index] - 1) if volumes[1][index] else float("nan")
+            rows.append((scan.subject, scan.session, tissue, float(dice[index]), float(far[index]), bias))
     return pd.DataFrame(rows, columns=["subject", "session", "tissue", *SCORES])
 
 
