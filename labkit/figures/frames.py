@@ -17,6 +17,7 @@ import numpy as np
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
 from labkit.data.volumes import cube_side, padding
+from labkit.figures.style import PLANES, section
 
 PIXELS_PER_MM = 7
 GAP = 4  # pixels between planes
@@ -28,21 +29,9 @@ NARROWEST = 480  # pixels of a card, where the page has them
 def crop(
     volume: np.ndarray, shape: Sequence[int] = STUDY_SHAPE, zooms: Sequence[float] = STUDY_ZOOMS
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """The part of a cube that was scanned, without the padding, and its voxel size.
+    """The part of a cube (S, S, S), any S, that was scanned, without the padding, and its voxel size, mm.
 
-    Parameters
-    ----------
-    volume : numpy.ndarray
-        (S, S, S), any S.
-    shape, zooms : sequence
-        Of the scans that the cube stands for, voxels and mm.
-
-    Returns
-    -------
-    part : numpy.ndarray
-        (x, y, z).
-    zooms : tuple of float
-        mm along each axis.
+    `shape` and `zooms` are of the scans that the cube stands for, voxels and mm.
     """
     side, size = cube_side(tuple(shape)), volume.shape[0]
     slices = []
@@ -55,14 +44,6 @@ def crop(
 def grey(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     """Values as uint8, `low` black and `high` white."""
     return np.round(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-
-
-def to_scale(picture: np.ndarray, height_mm: float, width_mm: float, pixels_per_mm: float = PIXELS_PER_MM):
-    """A grey picture (rows, columns), uint8, stretched to its size in mm, bilinear."""
-    from PIL import Image
-
-    size = (max(1, round(width_mm * pixels_per_mm)), max(1, round(height_mm * pixels_per_mm)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
 def three_linked_planes(
@@ -90,24 +71,24 @@ def three_linked_planes(
     numpy.ndarray
         uint8 (rows, columns), black -1 and white 1, with a bar of 5 mm.
     """
+    from PIL import Image
+
     part, voxel = crop(volume, shape, zooms)
     part = grey(part)
-    place = [min(int(share * extent), extent - 1) for share, extent in zip(at, part.shape, strict=True)]
-    mm = [extent * size for extent, size in zip(part.shape, voxel, strict=True)]
-    planes = []
-    for axis, across, up in ((2, 0, 1), (0, 2, 1), (1, 0, 2)):  # coronal, sagittal, horizontal
-        cut = np.take(part, place[axis], axis)  # the other two axes in order
-        cut = cut.T if across < up else cut  # rows up, columns across
-        picture = to_scale(cut[::-1], mm[up], mm[across]).copy()
+    index = [min(int(share * extent), extent - 1) for share, extent in zip(at, part.shape, strict=True)]
+    pixels = [max(1, round(n * size * PIXELS_PER_MM)) for n, size in zip(part.shape, voxel, strict=True)]
+    pictures = []
+    for plane in PLANES.values():
+        cut = Image.fromarray(section(part, plane, index[plane.axis])[::-1])
+        picture = np.array(cut.resize((pixels[plane.across], pixels[plane.up]), Image.Resampling.BILINEAR))
         if cross:
-            row = int((1 - (place[up] + 0.5) / part.shape[up]) * picture.shape[0])
-            column = int((place[across] + 0.5) / part.shape[across] * picture.shape[1])
+            row = int((1 - (index[plane.up] + 0.5) / part.shape[plane.up]) * picture.shape[0])
+            column = int((index[plane.across] + 0.5) / part.shape[plane.across] * picture.shape[1])
             for line in (picture[row], picture[:, column]):
                 line[:] = np.minimum(line.astype(int) + CROSS, 255)
-        planes.append(picture)
-    height = max(picture.shape[0] for picture in planes)
-    padded = [np.pad(p, ((0, height - p.shape[0]), (0, GAP)), constant_values=0) for p in planes]
-    whole = np.hstack(padded)
+        pictures.append(picture)
+    height = max(picture.shape[0] for picture in pictures)
+    whole = np.hstack([np.pad(p, ((0, height - p.shape[0]), (0, GAP))) for p in pictures])
     length = round(BAR_MM * PIXELS_PER_MM)
     whole[-8:-5, whole.shape[1] - GAP - 6 - length : whole.shape[1] - GAP - 6] = 255
     return whole
@@ -127,6 +108,16 @@ def png(picture: np.ndarray) -> bytes:
         image = image.quantize(96, dither=Image.Dither.NONE)
     image.save(buffer, format="png", compress_level=6)
     return buffer.getvalue()
+
+
+def data_url(png: bytes) -> str:
+    """A PNG file as the address of a picture in a page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def image_html(png: bytes, words: str, style: str) -> str:
+    """A PNG file as an HTML image with `words` for those who do not see it."""
+    return f'<img alt="{html.escape(words, quote=True)}" style="{style}" src="{data_url(png)}">'
 
 
 _STEP = """
@@ -154,10 +145,8 @@ class Card:
     ----------
     pictures : sequence of numpy.ndarray
         uint8 (rows, columns), or (rows, columns, 3) in colour; all of one shape.
-    words : sequence of str
-        What each shows.
-    label : str
-        Of the slider.
+    words, label : sequence of str, str
+        What each shows, and what the slider moves.
     start : int, optional
         The picture shown first; default the middle one.
     size_mm : (float, float), optional
@@ -181,7 +170,6 @@ class Card:
     def html(self) -> str:
         """The card."""
         sheet = png(np.vstack(self.pictures))
-        data = base64.b64encode(sheet).decode("ascii")
         name = f"card-{zlib.crc32(sheet + self.label.encode()):08x}"
         height, width = self.size
         words = json.dumps(self.words, ensure_ascii=False).replace("</", "<\\/")
@@ -190,7 +178,7 @@ class Card:
         return (
             f'<div id="{name}" class="card-frames" style="max-width:{max(NARROWEST, self.pictures[0].shape[1])}px">'
             f'<div role="img" aria-label="{first}" style="width:100%;aspect-ratio:{width:.4g}/{height:.4g};'
-            f'background:#000 url(data:image/png;base64,{data}) 0 {place:.4f}%/100% {100 * len(self.words)}%"></div>'
+            f'background:#000 url({data_url(sheet)}) 0 {place:.4f}%/100% {100 * len(self.words)}%"></div>'
             f'<label style="display:block">{label} <input type="range" min="0" max="{len(self.words) - 1}" '
             f'value="{self.start}" style="width:100%"></label><output>{first}</output>'
             f'<script type="application/json">{words}</script></div><script>{_STEP % name}</script>'

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from labkit.evidence.judging.answers import SURE
 from labkit.evidence.judging.results import RIGHT_OR_WRONG, Results
 from labkit.evidence.judging.session import Session
 from labkit.evidence.judging.trials import QUESTIONS, REAL
@@ -27,15 +28,13 @@ MARKS = "osD^vP"
 def judged_scans(session: Session, n: int = 4) -> Figure:
     """What raters see: the middle slice of `n` scans a source; of scans in no trial, where there are enough."""
     names, middle = list(session.sources), session.shape[0] // 2
-    figure, grid = plt.subplots(
-        len(names), n, figsize=(WIDTH, WIDTH / n * len(names) + 0.2), squeeze=False, layout="compressed"
-    )
+    figure, grid = style.picture_grid(len(names), n, 0.2)
     height, width = session.sources[REAL].size_mm
     for row, name in zip(grid, names, strict=True):
         first = max(0, min(session.needed.get(name, 0), len(session.sources[name]) - n))
-        for place, ax in enumerate(row, first):
-            if place < len(session.sources[name]):
-                ax.imshow(session.sources[name].slices(place)[middle], cmap="gray", vmin=0, vmax=255,
+        for index, ax in enumerate(row, first):
+            if index < len(session.sources[name]):
+                ax.imshow(session.sources[name].slices(index)[middle], cmap="gray", vmin=0, vmax=255,
                           extent=(0, width, 0, height), interpolation="bilinear")  # fmt: skip
             else:
                 ax.set_visible(False)
@@ -58,9 +57,9 @@ def rater_scores(results: Results) -> Figure:
     for rater in results.raters:
         rows.append((rater, overall.loc[rater].rename({"accuracy": "share"}), GREY, "s"))
         own = parts[parts["rater"] == rater].set_index("shown")
-        for place, source in enumerate(sources):
+        for index, source in enumerate(sources):
             if source in own.index:
-                rows.append((f"  {source}", own.loc[source], COLOURS[place % 6], "o"))
+                rows.append((f"  {source}", own.loc[source], COLOURS[index % 6], "o"))
     _forest(ax, rows)
     ax.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
     ax.set(xlim=(-0.03, 1.03), xlabel="share right, 95 % interval (dotted: guessing)")
@@ -70,20 +69,17 @@ def rater_scores(results: Results) -> Figure:
 @style.drawn
 def confidence_and_learning(results: Results) -> Figure:
     """Share right by how sure the rater was, and by part of the session, with Wilson intervals."""
-    from labkit.evidence.judging.answers import SURE
-
     panels = {"confidence": results.by_confidence(), "part": results.learning()}
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), sharey=True, layout="constrained")
     for ax, (column, table) in zip(axes, panels.items(), strict=True):
-        for place, rater in enumerate(results.raters):
+        for index, rater in enumerate(results.raters):
             own = table[table["rater"] == rater]
-            _error_bars(ax, own[column] + 0.06 * (place - (len(results.raters) - 1) / 2), own, place, rater)
+            _error_bars(ax, own[column] + 0.06 * (index - (len(results.raters) - 1) / 2), own, index, rater)
         ax.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
     axes[0].set(ylim=(-0.03, 1.03), ylabel="share right", xlabel="how sure", xlim=(0.6, 3.4))
     axes[0].set_xticks(list(SURE), [words.replace(" ", "\n") for words in SURE.values()])
     axes[1].set(xlabel="part of the session", xticks=(1, 2, 3, 4), xlim=(0.6, 4.4))
-    handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    style.legend_outside(axes[1], "lower", 2)
     return figure
 
 
@@ -93,14 +89,13 @@ def rating_marks(results: Results) -> Figure:
     table = results.ratings()
     sources = sorted(table["source"].unique(), key=lambda name: (name != REAL, name))
     figure, ax = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
-    for place, source in enumerate(sources):
+    for index, source in enumerate(sources):
         own = table[table["source"] == source].set_index("question").reindex(QUESTIONS)
         own = own.rename(columns={"mean": "share"})
-        _error_bars(ax, np.arange(len(QUESTIONS)) + 0.14 * (place - (len(sources) - 1) / 2), own, place, source, "")
+        _error_bars(ax, np.arange(len(QUESTIONS)) + 0.14 * (index - (len(sources) - 1) / 2), own, index, source, "")
     ax.set_xticks(range(len(QUESTIONS)), QUESTIONS)
     ax.set(ylim=(0.8, 5.2), ylabel="mean mark, 1 to 5")
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    style.legend_outside(ax, "lower", 4)
     return figure
 
 
@@ -134,7 +129,7 @@ def _forest(ax: Axes, rows: list[tuple[str, pd.Series, str, str]]) -> None:
     ax.invert_yaxis()
 
 
-def _error_bars(ax: Axes, x: np.ndarray, own: pd.DataFrame, place: int, name: str, line: str = "-") -> None:
+def _error_bars(ax: Axes, x: np.ndarray, own: pd.DataFrame, index: int, name: str, line: str = "-") -> None:
     bars = np.clip([own["share"] - own["low"], own["high"] - own["share"]], 0, None)
-    colour, mark = COLOURS[place % 6], MARKS[place % 6]
+    colour, mark = COLOURS[index % 6], MARKS[index % 6]
     ax.errorbar(x, own["share"], bars, fmt=mark + line, color=colour, label=name, linewidth=1, markersize=4, capsize=2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
@@ -34,7 +32,7 @@ POSITIVE = ("reconstruction: mean squared error, scans in [−1, 1]", "gradient 
 
 
 def loss_curves(run: Run, smooth: int = 0) -> Interactive:
-    """Losses of a run, four panels one under the other over iterations.
+    """Losses of a run over iterations, four panels; log scales for errors and gradient norms.
 
     Parameters
     ----------
@@ -42,11 +40,6 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
         Trained at least as far as its first row.
     smooth : int
         Rows over which curves are averaged (centred); 0 chooses one in forty.
-
-    Returns
-    -------
-    Interactive
-        Log scales for errors and gradient norms, linear ones for what may be negative.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -63,13 +56,10 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
                 continue
             sparse = len(values) < len(losses)
             curve = values if sparse else values.rolling(window, min_periods=1, center=True).mean()
-            mode = "lines+markers" if sparse else "lines"
-            figure.add_trace(
-                go.Scatter(x=list(curve.index), y=curve.tolist(), name=name, mode=mode, line={"color": colour}), row, 1
-            )
-            ax.plot(
-                curve.index, curve, color=colour, label=name, marker="o" if sparse else "", markersize=3, linewidth=1
-            )
+            mode, marker = ("lines+markers", "o") if sparse else ("lines", "")
+            line = go.Scatter(x=list(curve.index), y=curve.tolist(), name=name, mode=mode, line={"color": colour})
+            figure.add_trace(line, row, 1)
+            ax.plot(curve.index, curve, color=colour, label=name, marker=marker, markersize=3, linewidth=1)
         if panel in POSITIVE:
             figure.update_yaxes(type="log", row=row, col=1)
             ax.set_yscale("log")
@@ -80,31 +70,22 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
     figure.update_layout(height=900, template="plotly_white", margin={"l": 50, "r": 10, "t": 40, "b": 40},
                          legend={"orientation": "h"}, hovermode="x unified")  # fmt: skip
     plt.close(still)
-    last = losses.iloc[-1]
-    held = losses["held_out_mse"].dropna()
-    alt = (
-        f"Four panels of curves over {losses.index[-1]} iterations of {run.config['variant']['name']}: mean squared "
-        f"reconstruction error, now {last['rec_mse']:.3g} in training"
+    return Interactive(figure, still, _losses_in_words(run))
+
+
+def _losses_in_words(run: Run) -> str:
+    last, held = run.losses.iloc[-1], run.losses["held_out_mse"].dropna()
+    return (
+        f"Four panels of curves over {run.losses.index[-1]} iterations of {run.config['variant']['name']}: mean "
+        f"squared reconstruction error, now {last['rec_mse']:.3g} in training"
         + (f" and {held.iloc[-1]:.3g} on held-out scans" if len(held) else "")
         + f"; Wasserstein estimates, now {last['wasserstein_D']:.3g} for scans; losses; gradient norms."
     )
-    return Interactive(figure, still, alt)
 
 
 @style.drawn
 def code_statistics(run: Run) -> Figure:
-    """Mean and standard deviation of encoded codes over iterations, beside the 0 and 1 of random codes.
-
-    Parameters
-    ----------
-    run : Run
-        A run with rows.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Two panels; the standard deviation on a log scale.
-    """
+    """Mean and standard deviation (log scale) of encoded codes over iterations, beside the 0 and 1 of random codes."""
     losses = run.losses
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(WIDTH, 4.2), sharex=True, layout="constrained")
     upper.plot(losses.index, losses["z_enc_sd"], color=BLUE, linewidth=1, label="training batches")
@@ -122,32 +103,18 @@ def code_statistics(run: Run) -> Figure:
 
 @style.drawn
 def samples_over_time(run: Run, codes: int = 4, moments: int = 5) -> Figure:
-    """The same random codes at several iterations, from the first to the last.
+    """The same random codes (columns) at several moments (rows), evenly spread from the first iteration to the last.
 
-    Parameters
-    ----------
-    run : Run
-        A run with samples.
-    codes : int
-        How many codes, columns.
-    moments : int
-        How many iterations, rows, evenly spread.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Coronal sections through the middle of the volume, window [-1, 1].
+    Coronal sections through the middle of the volume, window [-1, 1].
     """
     paths = sorted((run.path / "samples").glob("*_random.nii.gz"))
     chosen = [paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, moments).round().astype(int))]
-    figure, axes = plt.subplots(
-        len(chosen), codes, figsize=(WIDTH, WIDTH / codes * len(chosen) + 0.3), squeeze=False, layout="constrained"
-    )
+    figure, axes = style.picture_grid(len(chosen), codes, 0.3)
     for row, path in zip(axes, chosen, strict=True):
         volumes = np.asarray(nib.load(path).dataobj)
         for ax, volume in zip(row, np.moveaxis(volumes, -1, 0), strict=False):
             ax.imshow(middle_sections(volume)[0], cmap="gray", vmin=-1, vmax=1)
-        row[0].set_ylabel(f"{_iteration(path)}")
+        row[0].set_ylabel(str(int(path.name.split("_")[0].removeprefix("iteration-"))))
     style.bare(axes.flat)
     figure.supylabel("iteration", size=10)
     return figure
@@ -157,20 +124,8 @@ def samples_over_time(run: Run, codes: int = 4, moments: int = 5) -> Figure:
 def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
     """Scans, what comes back of them through E and G, and the difference.
 
-    Parameters
-    ----------
-    run : Run
-        Trained.
-    cohort : Cohort
-        Its first scans are shown; held-out ones make the honest figure.
-    scans : int
-        How many, columns.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Rows scan, reconstruction, difference; coronal sections, window [-1, 1], difference in red (too bright) and
-        blue (too dark) with its own window of [-1, 1].
+    Of the first scans of a cohort; held-out ones make the honest figure. Coronal sections, window [-1, 1], difference
+    in red (too bright) and blue (too dark).
     """
     shown = cohort.subset(range(min(scans, len(cohort))))
     channels = shown.volumes(run.scale.size)
@@ -178,9 +133,7 @@ def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
         back = run.generator(codes="encoded")(run.encoder()(channels))
     real = channels[:, :1]
     rows = {"scan": real, "reconstruction": back, "difference": back - real}
-    figure, axes = plt.subplots(
-        3, len(shown), figsize=(WIDTH, WIDTH / len(shown) * 3), squeeze=False, layout="constrained"
-    )
+    figure, axes = style.picture_grid(3, len(shown))
     for row, (name, volumes) in zip(axes, rows.items(), strict=True):
         for ax, volume in zip(row, volumes[:, 0].numpy(), strict=True):
             cmap = "RdBu_r" if name == "difference" else "gray"
@@ -190,7 +143,3 @@ def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
         ax.set_title(f"rat {scan.subject}: MSE {volume.item():.4f}")
     style.bare(axes.flat)
     return figure
-
-
-def _iteration(path: Path) -> int:
-    return int(path.name.split("_")[0].removeprefix("iteration-"))

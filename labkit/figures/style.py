@@ -73,6 +73,25 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
+def picture_grid(rows: int, columns: int, more: float = 0.0) -> tuple[Figure, np.ndarray]:
+    """Axes (rows, columns) for square pictures across a page's width, and `more` inches for what is written."""
+    size = (WIDTH, WIDTH / columns * rows + more)
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="compressed")
+
+
+def legend_outside(ax: Axes, where: str, ncols: int, **options) -> None:
+    """One legend for all panels of a figure, from one of them, at its ``"upper"`` or ``"lower"`` edge."""
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc=f"outside {where} center", ncols=ncols, **options)
+
+
+def name_axes(grid: np.ndarray, x: str, y: str = "") -> None:
+    """Name the axes of panels (rows, columns) once, at the lowest row and the first column."""
+    for ax in grid[-1]:
+        ax.set_xlabel(x)
+    for ax in grid[:, 0] if y else ():
+        ax.set_ylabel(y)
+
+
 def plane_called(name: str) -> Plane:
     """The plane of that name; ValueError with the names there are."""
     if name not in PLANES:

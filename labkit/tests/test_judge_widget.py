@@ -9,7 +9,7 @@ import pytest
 from labkit import widgets
 from labkit.evidence.judging.results import Results
 from labkit.evidence.judging.session import Session
-from labkit.tests.test_judging import runs  # noqa: F401  (a fixture)
+from labkit.tests.test_judging import right_answer, runs  # noqa: F401  (runs is a fixture)
 from labkit.widgets.judge import pictures
 
 
@@ -66,7 +66,7 @@ def begin(page, name):
 
 def give(page, session, number, right=True):
     """Answer a trial by keyboard."""
-    real = (session.truth(session.trials[number]) == "real") == right
+    real = (right_answer(session, session.trials[number]) == "real") == right
     page.wait_for_function("n => document.querySelector('canvas')?.ariaLabel && document.body.innerText.includes(n)",
                            arg=f"Trial {number + 1} of")  # fmt: skip
     page.keyboard.press("r" if real else "s")
@@ -164,11 +164,11 @@ def test_the_live_widget_keeps_each_answer_before_the_next_scan(fresh):
         (address,) = ask(what="pictures", trial=trial.number)["value"]
         assert address.startswith("data:image/png;base64,")
         assert "error" not in ask(
-            what="answer", trial=trial.number, answer=fresh.truth(trial), confidence=3, seconds=1.2
+            what="answer", trial=trial.number, answer=right_answer(fresh, trial), confidence=3, seconds=1.2
         )
         assert len(fresh.answered("ana")) == trial.number + 1
     assert "6 of 6 right" in ask(what="finish")["value"]
-    again = {"what": "answer", "trial": 0, "answer": fresh.truth(fresh.trials[0]), "seconds": 1}
+    again = {"what": "answer", "trial": 0, "answer": right_answer(fresh, fresh.trials[0]), "seconds": 1}
     assert "error" not in ask(**again, confidence=3)  # the reply was lost, and the front end asks again
     assert "before" in ask(**again, confidence=1)["error"]
     assert len(fresh.path("ana").read_text().splitlines()) == 6

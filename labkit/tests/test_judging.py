@@ -13,9 +13,8 @@ import torch
 from labkit import figures
 from labkit.evidence.judging import answers, cues, observers
 from labkit.evidence.judging.results import Results
-from labkit.evidence.judging.session import Session
-from labkit.evidence.judging.stimuli import Stimuli
-from labkit.evidence.judging.trials import QUESTIONS, REAL, TASKS, needs, plan
+from labkit.evidence.judging.session import Session, Stimuli
+from labkit.evidence.judging.trials import QUESTIONS, REAL, TASKS, needs, plan, truth
 from labkit.evidence.metrics.faults import at_resolution
 from labkit.evidence.sample import Sample
 from labkit.tests.rats import ellipsoids
@@ -44,8 +43,12 @@ def fresh(session):
     return session
 
 
+def right_answer(session, trial):
+    return truth(session.task, [item.source for item in trial.items])
+
+
 def answer(session, trial, wrong=False):
-    right = session.truth(trial) == REAL
+    right = right_answer(session, trial) == REAL
     return "real" if right != wrong else "synthetic"
 
 
@@ -127,7 +130,7 @@ def test_chance_is_rarely_taken_for_a_trace():
     false_alarms = [not cues.classify(rng.normal(size=(60, 2)), truth, names, seed, 19).passes for seed in range(12)]
     assert sum(false_alarms) <= 3
     traced = cues.classify(rng.normal(size=(60, 2)) + truth[:, None] * [0, 2], truth, names, shuffles=19)
-    assert not traced.passes and traced.telling.startswith("air") and "air" in str(traced)
+    assert not traced.passes and traced.telling.startswith("air")
 
 
 @pytest.mark.parametrize("trace", [None, "brightness", "noise", "padding"])
@@ -156,10 +159,10 @@ def test_an_interrupted_session_goes_on_and_a_torn_line_costs_only_itself(fresh)
     path = fresh.path("ana")
     with open(path, "ab") as file:
         file.write(b'{"format": 1, "sess')  # killed while writing
-    assert [trial.number for trial in fresh.waiting("ana")] == list(range(3, 12))
-    for trial in fresh.waiting("ana"):
+    assert list(fresh.answered("ana")) == [0, 1, 2]
+    for trial in fresh.trials[3:]:
         fresh.answer(trial, "ana", answer(fresh, trial), 3, 2.0)
-    assert fresh.waiting("ana") == []
+    assert list(fresh.answered("ana")) == list(range(12))
     results = Results.read(path)
     assert len(results.lines) == 12 and results.left_out == [f"{path.name}:4: half a line"]
     assert results.scores().loc["ana", "accuracy"] == 1

@@ -57,7 +57,10 @@ def test_area_under_the_curve_agrees_with_scikit_learn():
 
     rng = np.random.default_rng(0)
     truth, graded = rng.integers(2, size=50).astype(bool), rng.integers(-3, 4, 50)
-    assert statistics.rank_share(graded, truth) == pytest.approx(roc_auc_score(truth, graded))
+    pairs = graded[truth][:, None] - graded[~truth]
+    by_hand = (pairs > 0).mean() + (pairs == 0).mean() / 2
+    assert statistics.rank_share(graded, truth) == pytest.approx(roc_auc_score(truth, graded)) == by_hand
+    assert np.isnan(statistics.rank_share([1, 2], [True, True]))
 
 
 def test_learning_agrees_with_statsmodels():
@@ -69,6 +72,8 @@ def test_learning_agrees_with_statsmodels():
     assert found.ratio == pytest.approx(np.exp(model.params[1]), rel=1e-4)
     assert (found.low, found.high) == pytest.approx(tuple(np.exp(model.conf_int()[1])), rel=1e-3)
     assert found.p == pytest.approx(model.pvalues[1], rel=1e-3)
+    halves = statistics.trend([True] * 6 + [False] * 9 + [True] * 12 + [False] * 5, [0] * 15 + [1] * 17)
+    assert halves.ratio == pytest.approx((12 / 5) / (6 / 9))  # of two places, a table's odds ratio
     assert np.isnan(statistics.trend([True] * 30).ratio)
     learned = statistics.trend([False] * 6 + [True] * 6)
     assert learned.ratio == np.inf and learned.p < 0.01 and np.isnan(learned.low)
@@ -98,10 +103,19 @@ def test_strengths_agree_with_a_logistic_regression_in_statsmodels():
         games.append(wins[i, j] + wins[j, i])
     model = sm.GLM(np.array(won), np.array(rows), family=sm.families.Binomial()).fit()
     found = statistics.bradley_terry(wins, prior=0)
+    expected = (wins + wins.T) / (1 + np.exp(found.value[None] - found.value[:, None]))
+    assert np.allclose(expected.sum(1), wins.sum(1))  # the likelihood's own condition: as many wins as there were
     assert np.allclose(found.value[1:] - found.value[0], model.params, atol=1e-5)
     apart = found.covariance[1, 1] + found.covariance[0, 0] - 2 * found.covariance[0, 1]
     assert np.sqrt(apart) == pytest.approx(model.bse[0], rel=1e-4)
     assert found.value.sum() == pytest.approx(0, abs=1e-6)
+
+
+def test_two_competitors_are_the_log_odds_of_their_games():
+    found = statistics.bradley_terry(np.array([[0, 30], [10, 0]]), prior=0)
+    apart = found.covariance[0, 0] + found.covariance[1, 1] - 2 * found.covariance[0, 1]
+    assert (found.value[0] - found.value[1], apart) == pytest.approx((np.log(3), 1 / 30 + 1 / 10))
+    assert found.low[0] < found.value[0] < found.high[0]
 
 
 def test_one_who_never_lost_is_strong_but_finite():
@@ -125,6 +139,10 @@ def test_the_sample_size_has_the_power_by_direct_enumeration(share, chance):
     assert power(n - 1) < 0.8
     assert min(power(n + more) for more in range(30)) >= 0.8
     assert statistics.power_of(n, share, chance) == pytest.approx(power(n))
+
+
+def test_one_trial_is_enough_where_it_has_the_power():
+    assert statistics.trials_needed(0.99, 0.1, alpha=0.2) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"share": 1.0}, {"share": 0.505}, {"power": 0}])

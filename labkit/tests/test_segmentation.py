@@ -15,14 +15,15 @@ from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
 from labkit.evidence.segmentation import arms, gains
 from labkit.evidence.segmentation.experiment import Experiment, LeakError
-from labkit.evidence.segmentation.labels import confidence, teach
 from labkit.evidence.segmentation.network import (
     PLANS,
     Examples,
     build,
+    confidence,
     examples,
     full_labels,
     probabilities,
+    teach,
     train_network,
 )
 from labkit.evidence.segmentation.reader import find_reader
@@ -186,8 +187,14 @@ def test_p_values_are_scipys_and_their_correction_is_holms():
     values = gains.difference_matrix(table, "r100+s200", "r100", "CSF")
     assert values.shape == (5, 36) and row["p"] == pytest.approx(stats.wilcoxon(values.mean(0)).pvalue)
     assert row["p_holm"] == row["p"]  # one arm
-    assert np.allclose(gains.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
-    assert np.allclose(gains.holm([0.5, 0.9]), [1.0, 1.0])
+    shifted = [table[table["arm"] == "r100"].assign(arm=name) for name in "abc"]
+    for part, gain in zip(shifted, (0.002, 0.0, 0.004), strict=True):
+        part["dice"] += np.random.default_rng(1).normal(gain, 0.02, len(part))
+    rows = gains.differences(pd.concat([table, *shifted]), dict.fromkeys("abc", "r100"))
+    ordered = rows.sort_values("p")
+    by_hand = np.minimum(np.maximum.accumulate(ordered["p"].to_numpy() * (3, 2, 1)), 1)
+    assert rows["p"].nunique() == 3 and np.allclose(ordered["p_holm"], by_hand)
+    assert gains.differences(table, {}).empty
 
 
 def test_conclusions_are_made_from_the_numbers():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from typing import TYPE_CHECKING
 
@@ -12,14 +10,19 @@ from matplotlib.figure import Figure
 from labkit import figures
 from labkit.data.cohort import Cohort, Scan
 from labkit.evidence import describe
+from labkit.figures.frames import image_html
 from labkit.files import in_live_kernel
 
 if TYPE_CHECKING:
     import ipywidgets
 
-NOT_LIVE = """\
-The slice browser appears in a live kernel.
-Open this notebook in Jupyter or VS Code and run its cells."""
+
+def is_live(what: str, live: bool | None = None) -> bool:
+    """Whether controls would do something; says how to get `what` if not. `live` overrules what is found."""
+    live = in_live_kernel() if live is None else live
+    if not live:
+        print(f"The {what} appears in a live kernel.\nOpen this notebook in Jupyter or VS Code and run its cells.")
+    return live
 
 
 def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | None = None) -> ipywidgets.VBox | None:
@@ -28,12 +31,11 @@ def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | Non
     Parameters
     ----------
     cohort : Cohort
-        The scans.
-    beside : Cohort, optional
-        Scans on the same grid, one of which is shown at the right at the same place in the same window.
     live : bool, optional
         Make the sliders, or only say how to get them; default: as :func:`labkit.files.in_live_kernel` finds. A page
         built from an executed notebook would otherwise hold sliders that do nothing.
+    beside : Cohort, optional
+        Scans on the same grid, one of which is shown at the right at the same place in the same window.
 
     Returns
     -------
@@ -41,15 +43,14 @@ def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | Non
         Rat, plane, slice (as a number and as a slider) and, where there are labels, a tick box, above the picture;
         shown as a cell's value. None where no kernel is live, after a printed hint.
     """
-    if not (in_live_kernel() if live is None else live):
-        print(NOT_LIVE)
+    if not is_live("slice browser", live):
         return None
     import ipywidgets
 
     style, wide = {"description_width": "3rem"}, {"width": "auto", "max_width": "30rem"}
-    rats = [(describe.scan_name(scan), place) for place, scan in enumerate(cohort)]
+    rats = [(describe.scan_name(scan), index) for index, scan in enumerate(cohort)]
     rat = ipywidgets.Dropdown(options=rats, description="rat", style=style, layout=wide)
-    others = [(describe.scan_name(scan), place) for place, scan in enumerate(beside or ())]
+    others = [(describe.scan_name(scan), index) for index, scan in enumerate(beside or ())]
     other = ipywidgets.Dropdown(options=others, description="beside", style=style, layout=wide)
     plane = ipywidgets.ToggleButtons(options=list(figures.PLANES), description="plane", style=style)
     plane.style.button_width = "7rem"
@@ -106,11 +107,6 @@ def slice_html(
 
 def figure_html(figure: Figure, words: str, percent: int = 100) -> str:
     """A figure as an HTML image with `words` for those who do not see it, at most `percent` of the width."""
-    words = html.escape(words, quote=True)
-    return f'<img alt="{words}" style="max-width: {percent}%" src="data:image/png;base64,{_png(figure)}">'
-
-
-def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return image_html(buffer.getvalue(), words, f"max-width: {percent}%")

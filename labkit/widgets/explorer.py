@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import html
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +15,11 @@ from labkit.evidence import describe
 from labkit.evidence.latent import LatentSpace
 from labkit.figures import frames
 from labkit.figures.traversals import REACH, View, view
-from labkit.files import in_live_kernel
 from labkit.generation import save_volume, slerp
+from labkit.widgets.browser import is_live
 
 if TYPE_CHECKING:
     import ipywidgets
-
-NOT_LIVE = """\
-The explorer appears in a live kernel.
-Open this notebook in Jupyter or VS Code and run its cells."""
 
 STARTS = {"a random rat": "random", "between two random rats": "random", "a scan, encoded": "encoded"}
 """Where a walk begins, and the kind of code that is."""
@@ -35,15 +29,7 @@ DEBOUNCE_S = 0.03
 
 
 class Explorer:
-    """Controls, the rat they stand for, and its picture.
-
-    Parameters
-    ----------
-    space : LatentSpace
-        To move through.
-    folder : path, optional
-        Where saved rats go; default ``explored`` in the run.
-    """
+    """Controls, the rat they stand for, and its picture; saved rats go to `folder`, default ``explored`` in the run."""
 
     def __init__(self, space: LatentSpace, folder: Path | None = None) -> None:
         import ipywidgets
@@ -64,7 +50,7 @@ class Explorer:
         self.seed, self.second = whole("random rat", 0), whole("other random rat", 1)
         self.truncation = slider(0, 1.5, 1, 0.05, "truncation")
         self.mix = slider(0, 1, 0.5, 0.02, "way to the other")
-        rats = [(f"{describe.scan_name(scan)} ({space.judges})", place) for place, scan in enumerate(space.held_out)]
+        rats = [(f"{describe.scan_name(scan)} ({space.judges})", index) for index, scan in enumerate(space.held_out)]
         self.rat = ipywidgets.Dropdown(options=rats, description="scan", style=style, layout=wide)
         names = space.directions["random"].names
         self.moves = {name: slider(-REACH, REACH, 0, 0.1, name.split(",")[0] + ", SD") for name in names}
@@ -146,30 +132,16 @@ class Explorer:
 
 def picture_html(shown: View) -> str:
     """A view's picture as an HTML image that says in words what it shows."""
-    data = base64.b64encode(frames.png(shown.picture)).decode("ascii")
-    words = html.escape("; ".join(frames.PLANE_TITLES) + "; " + shown.words, quote=True)
-    return f'<img alt="{words}" style="width: 100%; max-width: 48rem" src="data:image/png;base64,{data}">'
+    words = "; ".join([*frames.PLANE_TITLES, shown.words])
+    return frames.image_html(frames.png(shown.picture), words, "width: 100%; max-width: 48rem")
 
 
 def latent_explorer(space: LatentSpace, live: bool | None = None) -> ipywidgets.VBox | None:
     """Sliders for directions, random rats, the way between two, and encode - edit - decode of a scan.
 
-    Parameters
-    ----------
-    space : LatentSpace
-        To move through.
-    live : bool, optional
-        Make the controls, or only say how to get them; default: as :func:`labkit.files.in_live_kernel` finds.
-
-    Returns
-    -------
-    ipywidgets.VBox or None
-        None where no kernel is live, after a printed hint.
+    None, after a printed hint, where no kernel is :func:`live <labkit.files.in_live_kernel>`, unless `live` overrules.
     """
-    if not (in_live_kernel() if live is None else live):
-        print(NOT_LIVE)
-        return None
-    return Explorer(space).box
+    return Explorer(space).box if is_live("explorer", live) else None
 
 
 def redraw_seconds(space: LatentSpace, times: int = 15) -> float:
@@ -177,14 +149,10 @@ def redraw_seconds(space: LatentSpace, times: int = 15) -> float:
     code = space.random(0)
     name = space.directions["random"].names[0]
 
-    def one(step: int) -> None:
+    def one(step: int) -> float:
+        began = time.perf_counter()
         picture_html(view(space, space.directions["random"].move(code, {name: step / times}), "random", cross=True))
+        return time.perf_counter() - began
 
     one(0)  # the first decodes with cold caches, and computes what is kept
-    return statistics.median(_timed(lambda step=step: one(step)) for step in range(times))
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    return statistics.median(map(one, range(times)))

@@ -16,7 +16,7 @@ from labkit.evidence.judging.results import Results
 from labkit.evidence.judging.session import Session
 from labkit.evidence.judging.trials import QUESTIONS, TASKS
 from labkit.figures import frames
-from labkit.figures import judging as plots
+from labkit.figures.judging import result_figures
 from labkit.files import in_live_kernel
 from labkit.widgets.browser import figure_html
 
@@ -63,7 +63,7 @@ def judge(session: Session, rater: str | None = None, live: bool | None = None) 
     return JudgePage(session)
 
 
-def told(session: Session) -> dict[str, Any]:
+def without_truth(session: Session) -> dict[str, Any]:
     """What a front end knows of a session: nothing that tells real from synthetic."""
     depth, rows, columns = session.shape
     height, width = next(iter(session.sources.values())).size_mm
@@ -85,10 +85,8 @@ def told(session: Session) -> dict[str, Any]:
 
 def pictures(session: Session, number: int) -> list[str]:
     """A trial's scans as addresses of PNGs, slices one under the other; the name of a scan is not part of them."""
-    sheets = (
-        np.ascontiguousarray(stack).reshape(-1, stack.shape[2]) for stack in session.slices(session.trials[number])
-    )
-    return ["data:image/png;base64," + base64.b64encode(frames.png(sheet)).decode("ascii") for sheet in sheets]
+    stacks = session.slices(session.trials[number])
+    return [frames.data_url(frames.png(np.ascontiguousarray(np.concatenate(stack)))) for stack in stacks]
 
 
 class JudgePage:
@@ -106,7 +104,7 @@ class JudgePage:
         stubs = json.dumps([session.stub(trial) for trial in session.trials], ensure_ascii=False)
         shown = json.dumps([pictures(session, trial.number) for trial in session.trials])
         hidden = base64.b64encode(stubs.encode("utf-8")).decode("ascii")
-        words = json.dumps(told(session), ensure_ascii=False).replace("</", "<\\/")
+        words = json.dumps(without_truth(session), ensure_ascii=False).replace("</", "<\\/")
         return (
             f"<style>{_asset('judge.css')}</style>"
             f"<div><p>{html.escape(TASKS[session.task])} This test needs JavaScript.</p></div>"
@@ -124,11 +122,9 @@ class JudgePage:
 def result_html(session: Session, rater: str) -> str:
     """A rater's result at the end of the session: in words, and what there is to plot."""
     results = Results(session.answered(rater).values())
-    parts = [f"<p>{html.escape(results.sentence(rater))}</p>"]
-    for words, figure in plots.result_figures(results):
-        parts.append(figure_html(figure, words))
-    parts.append(f"<p>Kept in <code>{html.escape(str(session.path(rater)))}</code>.</p>")
-    return "".join(parts)
+    pictures = "".join(figure_html(figure, words) for words, figure in result_figures(results))
+    where = html.escape(str(session.path(rater)))
+    return f"<p>{html.escape(results.sentence(rater))}</p>{pictures}<p>Kept in <code>{where}</code>.</p>"
 
 
 def _asset(name: str) -> str:
@@ -150,7 +146,7 @@ def _widget_class() -> type:
 
         def __init__(self, session: Session, rater: str | None) -> None:
             self._session, self._rater = session, rater
-            super().__init__(session=told(session), asks=rater is None)
+            super().__init__(session=without_truth(session), asks=rater is None)
             self.on_msg(self._hear)
 
         def _hear(self, _: object, message: dict[str, Any], __: object) -> None:

@@ -42,13 +42,7 @@ def check_rater(rater: str, kind: str = "human") -> None:
 
 
 def check_answer(task: str, answer: Any, confidence: Any = None, seconds: Any = None) -> None:
-    """Refuse an answer that the task does not ask for.
-
-    Raises
-    ------
-    ValueError
-        Says what is allowed.
-    """
+    """Refuse an answer that the task does not ask for; ValueError says what is allowed."""
     if task == "rating":
         right = isinstance(answer, dict) and set(answer) == set(QUESTIONS)
         right = right and all(type(value) is int and 1 <= value <= 5 for value in answer.values())
@@ -73,12 +67,8 @@ def now() -> str:
 def append(path: str | os.PathLike, line: dict[str, Any]) -> None:
     """Add an answer to a file, on disk when this returns.
 
-    A line that an earlier crash tore is left as it is, and the new one begins on a line of its own.
-
-    Raises
-    ------
-    OSError
-        It could not be written, for a full disk, say; nothing is kept back that could be written twice.
+    A line that an earlier crash tore is left as it is, and the new one begins on a line of its own. OSError where it
+    could not be written, for a full disk, say; nothing is kept back that could be written twice.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,22 +114,20 @@ def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[d
         for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if not text.strip():
                 continue
+            where = f"{path.name}:{number}"
             try:
                 line = json.loads(text)
             except ValueError:
-                left_out.append(f"{path.name}:{number}: half a line")
+                left_out.append(f"{where}: half a line")
                 continue
             if problem := _problem(line):
-                wrong.append(f"{path.name}:{number}: {problem}")
-            else:
-                key, where = (
-                    tuple(line[name] for name in ("session", "kind", "rater", "trial")),
-                    f"{path.name}:{number}",
-                )
-                first, other = sorted([lines.get(key, (where, line)), (where, line)], key=lambda one: one[1]["time"])
-                lines[key] = first
-                if other[1] != first[1]:
-                    left_out.append(f"{other[0]}: a second answer of {line['rater']} to trial {line['trial'] + 1}")
+                wrong.append(f"{where}: {problem}")
+                continue
+            key = tuple(line[name] for name in ("session", "kind", "rater", "trial"))
+            first, other = sorted([lines.get(key, (where, line)), (where, line)], key=lambda one: one[1]["time"])
+            lines[key] = first
+            if other[1] != first[1]:
+                left_out.append(f"{other[0]}: a second answer of {line['rater']} to trial {line['trial'] + 1}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError("these lines are no answers: " + "; ".join(wrong[:5]) + more)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.data.cohort import Cohort
-from labkit.evidence.judging.session import Session
-from labkit.evidence.judging.stimuli import Stimuli
+from labkit.evidence.judging.results import padded
+from labkit.evidence.judging.session import Session, Stimuli
 from labkit.evidence.judging.trials import REAL
 from labkit.evidence.sample import scanned_slices
 
@@ -26,41 +26,20 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class CueCheck:
-    """What a classifier makes of trivial cues.
+    """What a classifier makes of trivial cues."""
 
-    Attributes
-    ----------
-    accuracy : float
-        Balanced accuracy of a linear classifier on scans it did not learn from; 0.5 is chance.
-    p : float
-        Share of random relabellings that it does as well on.
-    telling : str
-        The cue that alone separates best, and how well (area under the ROC curve, 0.5 to 1).
-    real, synthetic : int
-        Scans.
-    varied, of : int
-        Cues that differ between scans at all, of how many: the others can tell nothing.
-    """
-
-    accuracy: float
-    p: float
-    telling: str
-    real: int
+    accuracy: float  # balanced, of a linear classifier on scans it did not learn from; 0.5 is chance
+    p: float  # share of random relabellings that it does as well on
+    telling: str  # the cue that alone separates best, and how well (area under the ROC curve, 0.5 to 1)
+    real: int  # scans
     synthetic: int
-    varied: int
-    of: int
+    varied: int  # cues that differ between scans at all: the others can tell nothing
+    of: int  # cues
 
     @property
     def passes(self) -> bool:
         """Whether the classifier does no better than chance."""
         return self.p > ALPHA
-
-    def __str__(self) -> str:
-        found = "no better than chance" if self.passes else f"BETTER THAN CHANCE: the {self.telling} gives them away"
-        return (
-            f"trivial cues: balanced accuracy {self.accuracy:.2f}, p = {self.p:.3f} "
-            f"({self.real} real, {self.synthetic} synthetic): {found}"
-        )
 
 
 def check_cues(session: Session, prepared: bool = True, names: bool = True, seed: int = 0) -> CueCheck:
@@ -80,19 +59,17 @@ def check_cues(session: Session, prepared: bool = True, names: bool = True, seed
     tables = {
         name: shown_cues(source) if prepared else file_cues(source.cohort) for name, source in session.sources.items()
     }
-    told = [cue for cue in tables[REAL][0] if names or "name" not in cue]
+    cue_names = [cue for cue in tables[REAL][0] if names or "name" not in cue]
     x, truth = [], []
     for name, rows in tables.items():
-        x += [[row[cue] for cue in told] for row in rows]
+        x += [[row[cue] for cue in cue_names] for row in rows]
         truth += [name != REAL] * len(rows)
-    return classify(np.array(x, float), np.array(truth), told, seed)
+    return classify(np.array(x, float), np.array(truth), cue_names, seed)
 
 
 def side_by_side(checks: dict[str, CueCheck]) -> Styler:
     """Checks for a notebook, a row each."""
     import pandas as pd
-
-    from labkit.evidence.judging.results import padded
 
     rows = {
         name: {
@@ -109,33 +86,24 @@ def side_by_side(checks: dict[str, CueCheck]) -> Styler:
 def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int = 0, shuffles: int = 99) -> CueCheck:
     """Judge a table of cues (N, K) with truth (N,), True for synthetic."""
     from sklearn.linear_model import RidgeClassifier
+    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, permutation_test_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    real, synthetic = int((~truth).sum()), int(truth.sum())
+    real, synthetic, total = int((~truth).sum()), int(truth.sum()), x.shape[1]
     varies = np.ptp(x, 0) > 1e-9
     if not varies.any():
-        return CueCheck(0.5, 1.0, "none differs", real, synthetic, 0, x.shape[1])
-    total = x.shape[1]
-    x, names = x[:, varies], [name for name, one in zip(names, varies, strict=True) if one]
+        return CueCheck(0.5, 1.0, "none differs", real, synthetic, 0, total)
+    x, names = x[:, varies], np.array(names)[varies]
     folds = StratifiedKFold(min(5, real, synthetic), shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), RidgeClassifier(class_weight="balanced"))
     accuracy, _, p = permutation_test_score(
         model, x, truth, cv=folds, n_permutations=shuffles, scoring="balanced_accuracy", random_state=seed
     )
-    areas = np.array([_area(column, truth) for column in x.T])
-    best = int(np.argmax(areas))
-    return CueCheck(
-        float(accuracy), float(p), f"{names[best]} (AUC {areas[best]:.2f})", real, synthetic, x.shape[1], total
-    )
-
-
-def _area(values: np.ndarray, truth: np.ndarray) -> float:
-    from labkit.evidence.judging.statistics import rank_share
-
-    area = rank_share(values, truth)
-    return max(area, 1 - area)
+    areas = [0.5 + abs(roc_auc_score(truth, column) - 0.5) for column in x.T]
+    telling = f"{names[np.argmax(areas)]} (AUC {max(areas):.2f})"
+    return CueCheck(float(accuracy), float(p), telling, real, synthetic, x.shape[1], total)
 
 
 def shown_cues(source: Stimuli) -> list[dict[str, float]]:
@@ -149,9 +117,9 @@ def file_cues(cohort: Cohort) -> list[dict[str, float]]:
     rows = []
     for scan in cohort:
         name = Path(scan.origin.path).name
-        told = {"length of the name": float(len(name)), "digits in the name": float(sum(map(str.isdigit, name)))}
-        told |= {"smallest value": float(scan.image.min()), "largest value": float(scan.image.max())}
-        rows.append(told | voxel_cues(scan.image / max(float(scan.image.max()), 1e-6)))
+        cues = {"length of the name": float(len(name)), "digits in the name": float(sum(map(str.isdigit, name)))}
+        cues |= {"smallest value": float(scan.image.min()), "largest value": float(scan.image.max())}
+        rows.append(cues | voxel_cues(scan.image / max(float(scan.image.max()), 1e-6)))
     return rows
 
 

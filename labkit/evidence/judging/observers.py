@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.evidence.judging.session import Session
-from labkit.evidence.judging.stimuli import Stimuli
+from labkit.evidence.judging.session import Session, Stimuli
 from labkit.evidence.judging.trials import QUESTIONS, REAL, SIDES
 from labkit.evidence.metrics import embeddings
 from labkit.evidence.metrics.distributions import classifier
@@ -36,7 +35,6 @@ def simulate(
     Parameters
     ----------
     session : Session
-        To answer.
     number : int
         Which simulated rater: part of the name, and of the seed with the session's.
     d_prime : float or dict
@@ -94,17 +92,8 @@ def model_observer(session: Session, seed: int = 1) -> list[dict[str, Any]]:
     It learns from training animals and from new scans of the generators, both shown as the session shows its own, on
     principal components of the voxels (:func:`labkit.evidence.metrics.embeddings.pca`).
 
-    Parameters
-    ----------
-    session : Session
-        Any task but ``rating``: of two scans it takes the one that looks less synthetic to it.
-    seed : int
-        Of the codes it learns from, added to the session's: no scan that is shown.
-
-    Returns
-    -------
-    list of dict
-        Lines, kind ``model``.
+    Of two scans it takes the one that looks less synthetic to it; ``rating`` is no task for it. `seed`, 1 or more, is
+    added to the session's for the codes that it learns from: no scan that is shown. Gives lines of kind ``model``.
     """
     if seed < 1:
         raise ValueError(f"seed={seed!r}: 1 or more; with 0 it would learn from the very scans that are shown")
@@ -133,4 +122,4 @@ def _learn(session: Session, seed: int) -> Callable[[str, int], float]:
     truth = np.repeat([0, 1], [len(points[0]), sum(map(len, points[1:]))])
     model = classifier().set_params(svc__class_weight="balanced").fit(np.concatenate(points), truth)
     scores = {name: model.decision_function(embed(source.cubes)) for name, source in session.sources.items()}
-    return lambda source, place: float(scores[source][place])
+    return lambda source, index: float(scores[source][index])

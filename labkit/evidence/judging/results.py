@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.evidence.judging import answers, statistics
-from labkit.evidence.judging.trials import QUESTIONS, REAL, SIDES
+from labkit.evidence.judging.trials import QUESTIONS, REAL, SIDES, truth
 from labkit.files import located, write_json
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class Results:
         if not self.lines:
             raise ValueError(f"there are no answers{'' if task is None else f' to {task}'}")
         self.task = self.lines[0]["task"]
-        order = {kind: place for place, kind in enumerate(answers.KINDS)}
-        kinds = {line["rater"]: order[line["kind"]] for line in self.lines}
+        kinds = {line["rater"]: answers.KINDS.index(line["kind"]) for line in self.lines}
         self.raters = sorted(kinds, key=lambda rater: (kinds[rater], rater))
         self.sessions = list(dict.fromkeys(line["session"] for line in self.lines))
         self.left_out: list[str] = []
@@ -78,9 +78,9 @@ class Results:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row an answer: rater, kind, session, trial, place, shown, answer, correct, confidence, seconds.
+        """One row an answer: rater, kind, session, trial, position, shown, answer, correct, confidence, seconds.
 
-        ``place`` goes from 0, a session's first trial, to 1, its last; ``shown`` is the source of the scan, or
+        ``position`` goes from 0, a session's first trial, to 1, its last; ``shown`` is the source of the scan, or
         of the synthetic one of a pair; ``correct`` is NaN where no answer is right or wrong.
         """
         import pandas as pd
@@ -89,18 +89,25 @@ class Results:
         for line in self.lines:
             shown = [source for source in line["sources"] if source != REAL] or [REAL]
             row = {name: line.get(name) for name in ("rater", "kind", "session", "trial", "answer", "seconds")}
-            row |= {"shown": shown[0], "confidence": line.get("confidence"), "correct": _correct(line)}
-            row["place"] = line["trial"] / max(1, line["trials"] - 1)
+            row |= {"shown": shown[0], "confidence": line.get("confidence"), "correct": float("nan")}
+            if (right := truth(self.task, line["sources"])) is not None:
+                row["correct"] = float(line["answer"] == right)
+            row["position"] = line["trial"] / max(1, line["trials"] - 1)
             rows.append(row)
         table = pd.DataFrame(rows)
         table[["confidence", "seconds"]] = table[["confidence", "seconds"]].astype(float)
-        columns = ["rater", "kind", "session", "trial", "place", "shown", "answer", "correct", "confidence", "seconds"]
+        columns = ["rater", "kind", "session", "trial", "position", "shown", "answer", "correct", "confidence",
+                   "seconds"]  # fmt: skip
         return table.sort_values(["session", "rater", "trial"], ignore_index=True)[columns]
 
     def _checked(self, *tasks: str) -> pd.DataFrame:
         if self.task not in tasks:
             raise ValueError(f"these are answers to {self.task}; this is for {' and '.join(tasks)}")
         return self.table
+
+    def _by_rater(self) -> Iterable[tuple[str, pd.DataFrame]]:
+        table = self._checked(*RIGHT_OR_WRONG)
+        return ((rater, table[table["rater"] == rater]) for rater in self.raters)
 
     def scores(self) -> pd.DataFrame:
         """A row a rater: n, right, accuracy, its Wilson interval, exact p against guessing, d′, criterion, median time.
@@ -110,19 +117,12 @@ class Results:
         """
         import pandas as pd
 
-        table, rows = self._checked(*RIGHT_OR_WRONG), {}
-        for rater in self.raters:
-            own = table[table["rater"] == rater]
+        rows = {}
+        for rater, own in self._by_rater():
             found, detected = statistics.share(int(own["correct"].sum()), len(own)), self._detection(own)
-            row = {
-                "kind": own["kind"].iloc[0],
-                "n": found.n,
-                "right": found.k,
-                "accuracy": found.value,
-                "low": found.low,
-                "high": found.high,
-            }
-            row |= {"p": found.p, "d′": detected.d_prime, "d′ low": detected.d_low, "d′ high": detected.d_high}
+            row = {"kind": own["kind"].iloc[0], "n": found.n, "right": found.k, "accuracy": found.value}
+            row |= {"low": found.low, "high": found.high, "p": found.p}
+            row |= {"d′": detected.d_prime, "d′ low": detected.d_low, "d′ high": detected.d_high}
             if self.task == "real_or_synthetic":
                 row |= {"criterion": detected.criterion, "c low": detected.c_low, "c high": detected.c_high}
                 row["sure AUC"] = _graded(own)
@@ -150,33 +150,24 @@ class Results:
     def learning(self) -> pd.DataFrame:
         """The same for each rater and part of the session (1 to 4), of raters with an answer in each part."""
         table = self._checked(*RIGHT_OR_WRONG)
-        part = 1 + (table["place"] * BLOCKS).astype(int).clip(0, BLOCKS - 1)
+        part = 1 + (table["position"] * BLOCKS).astype(int).clip(0, BLOCKS - 1)
         return self._shares(["rater", "part"], table.assign(part=part))
 
     def trends(self) -> pd.DataFrame:
         """A row a rater: how the odds of being right change from the first trial to the last, with interval and p."""
         import pandas as pd
 
-        table = self._checked(*RIGHT_OR_WRONG)
-        rows = {}
-        for rater in self.raters:
-            own = table[table["rater"] == rater]
-            rows[rater] = statistics.trend(own["correct"].to_numpy(bool), own["place"].to_numpy())._asdict()
+        rows = {
+            rater: statistics.trend(own["correct"].to_numpy(bool), own["position"].to_numpy())._asdict()
+            for rater, own in self._by_rater()
+        }
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def _shares(self, keys: list[str], table: pd.DataFrame) -> pd.DataFrame:
         import pandas as pd
 
         rows = [
-            dict(zip(keys, key, strict=True))
-            | {"n": len(own)}
-            | dict(
-                zip(
-                    ("share", "low", "high", "p"),
-                    statistics.share(int(own["correct"].sum()), len(own))[2:],
-                    strict=True,
-                )
-            )
+            [*key, *statistics.share(int(own["correct"].sum()), len(own))[1:]]
             for key, own in table.groupby(keys, sort=True)
         ]
         return pd.DataFrame(rows, columns=[*keys, "n", "share", "low", "high", "p"])
@@ -208,7 +199,8 @@ class Results:
         wide = own.pivot(index="trial", columns="rater", values="answer")
         return statistics.fleiss_kappa(np.stack([(wide == name).sum(axis=1) for name in own["answer"].unique()], 1))
 
-    def _one_kind(self) -> None:
+    def _check_one_kind(self, task: str) -> None:
+        self._checked(task)
         kinds = sorted({line["kind"] for line in self.lines})
         if len(kinds) > 1:
             raise ValueError(f"answers of {' and '.join(kinds)} raters would be averaged: choose one kind with only()")
@@ -218,33 +210,31 @@ class Results:
         return Results(line for line in self.lines if line["kind"] == kind)
 
     def ratings(self, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
-        """Mean rating of each source on each question, and its difference from real scans.
+        """Mean rating of each source on each question, and its difference from real scans, a row each.
 
-        Returns
-        -------
-        pandas.DataFrame
-            Columns question, source, n (scans), mean, low, high, difference, d_low, d_high, p. A mark is the mean
-            over raters; intervals are from a bootstrap over scans, p from Mann and Whitney's test against real ones.
+        Columns question, source, n (scans), mean, low, high, difference, d_low, d_high, p. A scan's mark is the mean
+        over raters; intervals are from a bootstrap over scans, p from Mann and Whitney's test against real ones.
         """
         import pandas as pd
         from scipy.stats import mannwhitneyu
 
-        self._checked("rating")
-        self._one_kind()
-        marks: dict[tuple[str, str], dict[str, list[int]]] = {}
-        for line in self.lines:
-            for question in QUESTIONS:
-                of_scan = marks.setdefault((question, line["sources"][0]), {})
-                of_scan.setdefault(line["scans"][0], []).append(line["answer"][question])
-        means = {key: np.array([np.mean(given) for given in of_scan.values()]) for key, of_scan in marks.items()}
+        self._check_one_kind("rating")
+        keys = ["question", "source", "scan"]
+        marks = pd.DataFrame(
+            [
+                [question, line["sources"][0], line["scans"][0], line["answer"][question]]
+                for line, question in itertools.product(self.lines, QUESTIONS)
+            ],
+            columns=[*keys, "mark"],
+        )
+        of_scans = marks.groupby(keys, sort=False)["mark"].mean()
+        means = {key: part.to_numpy() for key, part in of_scans.groupby(keys[:2], sort=False)}
         rng, rows = np.random.default_rng(seed), []
-        for (question, source), values in sorted(
-            means.items(), key=lambda item: (QUESTIONS.index(item[0][0]), item[0][1])
-        ):
+        for question, source in itertools.product(QUESTIONS, sorted(marks["source"].unique())):
+            values, real = means[question, source], means.get((question, REAL))
             again = _resampled(values, rng, resamples)
             row = {"question": question, "source": source, "n": len(values), "mean": values.mean()}
             row |= dict(zip(("low", "high"), np.quantile(again, (0.025, 0.975)), strict=True))  # NaN of few scans
-            real = means.get((question, REAL))
             if source != REAL and real is not None:
                 apart = again - _resampled(real, rng, resamples)
                 row |= {"difference": values.mean() - real.mean(), "p": float(mannwhitneyu(values, real).pvalue)}
@@ -256,19 +246,14 @@ class Results:
     def preference(self) -> pd.DataFrame:
         """Bradley-Terry strengths of the sources, strongest first, all raters together.
 
-        Answers count as independent: intervals of few raters with many answers each are too narrow for other raters.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Index source; columns won, of, strength, low, high (log odds, mean of all 0), and ``beats real``: the chance
-            to be preferred to a real scan, with ``beats low`` and ``beats high``.
+        Columns won, of, strength, low, high (log odds, mean of all 0), and ``beats real``: the chance to be preferred
+        to a real scan, with ``beats low`` and ``beats high``. Answers count as independent: intervals of few raters
+        with many answers each are too narrow for other raters.
         """
         import pandas as pd
         from scipy.special import expit
 
-        self._checked("preference")
-        self._one_kind()
+        self._check_one_kind("preference")
         names = sorted({source for line in self.lines for source in line["sources"]}, key=lambda s: (s != REAL, s))
         wins = np.zeros((len(names), len(names)))
         for line in self.lines:
@@ -329,14 +314,6 @@ def padded(table: pd.DataFrame, caption: str = "") -> Styler:
     """A table for a notebook: two decimals, space between columns, a dash where there is no number."""
     look = [{"selector": "th, td", "props": "text-align: left; padding: 0.2em 0.8em 0.2em 0"}]
     return table.style.format(precision=2, na_rep="–").set_table_styles(look).set_caption(caption)
-
-
-def _correct(line: dict[str, Any]) -> float:
-    if line["task"] == "real_or_synthetic":
-        return float((line["answer"] == REAL) == (line["sources"][0] == REAL))
-    if line["task"] == "pair":
-        return float(line["sources"][SIDES.index(line["answer"])] == REAL)
-    return float("nan")
 
 
 def _graded(own: pd.DataFrame) -> float:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from labkit.data.cohort import Cohort
+from labkit.evidence import describe
 from labkit.evidence.judging import answers
-from labkit.evidence.judging.stimuli import Stimuli
-from labkit.evidence.judging.trials import REAL, SIDES, Trial, check_task, needs, plan
+from labkit.evidence.judging.trials import REAL, Trial, check_task, needs, plan
+from labkit.evidence.metrics.faults import at_resolution
 from labkit.evidence.metrics.yardstick import check_grid, one_scan_an_animal
+from labkit.evidence.sample import Sample, scanned_slices
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.generation import generate
 from labkit.runs import Run
@@ -25,6 +29,61 @@ from labkit.runs import Run
 FOLDER = "judging"
 POOL = 60
 """Scans of each source, at most, that the cue check looks at."""
+
+
+WHITE_PERCENT = 99.0
+"""Percentile of the head's voxels that is shown white."""
+
+
+class Stimuli:
+    """Some scans of one source as raters see them: all sources go through one chain, so that only the scan can tell.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        The scans.
+    resolution : int
+        Side of the cubes that every scan is averaged to and brought back from; 64 leaves the study's scans as they are.
+        A real scan beside one from a generator of 32³ would otherwise be known by its sharpness alone; one from that
+        generator is taken as it is.
+    size : int
+        Side of the cubes they are shown from, voxels.
+    """
+
+    def __init__(self, cohort: Cohort, resolution: int = 64, size: int = 64) -> None:
+        self.cohort, self.resolution, self.size = cohort, resolution, size
+
+    def __len__(self) -> int:
+        return len(self.cohort)
+
+    @cached_property
+    def cubes(self) -> Tensor:
+        """float32 (N, 1, S, S, S) in [0, 1], steps of 1/255.
+
+        The head alone, black around it (so that neither background, padding nor the noise of air can tell), 0 black
+        and the :data:`WHITE_PERCENT` percentile of the head white (so that the intensity range cannot).
+        """
+        sample = at_resolution(Sample.of(self.cohort, self.size), self.resolution)
+        shown = torch.zeros_like(sample.cubes)
+        where = scanned_slices(sample.shape, self.size)
+        for cube, scan in zip(shown[:, 0], sample.scanned[:, 0].numpy(), strict=True):
+            head = describe.head_mask(scan)
+            white = max(float(np.percentile(scan[head], WHITE_PERCENT)), 1e-6)
+            grey = np.round(np.clip(scan / white, 0, 1) * 255) / 255
+            cube[where] = torch.from_numpy(np.where(head, grey, 0).astype(np.float32))
+        return shown
+
+    def slices(self, index: int) -> np.ndarray:
+        """Coronal slices of a scan, caudal first: uint8 (slices, rows, columns), dorsal on top, left on the left."""
+        inside = scanned_slices(self.cohort.shape, self.size)
+        volume = self.cubes[(index, 0, *inside)].numpy()  # right, superior, anterior
+        return np.round(volume * 255).astype(np.uint8).transpose(2, 1, 0)[:, ::-1]
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Height and width of a coronal slice, mm."""
+        (width, height, _), (x, y, _) = self.cohort.shape, self.cohort[0].zooms
+        return height * y, width * x
 
 
 class Session:
@@ -72,7 +131,7 @@ class Session:
         opened = find_runs(runs)
         self.runs = named(opened)
         check_same_training(self.runs)
-        self.task, self.seed, self.matched = task, seed, matched
+        self.task, self.seed = task, seed
         self.trials = plan(task, list(self.runs), trials, seed)
         self.needed = needs(self.trials)
         first = opened[0]
@@ -136,14 +195,6 @@ class Session:
         width, height, depth = self.real.shape
         return depth, height, width
 
-    def truth(self, trial: Trial) -> str | None:
-        """The right answer; None where there is none."""
-        if self.task == "real_or_synthetic":
-            return REAL if trial.items[0].source == REAL else "synthetic"
-        if self.task == "pair":
-            return SIDES[[item.source for item in trial.items].index(REAL)]
-        return None
-
     def stub(self, trial: Trial) -> dict[str, Any]:
         """A line of answers without the answer: what was shown, and by which session. It tells the truth."""
         return {
@@ -167,13 +218,7 @@ class Session:
         seconds: float | None = None,
         kind: str = "human",
     ) -> dict[str, Any]:
-        """An answer as it is written.
-
-        Raises
-        ------
-        ValueError
-            A rater's name, an answer, a confidence or a time that cannot be.
-        """
+        """An answer as it is written; ValueError where rater, answer, confidence or time (s) cannot be."""
         answers.check_rater(rater, kind)
         answers.check_answer(self.task, answer, confidence, seconds)
         given = {"kind": kind, "rater": rater, "answer": answer, "confidence": confidence}
@@ -185,27 +230,17 @@ class Session:
         return self.folder / f"{self.task}-{self.id}-{rater.replace(' ', '_')}.jsonl"
 
     def answered(self, rater: str) -> dict[int, dict[str, Any]]:
-        """Lines that a rater's file of this session holds already, by trial."""
+        """Lines that a rater's file of this session holds already, by trial: an interrupted session goes on there."""
         path = self.path(rater)
         if not path.exists():
             return {}
         lines, _ = answers.read(path)  # what is left out was half written, or is a second answer
         return {line["trial"]: line for line in lines if line["session"] == self.id and line["rater"] == rater}
 
-    def waiting(self, rater: str) -> list[Trial]:
-        """Trials that a rater has not answered yet, in order: an interrupted session goes on there."""
-        done = self.answered(rater)
-        return [trial for trial in self.trials if trial.number not in done]
-
     def answer(self, trial: Trial, rater: str, *given: Any, **more: Any) -> dict[str, Any]:
-        """Write an answer to the rater's file, on disk when this returns; arguments of :meth:`line`.
+        """Write an answer to the rater's file, on disk when this returns; arguments and errors of :meth:`line`.
 
-        Raises
-        ------
-        ValueError
-            Something that cannot be answered, or a trial that the rater has answered: first answers count.
-        OSError
-            It could not be written.
+        Also refuses a trial that the rater has answered: first answers count. OSError where it could not be written.
         """
         line = self.line(trial, rater, *given, **more)
         if trial.number in self.answered(rater):

@@ -12,7 +12,7 @@ Z = 1.959963984540054  # of a two-sided interval of that level
 
 
 class Share(NamedTuple):
-    """A share of trials with Wilson's interval, and how surprising it is where chance gives `chance`."""
+    """`k` of `n` trials, the share with Wilson's interval, and p of the exact two-sided binomial test of chance."""
 
     k: int
     n: int
@@ -23,20 +23,7 @@ class Share(NamedTuple):
 
 
 def share(k: int, n: int, chance: float = 0.5) -> Share:
-    """`k` of `n` trials.
-
-    Parameters
-    ----------
-    k, n : int
-        Successes and trials.
-    chance : float
-        Share of a rater who guesses; `p` is the exact two-sided binomial test against it.
-
-    Returns
-    -------
-    Share
-        All NaN but the counts where there are no trials.
-    """
+    """The share of `k` in `n` trials, tested against a `chance` in [0, 1]; NaN where there are no trials."""
     from scipy.stats import binomtest
 
     if n == 0:
@@ -88,13 +75,10 @@ def detection(hits: int, signals: int, false_alarms: int, noises: int) -> Detect
 
 
 def forced_choice(k: int, n: int) -> Detection:
-    """Sensitivity in two-alternative forced choice: d′ = √2 z(share right); the criterion has no meaning and is NaN.
+    """Sensitivity in two-alternative forced choice of `k` right in `n` pairs: d′ = √2 z(share right).
 
-    Parameters
-    ----------
-    k, n : int
-        Pairs in which the real scan was found, of how many. Half a trial is added as in :func:`detection`; the
-        interval is Wilson's, carried over: a rater who is always right has no upper end.
+    Half a trial is added as in :func:`detection`; the interval is Wilson's, carried over: a rater who is always right
+    has no upper end. The criterion has no meaning and is NaN.
     """
     from scipy.stats import norm
 
@@ -106,22 +90,14 @@ def forced_choice(k: int, n: int) -> Detection:
 
 
 def rank_share(graded: Sequence[float], truth: Sequence[bool]) -> float:
-    """Area under the ROC curve of graded answers: how often a synthetic scan is called so more surely than a real one.
+    """Area under the ROC curve of graded answers, from surely real to surely synthetic; truth is True for synthetic.
 
-    Parameters
-    ----------
-    graded : sequence of float
-        (n,), from surely real to surely synthetic; equal values count half.
-    truth : sequence of bool
-        (n,), True for synthetic.
+    How often a synthetic scan is called so more surely than a real one; equal values count half.
     """
-    from scipy.stats import mannwhitneyu
+    from sklearn.metrics import roc_auc_score
 
-    graded, truth = np.asarray(graded, float), np.asarray(truth, bool)
-    if truth.all() or not truth.any():
-        return float("nan")
-    u = mannwhitneyu(graded[truth], graded[~truth]).statistic
-    return float(u / truth.sum() / (~truth).sum())
+    truth = np.asarray(truth, bool)
+    return float(roc_auc_score(truth, graded)) if truth.any() and not truth.all() else float("nan")
 
 
 class Trend(NamedTuple):
@@ -133,14 +109,14 @@ class Trend(NamedTuple):
     p: float
 
 
-def trend(correct: Sequence[bool], place: Sequence[float] | None = None) -> Trend:
-    """Logistic regression of right answers on the trial's place: whether the rater learns, or tires.
+def trend(correct: Sequence[bool], position: Sequence[float] | None = None) -> Trend:
+    """Logistic regression of right answers on the trial's position: whether the rater learns, or tires.
 
     Parameters
     ----------
     correct : sequence of bool
         (n,), in the order of trials.
-    place : sequence of float, optional
+    position : sequence of float, optional
         (n,), in [0, 1] from the first trial to the last; default evenly.
 
     Returns
@@ -150,33 +126,20 @@ def trend(correct: Sequence[bool], place: Sequence[float] | None = None) -> Tren
         answers come after (before) all wrong ones the ratio is infinite (0), without an interval, and p is Mann and
         Whitney's.
     """
-    from scipy.optimize import minimize
-    from scipy.special import expit
-    from scipy.stats import mannwhitneyu, norm
+    from scipy.stats import mannwhitneyu
+    from statsmodels.discrete.discrete_model import Logit
 
     y = np.asarray(correct, float)
-    if min(y.sum(), len(y) - y.sum()) < 5:
+    x = np.linspace(0, 1, len(y)) if position is None else np.asarray(position, float)
+    if min(y.sum(), len(y) - y.sum()) < 5 or np.ptp(x) == 0:
         return Trend(*[float("nan")] * 4)
-    x = np.linspace(0, 1, len(y)) if place is None else np.asarray(place, float)
     right, wrong = x[y == 1], x[y == 0]
-    if np.ptp(x) == 0:
-        return Trend(*[float("nan")] * 4)
     if right.min() >= wrong.max() or right.max() <= wrong.min():
         ratio = float("inf") if right.min() >= wrong.max() else 0.0
         return Trend(ratio, float("nan"), float("nan"), float(mannwhitneyu(right, wrong).pvalue))
-    design = np.stack([np.ones_like(x), x], 1)
-
-    def loss(beta: np.ndarray) -> float:
-        return float(np.logaddexp(0, design @ beta).sum() - y @ (design @ beta))
-
-    def slope(beta: np.ndarray) -> np.ndarray:
-        return design.T @ (expit(design @ beta) - y)
-
-    beta = minimize(loss, np.zeros(2), jac=slope, method="BFGS", options={"gtol": 1e-8}).x
-    p = expit(design @ beta)
-    error = float(np.sqrt(np.linalg.inv(design.T @ (design * (p * (1 - p))[:, None]))[1, 1]))
-    ends = np.exp([beta[1], beta[1] - Z * error, beta[1] + Z * error])
-    return Trend(*(float(v) for v in ends), float(2 * norm.sf(abs(beta[1]) / error)))
+    fitted = Logit(y, np.stack([np.ones_like(x), x], 1)).fit(disp=False)
+    ends = np.exp([fitted.params[1], *fitted.conf_int()[1]])
+    return Trend(*(float(value) for value in ends), float(fitted.pvalues[1]))
 
 
 class Agreement(NamedTuple):
@@ -221,10 +184,10 @@ def fleiss_kappa(counts: np.ndarray, seed: int = 0, resamples: int = 1000) -> Ag
 
 
 def _kappa(counts: np.ndarray) -> float:
-    n = counts[0].sum()
-    observed = ((counts * (counts - 1)).sum(1) / (n * (n - 1))).mean()
-    expected = ((counts.sum(0) / counts.sum()) ** 2).sum()
-    return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
+    from statsmodels.stats.inter_rater import fleiss_kappa
+
+    with np.errstate(invalid="ignore"):  # 0 / 0 where all answers are of one category
+        return float(fleiss_kappa(counts))
 
 
 class Strengths(NamedTuple):
@@ -257,35 +220,23 @@ def bradley_terry(wins: np.ndarray, prior: float = 0.5) -> Strengths:
     ValueError
         The pairs that met do not connect all competitors, or without a prior somebody never won or never lost.
     """
-    from scipy.optimize import minimize
     from scipy.sparse.csgraph import connected_components
-    from scipy.special import expit
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
 
     wins = np.asarray(wins, float)
-    games = wins + wins.T
-    won = wins + prior * (games > 0)
+    won, k = wins + prior * (wins + wins.T > 0), len(wins)
     if connected_components(won, connection="strong")[0] > 1:
         raise ValueError("these comparisons do not connect all competitors: show more pairs, or keep the prior")
-    k, met = len(wins), won + won.T
-
-    def difference(s: np.ndarray) -> np.ndarray:
-        return s[:, None] - s[None]
-
-    def loss(s: np.ndarray) -> float:
-        return float((won * np.logaddexp(0, -difference(s))).sum() + (s.mean() ** 2))
-
-    def slope(s: np.ndarray) -> np.ndarray:
-        lost = won * expit(-difference(s))
-        return -lost.sum(1) + lost.sum(0) + 2 * s.mean() / k
-
-    s = minimize(loss, np.zeros(k), jac=slope, method="BFGS", options={"gtol": 1e-9}).x
-    p = expit(difference(s))
-    information = -met * p * (1 - p)
-    np.fill_diagonal(information, 0)
-    np.fill_diagonal(information, -information.sum(1))
-    covariance = np.linalg.pinv(information, hermitian=True)  # mean 0: the direction of all ones is left out
+    # logit P(i is preferred to j) = s_i - s_j: a logistic regression without intercept, in which each win is a success
+    winner, loser = np.nonzero(won)
+    design = np.eye(k)[winner] - np.eye(k)[loser]
+    model = GLM(np.ones(len(winner)), design[:, 1:], Binomial(), freq_weights=won[winner, loser])
+    fitted = model.fit(tol=1e-12)  # strengths relative to the first
+    from_mean = np.eye(k)[:, 1:] - 1 / k
+    value, covariance = from_mean @ fitted.params, from_mean @ fitted.cov_params() @ from_mean.T
     error = np.sqrt(np.diag(covariance))
-    return Strengths(s - s.mean(), s - s.mean() - Z * error, s - s.mean() + Z * error, covariance)
+    return Strengths(value, value - Z * error, value + Z * error, covariance)
 
 
 def trials_needed(share: float = 0.6, chance: float = 0.5, power: float = 0.8, alpha: float = 0.05) -> int:
@@ -308,7 +259,7 @@ def trials_needed(share: float = 0.6, chance: float = 0.5, power: float = 0.8, a
     Raises
     ------
     ValueError
-        Shares that are none, or less than 0.01 apart: that would be tens of thousands of trials.
+        Shares outside (0, 1), or less than 0.01 apart: that would be tens of thousands of trials.
     """
     values = {"share": share, "chance": chance, "power": power, "alpha": alpha}
     wrong = [f"{name}={value!r}" for name, value in values.items() if not 0 < value < 1]
@@ -317,16 +268,10 @@ def trials_needed(share: float = 0.6, chance: float = 0.5, power: float = 0.8, a
             f"{', '.join(wrong) or f'share={share!r}, chance={chance!r}'}: shares lie between 0 and 1, and the two to "
             "be told apart differ by 0.01 or more"
         )
-    sizes = np.arange(1, int(1.5 * _normal_size(share, chance, power, alpha)) + 50)
-    return int(sizes[power_of(sizes, share, chance, alpha) < power][-1]) + 1
-
-
-def _normal_size(share: float, chance: float, power: float, alpha: float) -> float:
-    """The textbook's approximation, which tells where to search."""
-    from scipy.stats import norm
-
-    a, b = norm.ppf(1 - alpha / 2), norm.ppf(power)
-    return ((a * np.sqrt(chance * (1 - chance)) + b * np.sqrt(share * (1 - share))) / (share - chance)) ** 2
+    # Hoeffding 1963 (JASA 58:13): with as many trials the test has that power whatever the shares
+    enough = (np.sqrt(-np.log(alpha / 2) / 2) + np.sqrt(-np.log(1 - power) / 2)) ** 2 / (share - chance) ** 2
+    sizes = np.arange(1, int(enough) + 2)
+    return 1 + max(sizes[power_of(sizes, share, chance, alpha) < power].tolist(), default=0)
 
 
 def power_of(n: np.ndarray | int, share: float, chance: float = 0.5, alpha: float = 0.05) -> np.ndarray:

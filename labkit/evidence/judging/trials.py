@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,13 @@ TASKS = {
     "preference": "Which of these scans looks more like a real one?",
 }
 """Tasks, and what they ask."""
+
+
+def truth(task: str, sources: Sequence[str]) -> str | None:
+    """The right answer to a trial that shows scans of these sources; None where there is none."""
+    if task == "real_or_synthetic":
+        return REAL if sources[0] == REAL else "synthetic"
+    return SIDES[list(sources).index(REAL)] if task == "pair" else None
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,9 @@ def plan(task: str, synthetic: Sequence[str], n: int, seed: int = 0) -> list[Tri
         An unknown task, no trials, or no generator.
     """
     check_task(task)
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 2:
-        raise ValueError(f"trials={n!r}: a whole number of at least 2")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={seed!r}: a whole number of at least 0")
+    for name, value, least in (("trials", n, 2), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}={value!r}: a whole number of at least {least}")
     if not synthetic or REAL in synthetic or len(set(synthetic)) < len(synthetic):
         raise ValueError(f"generators {list(synthetic)}: needed is at least one, none twice, and none called {REAL!r}")
     rng = np.random.default_rng(seed)
@@ -97,8 +104,8 @@ def plan(task: str, synthetic: Sequence[str], n: int, seed: int = 0) -> list[Tri
 
 def _equally(choices: Sequence, n: int, rng: np.random.Generator) -> list:
     """`n` choices, each as often as another; which get the rest is drawn."""
-    order = [choices[place] for place in rng.permutation(len(choices))]
-    return [order[place % len(order)] for place in range(n)]
+    order = [choices[index] for index in rng.permutation(len(choices))]
+    return [order[index % len(order)] for index in range(n)]
 
 
 def _sides_balanced(shown: list[tuple[str, ...]], rng: np.random.Generator) -> list[tuple[str, ...]]:
@@ -112,21 +119,14 @@ def _sides_balanced(shown: list[tuple[str, ...]], rng: np.random.Generator) -> l
 
 def _numbered(shown: list[tuple[str, ...]], rng: np.random.Generator) -> list[Trial]:
     """In random order, each source's scans one after the other."""
-    used: dict[str, int] = {}
-    trials = []
-    for number, place in enumerate(rng.permutation(len(shown))):
-        items = []
-        for source in shown[place]:
-            items.append(Item(source, used.get(source, 0)))
-            used[source] = used.get(source, 0) + 1
-        trials.append(Trial(number, tuple(items)))
-    return trials
+    order = rng.permutation(len(shown))
+    following = {source: itertools.count() for source in itertools.chain(*shown)}
+    return [
+        Trial(number, tuple(Item(source, next(following[source])) for source in shown[index]))
+        for number, index in enumerate(order)
+    ]
 
 
 def needs(trials: Sequence[Trial]) -> dict[str, int]:
     """How many scans of each source a session shows."""
-    counts: dict[str, int] = {}
-    for trial in trials:
-        for item in trial.items:
-            counts[item.source] = counts.get(item.source, 0) + 1
-    return counts
+    return dict(Counter(item.source for trial in trials for item in trial.items))

@@ -17,30 +17,14 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A training set.
+    """A training set."""
 
-    Attributes
-    ----------
-    name : str
-        r, s and t for real, synthetic and true control, each with the percentage of the real training scans.
-    real : float
-        Part of the real training scans, [0, 1].
-    added : float
-        Added scans, in parts of all real training scans; 2 is 348 for the paper's 174.
-    source : str
-        Of the added scans' labels, a key of :data:`SOURCES`.
-    augmentation : {"full", "none"}
-        The paper's conventional augmentation, or none.
-    reference : str or None
-        The arm it is compared with.
-    """
-
-    name: str
-    real: float
-    added: float = 0.0
-    source: str = "none"
-    augmentation: str = "full"
-    reference: str | None = None
+    name: str  # r, s, t for real, synthetic and true control, each with the percentage of the real training scans
+    real: float  # part of the real training scans, [0, 1]
+    added: float = 0.0  # scans, in parts of all real training scans; 2 is 348 for the paper's 174
+    source: str = "none"  # of the added scans' labels, a key of SOURCES
+    augmentation: str = "full"  # the paper's conventional one, or "none"
+    reference: str | None = None  # the arm it is compared with
 
     def counts(self, n_train: int) -> tuple[int, int]:
         """Real and added scans, where there are `n_train` real ones to train on."""
@@ -93,19 +77,13 @@ def chosen(arms: str | Sequence[str], simulated: bool) -> list[Arm]:
     Parameters
     ----------
     arms : str or sequence of str
-        A key of :data:`SETS`, or names, which one text may hold with commas.
+        A key of :data:`SETS`, or names, which one text may hold with commas; ValueError for others.
     simulated : bool
-        Whether new rats can be simulated; without, the true controls are left out of a set.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or a control that cannot be made.
+        Whether new rats can be simulated; without, true controls are left out of a set, and refused by name.
     """
-    names = list(SETS.get(arms, ())) if isinstance(arms, str) else list(arms)
-    a_set = bool(names) and isinstance(arms, str)
-    if not names:
-        names = [part.strip() for part in str(arms).split(",") if part.strip()]
+    names, a_set = arms, isinstance(arms, str) and arms in SETS
+    if isinstance(arms, str):
+        names = SETS[arms] if a_set else [part.strip() for part in arms.split(",") if part.strip()]
     for name in names:
         known("arm", name, [*ARMS, *SETS])
     wanted = set()

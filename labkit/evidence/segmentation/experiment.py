@@ -26,29 +26,40 @@ from labkit.data.sources import SIMULATED, open_cohort
 from labkit.evidence.sample import Sample
 from labkit.evidence.segmentation import gains
 from labkit.evidence.segmentation.arms import ARMS, Arm, chosen
-from labkit.evidence.segmentation.labels import SPARE, Labelled, teach
 from labkit.evidence.segmentation.network import (
+    ABOUT_FILE,
+    MODEL_FILE,
+    SCORES_FILE,
+    SPARE,
     Examples,
+    Labelled,
     Plan,
-    build,
     examples,
     full_labels,
     inputs,
+    load_network,
     plan_called,
     probabilities,
+    teach,
     to_json,
     train_network,
+<<<<<<< HEAD
 )  # fmt: skip
 from labkit.evidence.segmentation.scores import SCORES as SCORED
 from labkit.evidence.segmentation.scores import score
 from labkit.files import load_state, located, progress_bar, save_state, write_json, write_text
 from labkit.generation import decode, draw_codes
 from labkit.runs import Run, load_run
+=======
+)
+from labkit.evidence.segmentation.scores import SCORES, score
+from labkit.files import located, progress_bar, write_json, write_text
+from labkit.generation import decode, draw_codes
+from labkit.runs import Run, load_run, save_state
+>>>>>>> b19a327fa7953eae14f47eddb6258044ee330274
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCORES, MODEL, ABOUT = "scores.csv", "model.safetensors", "arm.json"
 
 
 class LeakError(ValueError):
@@ -105,11 +116,9 @@ class Experiment:
         usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
         self.arms = chosen(arms or usual, bool(self.simulated))
         if train is None or test is None:
-            if cohort is None:
-                own = self.run.cohort()
-            else:
-                how = {key: value for key, value in recipe.items() if key != "source"}
-                own = cohort if isinstance(cohort, Cohort) else open_cohort(cohort, **how)
+            if isinstance(cohort, str | os.PathLike):
+                cohort = open_cohort(cohort, **{key: value for key, value in recipe.items() if key != "source"})
+            own = self.run.cohort() if cohort is None else cohort
             train = self.run.train_part(own) if train is None else train
             test = self.run.held_out(own) if test is None else test
         self.train, self.test = train, test
@@ -130,7 +139,7 @@ class Experiment:
 
     def missing(self) -> list[tuple[Arm, int]]:
         """Jobs without a result yet."""
-        return [(arm, seed) for arm, seed in self.jobs if not (self._place(arm, seed) / SCORES).exists()]
+        return [(arm, seed) for arm, seed in self.jobs if not (self._arm_folder(arm, seed) / SCORES_FILE).exists()]
 
     def go_on(self) -> Experiment:
         """Train and test what is missing; interrupt whenever you like, finished arms are not trained again."""
@@ -138,7 +147,7 @@ class Experiment:
             self._one(arm, seed)
         return self
 
-    def _place(self, arm: Arm, seed: int) -> Path:
+    def _arm_folder(self, arm: Arm, seed: int) -> Path:
         return self.folder / f"{arm.name}-seed{seed}"
 
     def _one(self, arm: Arm, seed: int) -> None:
@@ -148,13 +157,13 @@ class Experiment:
         images, box = self._tested
         predicted = full_labels(probabilities([network], images, box), self.test.shape)
         table = score(predicted, self.test)
-        place = self._place(arm, seed)
-        place.mkdir(parents=True, exist_ok=True)
-        save_state(place / MODEL, network.state_dict())
+        folder = self._arm_folder(arm, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_state(folder / MODEL_FILE, network.state_dict())
         counts = dict(zip(("real", "added"), arm.counts(len(self.train)), strict=True))
         about |= {"seconds": round(time.perf_counter() - began, 1), **runs.provenance(torch.device("cpu"))}
-        write_json(place / ABOUT, {"arm": arm.name, "seed": seed, "plan": to_json(self.plan), **counts, **about})
-        write_text(place / SCORES, table.to_csv(index=False))  # last: it says that the arm is finished
+        write_json(folder / ABOUT_FILE, {"arm": arm.name, "seed": seed, "plan": to_json(self.plan), **counts, **about})
+        write_text(folder / SCORES_FILE, table.to_csv(index=False))  # last: it says that the arm is finished
 
     def _data(self, arm: Arm, seed: int) -> tuple[Examples, dict]:
         real = self.real(arm, seed)
@@ -193,9 +202,9 @@ class Experiment:
         reference = ARMS[arm.reference]
         found = [self.network(reference, seed)]
         for member in range(1, self.plan.teachers):
-            path = self._place(reference, seed) / f"teacher{member}.safetensors"
+            path = self._arm_folder(reference, seed) / f"teacher{member}.safetensors"
             if path.exists():
-                found.append(_loaded(self.plan, path))
+                found.append(load_network(self.plan, path))
                 continue
             data = self.real(reference, seed)
             found.append(train_network(data, self.plan, 1000 * member + seed, reference.augmentation))
@@ -203,18 +212,12 @@ class Experiment:
         return found
 
     def network(self, arm: Arm | str, seed: int) -> nn.Module:
-        """A trained network of the experiment.
-
-        Raises
-        ------
-        ValueError
-            It is not trained yet.
-        """
+        """A trained network of the experiment; ValueError where it is not trained yet."""
         arm = ARMS[arm] if isinstance(arm, str) else arm
-        path = self._place(arm, seed) / MODEL
+        path = self._arm_folder(arm, seed) / MODEL_FILE
         if not path.exists():
             raise ValueError(f"arm {arm.name} with seed {seed} is not trained yet: call go_on() first")
-        return _loaded(self.plan, path)
+        return load_network(self.plan, path)
 
     @cached_property
     def _real(self) -> Examples:
@@ -239,7 +242,7 @@ class Experiment:
 
         tables = []
         for arm, seed in self.jobs:
-            path = self._place(arm, seed) / SCORES
+            path = self._arm_folder(arm, seed) / SCORES_FILE
             if path.exists():
                 table = pd.read_csv(path, dtype={"subject": str, "session": str}, keep_default_na=True)
                 tables.append(table.fillna({"session": ""}).assign(arm=arm.name, seed=seed))
@@ -247,14 +250,11 @@ class Experiment:
             raise ValueError("no arm is finished yet: call go_on() first")
         return pd.concat(tables, ignore_index=True)
 
-    def references(self) -> dict[str, str]:
-        """Each arm's reference, of the arms that are there."""
-        names = {arm.name for arm in self.arms}
-        return {arm.name: arm.reference for arm in self.arms if arm.reference in names}
-
     def differences(self, score: str = "dice") -> pd.DataFrame:
         """Every arm against its reference; see :func:`labkit.evidence.segmentation.gains.differences`."""
-        return gains.differences(self.scores, self.references(), score)
+        names = {arm.name for arm in self.arms}
+        references = {arm.name: arm.reference for arm in self.arms if arm.reference in names}
+        return gains.differences(self.scores, references, score)
 
     def means(self, score: str = "dice") -> pd.DataFrame:
         """Mean score of every arm; see :func:`labkit.evidence.segmentation.gains.means`."""
@@ -262,44 +262,33 @@ class Experiment:
 
     def table(self) -> pd.DataFrame:
         """Mean scores of every arm: arms down, tissues and scores across; the first column says what the arm is."""
-        found = self.scores.pivot_table(index="arm", columns="tissue", values=list(SCORED), sort=False)
+        found = self.scores.pivot_table(index="arm", columns="tissue", values=list(SCORES), sort=False)
         found = found.reindex([arm.name for arm in self.arms if arm.name in found.index])
-        found.insert(0, ("", "trained on"), [self.words(name) for name in found.index])
+        found.insert(0, ("", "trained on"), [ARMS[name].words(len(self.train)) for name in found.index])
         return found
 
     def save(self) -> list[Path]:
-        """Write differences, means and conclusions beside the arms, for other chapters and tools.
-
-        Returns
-        -------
-        list of pathlib.Path
-            ``differences.csv`` (Dice, Hausdorff distance, volume bias), ``means.csv`` and ``conclusions.txt``.
-        """
+        """Write ``differences.csv``, ``means.csv`` (all scores) and ``conclusions.txt`` beside the arms."""
         import pandas as pd
 
-        every = pd.concat([self.differences(name).assign(score=name) for name in SCORED], ignore_index=True)
-        means = pd.concat([self.means(name).assign(score=name) for name in SCORED], ignore_index=True)
-        said = gains.conclusions(every[every["score"] == "dice"])
+        differences, means = (
+            pd.concat([table(name).assign(score=name) for name in SCORES], ignore_index=True)
+            for table in (self.differences, self.means)
+        )
+        conclusions = gains.conclusions(differences[differences["score"] == "dice"])
         contents = {
-            "differences.csv": every.to_csv(index=False),
+            "differences.csv": differences.to_csv(index=False),
             "means.csv": means.to_csv(index=False),
-            "conclusions.txt": "\n".join(said) + "\n",
+            "conclusions.txt": "\n".join(conclusions) + "\n",
         }
         for name, text in contents.items():
             write_text(self.folder / name, text)
         return [self.folder / name for name in contents]
 
-    def words(self, name: str) -> str:
-        """An arm for people, with numbers of scans."""
-        return ARMS[name].words(len(self.train))
-
 
 def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, int, int]) -> Sample:
     """Scans as a generator makes them, brought to cubes of `size`; the padding is black, as real scans' is."""
-    return _as_scanned(volumes.resize(decode(run, draw_codes(run, n, seed)), size), shape)
-
-
-def _as_scanned(made: torch.Tensor, shape: tuple[int, int, int]) -> Sample:
+    made = volumes.resize(decode(run, draw_codes(run, n, seed)), size)
     sample = Sample(torch.zeros_like(made), shape)
     sample.scanned[:] = (made[(..., *sample.slices)] + 1) / 2
     sample.cubes.clamp_(0, 1)
@@ -307,15 +296,7 @@ def _as_scanned(made: torch.Tensor, shape: tuple[int, int, int]) -> Sample:
 
 
 def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:
-    """Refuse test animals that the generator or the networks have seen, by content and by name.
-
-    Raises
-    ------
-    LeakError
-        Names them.
-    ValueError
-        There are none to test on.
-    """
+    """Refuse test animals that the generator or the networks have seen, by content and by name, or none at all."""
     if not len(test):
         raise ValueError(
             f"{run.path.name} held no animals out: train a generator with fewer (n_train) to test on others"
@@ -344,9 +325,3 @@ def _check_labels(name: str, cohort: Cohort) -> None:
             f"{len(without or strange)} {name} scans have not the study's labels (1 CSF, 2 grey matter, 3 white "
             f"matter), e.g. of {(without or strange)[0]}: the experiment needs all three on every scan"
         )
-
-
-def _loaded(plan: Plan, path: Path) -> nn.Module:
-    network = build(plan, 0)
-    network.load_state_dict(load_state(path, "cpu"))
-    return network.eval()

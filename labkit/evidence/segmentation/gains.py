@@ -39,16 +39,9 @@ ALPHA, POWER = 0.05, 0.8
 
 
 def difference_matrix(scores: pd.DataFrame, arm: str, reference: str, tissue: str, score: str = "dice") -> np.ndarray:
-    """Score of an arm minus that of its reference, (seeds, animals): each animal is its own control.
+    """Score of an arm minus its reference's, (seeds that both have, animals): each animal is its own control.
 
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        Columns ``arm``, ``seed``, ``subject``, ``session``, ``tissue`` and the scores.
-    arm, reference : str
-        Names in it; the seeds that both have are compared.
-    tissue, score : str
-        What is compared.
+    Of a table with columns ``arm``, ``seed``, ``subject``, ``session``, ``tissue`` and the scores.
     """
     part = scores[scores["tissue"] == tissue]
     tables = [
@@ -62,20 +55,9 @@ def difference_matrix(scores: pd.DataFrame, arm: str, reference: str, tissue: st
 
 
 def two_way_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """95 % interval and standard error of a mean over seeds and animals, both resampled.
+    """95 % interval (low, high) and standard error of a mean of (seeds, animals), both resampled.
 
     Animals alone would say how the networks at hand do on other animals; but another network might have done otherwise.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (seeds, animals).
-    rng : numpy.random.Generator
-        Of the resampling.
-
-    Returns
-    -------
-    low, high, standard_error : float
     """
     seeds, animals = values.shape
     rows = rng.integers(seeds, size=(RESAMPLES, seeds))
@@ -109,45 +91,27 @@ def differences(scores: pd.DataFrame, references: dict[str, str], score: str = "
     """
     import pandas as pd
     from scipy.stats import norm, wilcoxon
+    from statsmodels.stats.multitest import multipletests
 
     rng = np.random.default_rng(seed)
+    reach = norm.ppf(1 - ALPHA / 2 / max(1, len(references))) + norm.ppf(POWER)
     rows = []
     for tissue in scores["tissue"].unique():
-        own = []
         for arm, reference in references.items():
             values = difference_matrix(scores, arm, reference, tissue, score)
             low, high, error = two_way_interval(values, rng)
             means = values.mean(0)
             p = float(wilcoxon(means).pvalue) if np.any(means != 0) else 1.0
-            reach = norm.ppf(1 - ALPHA / 2 / len(references)) + norm.ppf(POWER)
-            own.append([arm, reference, tissue, float(values.mean()), low, high, p, np.nan, reach * error,
-                        *values.shape])  # fmt: skip
-        for row, corrected in zip(own, holm([row[6] for row in own]), strict=True):
-            row[7] = corrected
-        rows += own
-    columns = ["arm", "reference", "tissue", "difference", "ci_low", "ci_high", "p", "p_holm", "detectable", "seeds",
-               "animals"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
-
-
-def holm(p: list[float]) -> np.ndarray:
-    """Holm's correction for several tests (Holm 1979): (k,) -> (k,)."""
-    values = np.asarray(p, float)
-    order = np.argsort(values)
-    stepped = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
-    out = np.empty(len(values))
-    out[order] = np.minimum(stepped, 1)
-    return out
+            rows.append([arm, reference, tissue, float(values.mean()), low, high, p, np.nan, reach * error,
+                         *values.shape])  # fmt: skip
+    table = pd.DataFrame(rows, columns=["arm", "reference", "tissue", "difference", "ci_low", "ci_high", "p", "p_holm",
+                                        "detectable", "seeds", "animals"])  # fmt: skip
+    table["p_holm"] = table.groupby("tissue", sort=False)["p"].transform(lambda p: multipletests(p, method="holm")[1])
+    return table
 
 
 def means(scores: pd.DataFrame, score: str = "dice", seed: int = 0) -> pd.DataFrame:
-    """Mean score of every arm and tissue with its interval over seeds and animals.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``arm``, ``tissue``, ``mean``, ``ci_low``, ``ci_high``.
-    """
+    """Mean score of every ``arm`` and ``tissue``, ``mean``, with ``ci_low`` and ``ci_high`` over seeds and animals."""
     import pandas as pd
 
     rng = np.random.default_rng(seed)
@@ -160,17 +124,7 @@ def means(scores: pd.DataFrame, score: str = "dice", seed: int = 0) -> pd.DataFr
 
 
 def shown(table: pd.DataFrame) -> Styler:
-    """A table of :func:`differences` for a notebook: rounded, a row a comparison.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From :func:`differences`.
-
-    Returns
-    -------
-    pandas.io.formats.style.Styler
-    """
+    """A table of :func:`differences` for a notebook: rounded, a row a comparison."""
     p = dict.fromkeys(("p", "p_holm"), lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}")
     signed = dict.fromkeys(("difference", "ci_low", "ci_high"), _signed)
     return table.style.hide(axis="index").format({**p, **signed, "detectable": "{:.4f}"})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,41 +16,30 @@ from labkit.data.cohort import Cohort
 from labkit.data.grids import STUDY_ZOOMS
 from labkit.evidence.sample import Sample, scanned_slices
 from labkit.fields import known
+from labkit.runs import load_state
 
 CLASSES = 4
 """Background, CSF, grey matter, white matter."""
 
+MODEL_FILE, ABOUT_FILE, SCORES_FILE = "model.safetensors", "arm.json", "scores.csv"
+"""What a trained arm's folder holds; the scores are written last and say that the arm is finished."""
+
+SPARE = 1.15
+"""Scans labelled for each that is kept: the least certain of them are dropped."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the network and its volumes are, and how long it is trained.
+    """How large the network and its volumes are, and how long it is trained."""
 
-    Attributes
-    ----------
-    name : str
-        Of the scale.
-    size : int
-        Side of the cubes, voxels; the padding is cut off again.
-    channels : tuple of int
-        Of the U-Net's levels; a halving lies between two. 40 slices halve three times at most.
-    steps, batch_size : int
-        Of the optimiser, the same for every arm.
-    lr : float
-        Largest learning rate, of one cycle up and down.
-    seeds : int
-        Repeats of every arm.
-    teachers : int
-        Networks whose mean labels synthetic scans.
-    """
-
-    name: str
-    size: int
-    channels: tuple[int, ...]
-    steps: int
+    name: str  # of the scale
+    size: int  # side of the cubes, voxels; the padding is cut off again
+    channels: tuple[int, ...]  # of the U-Net's levels; a halving lies between two. 40 slices halve three times at most
+    steps: int  # of the optimiser, the same for every arm
     batch_size: int = 4
-    lr: float = 5e-3
-    seeds: int = 5
-    teachers: int = 1
+    lr: float = 5e-3  # the largest learning rate, of one cycle up and down
+    seeds: int = 5  # repeats of every arm
+    teachers: int = 1  # networks whose mean labels synthetic scans
 
 
 PLANS = {
@@ -68,22 +58,19 @@ def plan_called(name: str | Plan) -> Plan:
     return name if isinstance(name, Plan) else PLANS[known("scale", name, PLANS)]
 
 
+def to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON; ``Plan(**content)`` with channels as a tuple is the inverse."""
+    return asdict(plan) | {"channels": list(plan.channels)}
+
+
 @dataclass(frozen=True)
 class Examples:
     """Scans and labels as the network takes them.
 
-    Attributes
-    ----------
-    images : torch.Tensor
-        float32 (N, 1, S, S, S) in [-1, 1]: each scan scaled by its own white
-        (:func:`labkit.evidence.attributes.white`), so that gain does not matter and real and generated scans are
-        treated alike.
-    labels : torch.Tensor
-        uint8 (N, 1, S, S, S).
-    box : tuple of slice
-        The part of the cube that is used, its sides divisible by the network's halvings.
-    zooms : tuple of float
-        Voxel size of the scans, of which the ratio matters to the augmentation.
+    Images are float32 (N, 1, S, S, S) in [-1, 1]: each scan scaled by its own white
+    (:func:`labkit.evidence.attributes.white`), so that gain does not matter and real and generated scans are treated
+    alike. Labels are uint8 (N, 1, S, S, S). The box is the part of the cube that is used, its sides divisible by the
+    network's halvings; of the voxel size, the ratio matters to the augmentation.
     """
 
     images: Tensor
@@ -135,24 +122,18 @@ def build(plan: Plan, seed: int) -> nn.Module:
         return UNet(3, 1, CLASSES, plan.channels, (2,) * (len(plan.channels) - 1), num_res_units=1, norm="batch")
 
 
+def load_network(plan: Plan, path: Path) -> nn.Module:
+    """A trained network's file, in evaluation mode."""
+    network = build(plan, 0)
+    network.load_state_dict(load_state(path, "cpu"))
+    return network.eval()
+
+
 def train_network(data: Examples, plan: Plan, seed: int, augmentation: str = "full") -> nn.Module:
-    """Train on a fixed number of steps, whatever the number of scans.
+    """Train for a fixed number of steps, whatever the number of scans; every scan is as likely as any other.
 
-    Parameters
-    ----------
-    data : Examples
-        Every scan is as likely as any other.
-    plan : Plan
-        Size and length.
-    seed : int
-        Of weights, order and augmentation.
-    augmentation : {"full", "none"}
-        The paper's conventional augmentation, or none.
-
-    Returns
-    -------
-    torch.nn.Module
-        In evaluation mode.
+    `seed` is of weights, order and augmentation; `augmentation` is the paper's conventional one, ``full``, or ``none``.
+    The network comes back in evaluation mode.
     """
     from monai.losses import DiceCELoss
 
@@ -198,6 +179,33 @@ def full_labels(chances: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return out
 
 
-def to_json(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON; ``Plan(**content)`` with channels as a tuple is the inverse."""
-    return asdict(plan) | {"channels": list(plan.channels)}
+class Labelled(NamedTuple):
+    """Synthetic scans with labels."""
+
+    examples: Examples  # the scans that were kept, in their order
+    kept: np.ndarray  # their indices among all N
+    confidence: np.ndarray  # (N,), of all
+
+
+def teach(networks: list[nn.Module], images: Tensor, box: tuple[slice, ...], keep: int) -> Labelled:
+    """Label synthetic scans, which are born without, and keep the `keep` most certain of N.
+
+    The teacher, one network or the mean of several, is trained on the very real scans of the arm that it serves. It
+    cannot know more than those scans taught it: what a student can gain is the variety of the images, not of the
+    labels. Where the teacher is wrong, the student learns the mistake. Images and box are as in :class:`Examples`.
+    """
+    if keep > len(images):
+        raise ValueError(f"{keep} scans are to be kept of {len(images)}: generate more")
+    chances = probabilities(networks, images, box)
+    winners, labels = chances.max(1, keepdim=True)
+    certain = confidence(winners, labels)
+    kept = np.sort(np.argsort(-certain, kind="stable")[:keep])
+    chosen = torch.from_numpy(kept)
+    return Labelled(Examples(images[chosen], labels[chosen].to(torch.uint8), box), kept, certain)
+
+
+def confidence(winners: Tensor, labels: Tensor) -> np.ndarray:
+    """Mean winning probability over voxels called brain, 0 where there are none: (N, 1, S, S, S) twice -> (N,)."""
+    brain = (labels > 0).float()
+    voxels = brain.flatten(1).sum(1)
+    return ((winners * brain).flatten(1).sum(1) / voxels.clamp_min(1)).numpy()

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from labkit.data import volumes
-from labkit.evidence.segmentation.network import Plan, build, padded_box, probabilities
-from labkit.files import load_state
+from labkit.evidence.segmentation.network import (
+    ABOUT_FILE,
+    MODEL_FILE,
+    SCORES_FILE,
+    Plan,
+    load_network,
+    padded_box,
+    probabilities,
+)
 
 NAMES = tuple(
     f"{tissue} {what} by network, {unit}"
@@ -24,22 +31,12 @@ NAMES = tuple(
 
 @dataclass(frozen=True)
 class Reader:
-    """Volume and mean intensity of each tissue, and the network's deepest features.
+    """Volume and mean intensity of each tissue, and the network's deepest features."""
 
-    Attributes
-    ----------
-    network : torch.nn.Module
-        Of the experiment.
-    plan : labkit.evidence.segmentation.network.Plan
-        Its size.
-    shape, zooms : tuple
-        Of the scans, voxels and mm.
-    """
-
-    network: nn.Module
+    network: nn.Module  # of the experiment
     plan: Plan
-    shape: tuple[int, int, int]
-    zooms: tuple[float, float, float]
+    shape: tuple[int, int, int]  # of the scans, voxels
+    zooms: tuple[float, float, float]  # mm
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,14 +65,14 @@ class Reader:
     def features(self, even: Tensor) -> np.ndarray:
         """Means over the volume of the deepest layer's channels: (N, 1, S, S, S) in [0, 1] -> (N, F)."""
         images = volumes.resize(even * 2 - 1, self.plan.size)[(..., *self.box)]
-        seen: list[Tensor] = []
-        hook = _deepest(self.network).register_forward_hook(lambda layer, given, out: seen.append(out.mean((2, 3, 4))))
+        deepest: list[Tensor] = []
+        hook = _deepest(self.network).register_forward_hook(lambda _, __, out: deepest.append(out.mean((2, 3, 4))))
         try:
             for part in images.split(16):
                 self.network(part)
         finally:
             hook.remove()
-        return torch.cat(seen).double().numpy()
+        return torch.cat(deepest).double().numpy()
 
 
 def _deepest(network: nn.Module) -> nn.Module:
@@ -86,34 +83,24 @@ def _deepest(network: nn.Module) -> nn.Module:
     return level
 
 
-class Found(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """A trained network of an experiment, its plan, and the arm's folder."""
 
     network: nn.Module
     plan: Plan
-    place: Path
+    folder: Path
 
 
-def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> Found | None:
-    """The network that an arm of an experiment trained last, if there is one; needs no training data.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Of a generator's run, or of one experiment in it.
-    arm, seed : str, int
-        Which network.
-    """
-    name = f"{arm}-seed{seed}/scores.csv"
+def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> TrainedNetwork | None:
+    """The newest network of an arm in a generator's run, or in one experiment's folder, if any; needs no data."""
+    name = f"{arm}-seed{seed}/{SCORES_FILE}"
     found = [*folder.glob(f"segmentation/*/{name}"), *folder.glob(name)]
     if not found:
         return None
-    place = max(found, key=lambda path: path.stat().st_mtime).parent
-    content = json.loads((place / "arm.json").read_text())["plan"]
+    newest = max(found, key=lambda path: path.stat().st_mtime).parent
+    content = json.loads((newest / ABOUT_FILE).read_text())["plan"]
     plan = Plan(**{**content, "channels": tuple(content["channels"])})
-    network = build(plan, 0)
-    network.load_state_dict(load_state(place / "model.safetensors", "cpu"))
-    return Found(network.eval(), plan, place)
+    return TrainedNetwork(load_network(plan, newest / MODEL_FILE), plan, newest)
 
 
 def find_reader(run_path: Path, shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> Reader | None:

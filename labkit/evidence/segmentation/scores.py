@@ -14,21 +14,14 @@ from labkit.data.cohort import Cohort
 if TYPE_CHECKING:
     import pandas as pd
 
-TISSUES = {"whole brain": (1, 2, 3), "white matter": (3,), "grey matter": (2,), "CSF": (1,)}
+SCORED_TISSUES = {"whole brain": (1, 2, 3), "white matter": (3,), "grey matter": (2,), "CSF": (1,)}
 """What is scored, and the labels it consists of; the paper's order."""
 
 SCORES = ("dice", "hd95_mm", "volume_bias")
 
 
 def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
-    """Score label maps against the animals' own labels, on the scans' grid.
-
-    Parameters
-    ----------
-    predicted : torch.Tensor
-        uint8 (N, X, Y, Z), of the cohort's scans in order.
-    truth : Cohort
-        With the study's labels.
+    """Score label maps, uint8 (N, X, Y, Z), against the animals' own labels, on the scans' grid.
 
     Returns
     -------
@@ -46,16 +39,16 @@ def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
         dice = compute_dice(own[None], theirs[None], include_background=True, ignore_empty=False)[0]
         far = _hausdorff(own, theirs, scan.zooms)
         volumes = own.sum((1, 2, 3)), theirs.sum((1, 2, 3))
-        for place, tissue in enumerate(TISSUES):
-            bias = float(volumes[0][place] / volumes[1][place] - 1) if volumes[1][place] else float("nan")
-            rows.append((scan.subject, scan.session, tissue, float(dice[place]), float(far[place]), bias))
+        for index, tissue in enumerate(SCORED_TISSUES):
+            bias = float(volumes[0][index] / volumes[1][index] - 1) if volumes[1][index] else float("nan")
+            rows.append((scan.subject, scan.session, tissue, float(dice[index]), float(far[index]), bias))
     return pd.DataFrame(rows, columns=["subject", "session", "tissue", *SCORES])
 
 
 def _masks(labels: Tensor) -> Tensor:
     """(X, Y, Z) -> (4, X, Y, Z), float, a tissue each."""
     return torch.stack(
-        [torch.isin(labels, torch.tensor(parts, dtype=labels.dtype)) for parts in TISSUES.values()]
+        [torch.isin(labels, torch.tensor(parts, dtype=labels.dtype)) for parts in SCORED_TISSUES.values()]
     ).float()
 
 

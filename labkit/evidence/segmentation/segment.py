@@ -61,7 +61,7 @@ def segment(
             f"{generator.path.name} has no network of arm {arm} with seed {seed}: do the experiment first "
             "(papermill book/05_segmentation.ipynb out.ipynb), or name another arm"
         )
-    default = found.place.parent / "segmented" / f"{cohort.fingerprint[:10]}-{arm}-seed{seed}"
+    default = found.folder.parent / "segmented" / f"{cohort.fingerprint[:10]}-{arm}-seed{seed}"
     folder = located(out_dir) if out_dir else default
     if not folder.exists():
         images, box = inputs(cohort, found.plan)
