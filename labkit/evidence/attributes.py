@@ -17,6 +17,7 @@ from torch import Tensor
 from labkit.data import volumes
 from labkit.data.cohort import Scan
 from labkit.evidence import describe
+from labkit.evidence.brightness import white
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,9 +27,6 @@ GAUGE_SIDE = 32
 
 DEEP_MM = 1.0
 """Depth below the brain's surface from which CSF counts as ventricle."""
-
-WHITE_BLOCK, WHITE_QUANTILE, HEADROOM = 4, 0.95, 1.75
-"""Of :func:`white`: voxels along a block, quantile of the blocks, and how far above it white is."""
 
 PENALTIES = tuple(float(p) for p in np.logspace(0, 6, 13))
 """Ridge penalties to choose from, by leaving one scan out at a time."""
@@ -70,30 +68,6 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
     return pd.DataFrame(rows).dropna(axis=1)
 
 
-def white(images: Tensor) -> Tensor:
-    """What counts as white in a scan, so that scans can be compared in brightness.
-
-    The brightest voxel of 160 000 is chance, and the brightest percent of voxels is less bright in a smooth scan than
-    in a noisy one of the same rat. White is therefore taken from means of blocks of 4 x 4 x 4 voxels: 1.75 times their
-    95 % quantile, which some voxels in a thousand exceed. Halving the resolution of a scan moves it by less than 3 %,
-    the brightest half percent of voxels by 10 %.
-
-    Parameters
-    ----------
-    images : torch.Tensor
-        (N, 1, X, Y, Z), scans without padding, 0 is black.
-
-    Returns
-    -------
-    torch.Tensor
-        (N,), the images' unit.
-    """
-    block = [min(WHITE_BLOCK, extent) for extent in images.shape[2:]]
-    means = torch.nn.functional.avg_pool3d(images.float(), block).flatten(1)
-    rank = max(1, int(WHITE_QUANTILE * means.shape[1]))
-    return HEADROOM * means.kthvalue(rank, 1).values.clamp_min(1e-6)
-
-
 def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
     """Volume and mean intensity of each tissue of each scan.
 
@@ -105,7 +79,8 @@ def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a scan: ``CSF volume, mm³``, ``CSF intensity, %`` and so on; 100 % is the scan's :func:`white`.
+        One row a scan: ``CSF volume, mm³``, ``CSF intensity, %`` and so on; 100 % is the scan's
+        :func:`~labkit.evidence.brightness.white`.
         No columns if any scan lacks a tissue or has other labels.
     """
     import pandas as pd

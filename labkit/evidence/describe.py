@@ -12,6 +12,7 @@ import numpy as np
 
 from labkit.data import nifti
 from labkit.data.cohort import Cohort, Scan
+from labkit.evidence.brightness import head_threshold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ def head_mask(image: np.ndarray) -> np.ndarray:
     """The largest connected part of an image (X, Y, Z) brighter than 15 % of its 99th percentile, holes filled."""
     from scipy import ndimage
 
-    bright = image > 0.15 * np.percentile(image, 99)
+    bright = image > head_threshold(image)
     parts, count = ndimage.label(ndimage.binary_opening(bright))
     if count == 0:  # too thin for an opening: take what is brighter than the average
         return np.asarray(image > image.mean())

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from labkit.data import bids
 from labkit.data.cohort import Scan
 from labkit.evidence import describe
+from labkit.evidence.brightness import intensity_window
 from labkit.figures import frames, style
 from labkit.figures.frames import Card, Cards
 from labkit.figures.slices import _some, _true_to_scale
@@ -43,7 +44,7 @@ def slice_pairs(real: Scan, synthetic: Scan, plane: str = "coronal", n: int = 5,
     from nilearn import plotting
 
     cut = style.plane_called(plane)
-    low, high = style.intensity_window([real, synthetic])
+    low, high = intensity_window([real, synthetic])
     positions = style.positions_mm(real.affine, real.image.shape, cut.axis)
     mask, _ = describe.region(real)
     inside = np.flatnonzero(mask.any(tuple(axis for axis in range(3) if axis != cut.axis)))
@@ -192,7 +193,7 @@ def contact_sheet(scans: Sequence[Scan], plane: str = "coronal", columns: int = 
     """
     scans = _some(scans)
     cut = style.plane_called(plane)
-    low, high = style.intensity_window(scans)
+    low, high = intensity_window(scans)
     columns = min(columns, len(scans))
     rows = -(-len(scans) // columns)
     left, right, bottom, top = style.extent_mm(scans[0].affine, scans[0].image.shape, cut)
@@ -227,7 +228,7 @@ def viewer(real: Scan, synthetic: Scan, planes: Sequence[str] = tuple(PLANES)) -
     Cards
         One card a plane; intensities in one window.
     """
-    low, high = style.intensity_window([real, synthetic])
+    low, high = intensity_window([real, synthetic])
     cards = []
     for name in planes:
         cut = style.plane_called(name)

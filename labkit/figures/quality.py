@@ -11,9 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from labkit.evidence.metrics import faults
-from labkit.evidence.metrics.comparison import AUDITED, Comparison, anatomy, real_pairs
-from labkit.evidence.metrics.reading import short
-from labkit.evidence.metrics.study import Study
+from labkit.evidence.metrics.compare import AUDITED, Comparison
+from labkit.evidence.metrics.study import Study, repeats, short
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.figures import frames, style
 from labkit.figures.frames import Card, Cards
@@ -62,9 +61,9 @@ def fault_map(control: pd.DataFrame, strength: float = 1.0) -> Figure:
     here = control[np.isclose(control["strength"], strength) & (control["metric"] != "Wasserstein")]
     if here.empty:
         raise ValueError(f"strength={strength} was not tried; tried were {sorted(control['strength'].unique())}")
+    here = here[~repeats(here, "fault")]
     table = here.pivot(index=["metric", "flavour"], columns="fault", values="worse")
     table = table.loc[list(dict.fromkeys(zip(here["metric"], here["flavour"], strict=True))), here["fault"].unique()]
-    table = table[~_repeats(here.pivot(index=["metric", "flavour"], columns="fault", values="value").loc[table.index])]
     values = table.to_numpy()
     figure, ax = plt.subplots(figsize=(WIDTH, 0.2 * len(table) + 1.7), layout="constrained")
     shown = np.where(np.abs(values) >= NOTICED, np.clip(values, -REACH, REACH), 0.0)  # NaN is no notice
@@ -85,18 +84,6 @@ def fault_map(control: pd.DataFrame, strength: float = 1.0) -> Figure:
     bar.set_ticks([-REACH, 0, REACH], labels=["taken for progress", "not noticed", "noticed"])
     bar.outline.set_visible(False)
     return figure
-
-
-def _repeats(table: pd.DataFrame) -> np.ndarray:
-    """Rows of a released flavour that are the paper's to the digit."""
-    keys = list(table.index)
-    return np.array(
-        [
-            flavour == "released" and (metric, "paper") in keys
-            and np.allclose(table.loc[(metric, "paper")], table.loc[(metric, flavour)])
-            for metric, flavour in keys
-        ]
-    )  # fmt: skip
 
 
 def _called(metric: str, flavour: str) -> str:
@@ -190,9 +177,10 @@ def attribute_distributions(study: Study) -> Figure:
         A panel an attribute, at most six; a row of points a source, real on top with its middle half shaded, a bar at
         each median.
     """
-    sources = {"real": (anatomy(study.yardstick, study.yardstick.reference), GREY)}
+    yardstick = study.yardstick
+    sources = {"real": (yardstick.anatomy(yardstick.reference), GREY)}
     for (name, comparison), colour in zip(study.comparisons.items(), _colours(), strict=False):
-        sources[name] = comparison.anatomy(), colour
+        sources[name] = yardstick.anatomy(comparison.made), colour
     names = [name for name in ATTRIBUTES if name in sources["real"][0]][:6]
     lines = -(-len(names) // 2)
     size = (WIDTH, lines * (0.28 * len(sources) + 0.85))
@@ -222,16 +210,14 @@ def similarity_distributions(study: Study) -> Figure:
     ValueError
         The cubes are too small for three scales.
     """
-    real = real_pairs(study.yardstick)
-    if not len(real):
-        raise ValueError("MS-SSIM of three scales does not fit cubes of this size: measure at 64 voxels")
+    real, _ = study.yardstick.similar_pairs(study.yardstick.other)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained", sharey=True, sharex=True)
     for ax in axes:
-        ax.ecdf(real, color="black", linewidth=2, label="real, real")
+        ax.ecdf(real.defined, color="black", linewidth=2, label="real, real")
     for (name, comparison), colour in zip(study.comparisons.items(), _colours(), strict=False):
-        pairs = comparison.similar_pairs()
-        axes[0].ecdf(pairs["synthetic"], color=colour, label=name)
-        axes[1].ecdf(pairs["real and synthetic"], color=colour, label=name)
+        within, between = study.yardstick.similar_pairs(comparison.made)
+        axes[0].ecdf(within.defined, color=colour, label=name)
+        axes[1].ecdf(between.defined, color=colour, label=name)
     axes[0].set_title("pairs of one source")
     axes[1].set_title("a real and a synthetic rat")
     axes[0].set_ylabel("share of pairs below")
@@ -277,7 +263,7 @@ def triplets(comparison: Comparison, source: str = AUDITED[0], n: int = 4) -> Fi
 
     Parameters
     ----------
-    comparison : labkit.evidence.metrics.comparison.Comparison
+    comparison : labkit.evidence.metrics.compare.Comparison
         With training scans.
     source : {"synthetic", "30 % copies planted"}
         The generator's scans, or the positive control.

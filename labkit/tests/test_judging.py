@@ -16,8 +16,7 @@ from labkit.evidence.judging.results import Results
 from labkit.evidence.judging.session import Session
 from labkit.evidence.judging.stimuli import Stimuli
 from labkit.evidence.judging.trials import QUESTIONS, REAL, TASKS, needs, plan
-from labkit.evidence.metrics.faults import at_resolution
-from labkit.evidence.sample import Sample
+from labkit.evidence.sample import Sample, at_resolution
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train

@@ -17,7 +17,7 @@ from labkit.data.cohort import Cohort
 from labkit.evidence.judging import answers
 from labkit.evidence.judging.stimuli import Stimuli
 from labkit.evidence.judging.trials import REAL, SIDES, Trial, check_task, needs, plan
-from labkit.evidence.metrics.yardstick import check_grid, one_scan_an_animal
+from labkit.evidence.sample import check_grid, one_scan_an_animal
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.generation import generate
 from labkit.runs import Run

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from labkit.data.cohort import Cohort
 from labkit.evidence import describe
-from labkit.evidence.metrics.faults import at_resolution
-from labkit.evidence.sample import Sample, scanned_slices
-
-WHITE_PERCENT = 99.0
-"""Percentile of the head's voxels that is shown white."""
+from labkit.evidence.brightness import head_white
+from labkit.evidence.sample import Sample, at_resolution, scanned_slices
 
 
 class Stimuli:
@@ -43,15 +40,14 @@ class Stimuli:
         """float32 (N, 1, S, S, S) in [0, 1], steps of 1/255.
 
         The head alone, black around it (so that neither background, padding nor the noise of air can tell), 0 black
-        and the :data:`WHITE_PERCENT` percentile of the head white (so that the intensity range cannot).
+        and :func:`~labkit.evidence.brightness.head_white` white (so that the intensity range cannot).
         """
         sample = at_resolution(Sample.of(self.cohort, self.size), self.resolution)
         shown = torch.zeros_like(sample.cubes)
         where = scanned_slices(sample.shape, self.size)
         for cube, scan in zip(shown[:, 0], sample.scanned[:, 0].numpy(), strict=True):
             head = describe.head_mask(scan)
-            white = max(float(np.percentile(scan[head], WHITE_PERCENT)), 1e-6)
-            grey = np.round(np.clip(scan / white, 0, 1) * 255) / 255
+            grey = np.round(np.clip(scan / head_white(scan[head]), 0, 1) * 255) / 255
             cube[where] = torch.from_numpy(np.where(head, grey, 0).astype(np.float32))
         return shown
 

@@ -182,7 +182,7 @@ class Experiment:
         """The synthetic scans of an arm with their teacher's labels."""
         keep = arm.counts(len(self.train))[1]
         sample = synthetic(self.run, int(np.ceil(SPARE * keep)), seed, self.plan.size, self.train.shape)
-        return teach(self.teachers(arm, seed), sample.even * 2 - 1, self._real.box, keep)
+        return teach(self.teachers(arm, seed), sample.normalised * 2 - 1, self._real.box, keep)
 
     def teachers(self, arm: Arm, seed: int) -> list[nn.Module]:
         """The networks that label an arm's synthetic scans: they learned from the arm's own real scans alone.

@@ -76,7 +76,7 @@ class Examples:
     ----------
     images : torch.Tensor
         float32 (N, 1, S, S, S) in [-1, 1]: each scan scaled by its own white
-        (:func:`labkit.evidence.attributes.white`), so that gain does not matter and real and generated scans are
+        (:func:`labkit.evidence.brightness.white`), so that gain does not matter and real and generated scans are
         treated alike.
     labels : torch.Tensor
         uint8 (N, 1, S, S, S).
@@ -110,7 +110,7 @@ class Examples:
 def inputs(scans: Cohort, plan: Plan) -> tuple[Tensor, tuple[slice, slice, slice]]:
     """Images of a cohort as :class:`Examples` has them, and the box."""
     sample = Sample.of(scans, plan.size)
-    return sample.even * 2 - 1, padded_box(sample.shape, plan)
+    return sample.normalised * 2 - 1, padded_box(sample.shape, plan)
 
 
 def examples(scans: Cohort, plan: Plan) -> Examples:
