@@ -39,26 +39,17 @@ class Region(NamedTuple):
 
 
 def region(scan: Scan) -> Region:
-    """The brain where labels tell it, otherwise the head.
-
-    Parameters
-    ----------
-    scan : Scan
-        With labels: every voxel labelled above 0. Without: the largest connected part brighter than 15 % of the 99th
-        percentile, its holes filled; it holds scalp, muscle and bone as well.
-
-    Returns
-    -------
-    Region
-        Mask (X, Y, Z) of bool, never empty.
-    """
+    """The brain (every voxel labelled above 0), or without labels the head: a mask (X, Y, Z), never empty."""
     if scan.labels is not None and (scan.labels > 0).any():
         return Region(np.asarray(scan.labels) > 0, "brain")
     return Region(head_mask(scan.image), "head")
 
 
 def head_mask(image: np.ndarray) -> np.ndarray:
-    """The largest connected part of an image (X, Y, Z) brighter than 15 % of its 99th percentile, holes filled."""
+    """The largest connected part of an image (X, Y, Z) brighter than 15 % of its 99th percentile, holes filled.
+
+    It holds scalp, muscle and bone as well.
+    """
     from scipy import ndimage
 
     bright = image > head_threshold(image)
@@ -76,11 +67,6 @@ def scan_name(scan: Scan) -> str:
 
 def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
     """What each file was, and the grid it is on now.
-
-    Parameters
-    ----------
-    cohort : Cohort or iterable of Scan
-        The scans.
 
     Returns
     -------
@@ -116,18 +102,9 @@ def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
 
 
 def compare_headers(written: nifti.nib.Nifti1Image, original: nifti.nib.Nifti1Image) -> pd.DataFrame:
-    """Header fields and affine of two files side by side.
+    """Header fields and affine of a synthetic scan and of the scan whose file template it has, a row a property.
 
-    Parameters
-    ----------
-    written, original : nibabel.Nifti1Image
-        A synthetic scan and the scan whose file_template it has.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a property, columns ``original``, ``written``, ``equal``. The free texts are not compared: what is
-        written says there that it is synthetic, and nothing of the animal.
+    The free texts are not compared: what is written says there that it is synthetic, and nothing of the animal.
     """
     import pandas as pd
 
@@ -153,11 +130,6 @@ def _times(values: Iterable[float]) -> str:
 
 def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
     """Volume of each tissue in each labelled scan.
-
-    Parameters
-    ----------
-    cohort : Cohort or iterable of Scan
-        The scans; those without labels are left out.
 
     Returns
     -------
@@ -192,12 +164,7 @@ def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
 
 
 def intensity_profile(cohort: Iterable[Scan]) -> pd.DataFrame:
-    """Mean intensity from the top of the brain to its base.
-
-    Parameters
-    ----------
-    cohort : Cohort or iterable of Scan
-        Scans on one grid.
+    """Mean intensity from the top of the brain to its base, of scans on one grid.
 
     Returns
     -------
@@ -331,12 +298,7 @@ def summary(cohort: Cohort) -> pd.DataFrame:
             if volumes[name].notna().any():
                 quantities[f"{name}, mm³"] = (volumes[name], reference)
     rows = {
-        name: {
-            "mean": values.mean(),
-            "SD": values.std(),
-            "CV %": 100 * values.std() / values.mean(),
-            "SIGMA in view": reference,
-        }
+        name: [values.mean(), values.std(), 100 * values.std() / values.mean(), reference]
         for name, (values, reference) in quantities.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "SD", "CV %", "SIGMA in view"])

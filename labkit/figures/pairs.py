@@ -175,22 +175,7 @@ def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str
 
 @style.drawn
 def contact_sheet(scans: Sequence[Scan], plane: str = "coronal", columns: int = 4) -> Figure:
-    """One section of each scan, in one window.
-
-    Parameters
-    ----------
-    scans : sequence of Scan
-        On one grid.
-    plane : {"coronal", "sagittal", "horizontal"}
-        Section through the middle of the grid.
-    columns : int
-        Scans a row.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One axes a scan.
-    """
+    """The section through the middle of the grid of each scan, in one window."""
     scans = _some(scans)
     cut = style.plane_called(plane)
     low, high = intensity_window(scans)
@@ -212,21 +197,9 @@ def contact_sheet(scans: Sequence[Scan], plane: str = "coronal", columns: int = 
 
 
 def viewer(real: Scan, synthetic: Scan, planes: Sequence[str] = tuple(PLANES)) -> Cards:
-    """Every slice of a real scan beside the same slice of a synthetic one, under a slider for each plane.
+    """Every slice of a real scan beside the same slice of a synthetic one, in one window, a card a plane.
 
     Works in a built page and from a file, without a kernel.
-
-    Parameters
-    ----------
-    real, synthetic : Scan
-        On one grid.
-    planes : sequence of str
-        Of "coronal", "sagittal", "horizontal".
-
-    Returns
-    -------
-    Cards
-        One card a plane; intensities in one window.
     """
     low, high = intensity_window([real, synthetic])
     cards = []

@@ -20,7 +20,6 @@ from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILI
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
 NOTICED = 2.0  # standard deviations of the floor
 REACH = 10.0
@@ -179,7 +178,7 @@ def attribute_distributions(study: Study) -> Figure:
     """
     yardstick = study.yardstick
     sources = {"real": (yardstick.anatomy(yardstick.reference), GREY)}
-    for (name, comparison), colour in zip(study.comparisons.items(), _colours(), strict=False):
+    for (name, comparison), colour in _coloured(study):
         sources[name] = yardstick.anatomy(comparison.made), colour
     names = [name for name in ATTRIBUTES if name in sources["real"][0]][:6]
     lines = -(-len(names) // 2)
@@ -214,7 +213,7 @@ def similarity_distributions(study: Study) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained", sharey=True, sharex=True)
     for ax in axes:
         ax.ecdf(real.defined, color="black", linewidth=2, label="real, real")
-    for (name, comparison), colour in zip(study.comparisons.items(), _colours(), strict=False):
+    for (name, comparison), colour in _coloured(study):
         within, between = study.yardstick.similar_pairs(comparison.made)
         axes[0].ecdf(within.defined, color=colour, label=name)
         axes[1].ecdf(between.defined, color=colour, label=name)
@@ -229,15 +228,7 @@ def similarity_distributions(study: Study) -> Figure:
 
 @style.drawn
 def embedding_map(study: Study, name: str = "PCA") -> Figure:
-    """Real and synthetic rats on the first two features of an embedding, a panel a run.
-
-    Parameters
-    ----------
-    study : Study
-        Measured runs.
-    name : str
-        Of the embedding, one of ``study.yardstick.embedded``.
-    """
+    """Real and synthetic rats on the first two features of an embedding of the yardstick's, a panel a run."""
     yardstick = study.yardstick
     if name not in yardstick.embedded:
         raise ValueError(f"no embedding is called {name!r}; there are {', '.join(yardstick.embedded)}")
@@ -246,7 +237,7 @@ def embedding_map(study: Study, name: str = "PCA") -> Figure:
     count = len(study.comparisons)
     figure, axes = plt.subplots(1, count, figsize=(WIDTH, WIDTH / max(count, 2) + 0.6), squeeze=False,
                                 layout="constrained", sharex=True, sharey=True)  # fmt: skip
-    for ax, (run, comparison), colour in zip(axes[0], study.comparisons.items(), _colours(), strict=False):
+    for ax, ((run, comparison), colour) in zip(axes[0], _coloured(study), strict=True):
         made = comparison.made.features(name, embed)
         ax.plot(*real[:, :2].T, "o", color="black", markersize=4, fillstyle="none", label="real")
         ax.plot(*made[:, :2].T, "o", color=colour, markersize=4, alpha=0.8, markeredgewidth=0, label=run)
@@ -259,16 +250,9 @@ def embedding_map(study: Study, name: str = "PCA") -> Figure:
 
 @style.drawn
 def triplets(comparison: Comparison, source: str = AUDITED[0], n: int = 4) -> Figure:
-    """The synthetic scans that look most like copies, beside their nearest training and nearest held-out scan.
+    """The `n` synthetic scans that look most like copies, beside their nearest training and nearest held-out scan.
 
-    Parameters
-    ----------
-    comparison : labkit.evidence.metrics.compare.Comparison
-        With training scans.
-    source : {"synthetic", "30 % copies planted"}
-        The generator's scans, or the positive control.
-    n : int
-        How many.
+    `source` is one of :data:`~labkit.evidence.metrics.compare.AUDITED`: the generator's scans, or a positive control.
     """
     found = comparison.triplets(source, n)
     cut = style.PLANES["coronal"]
@@ -307,11 +291,12 @@ def copy_distances(study: Study) -> Figure:
     count = len(study.comparisons)
     figure, grid = plt.subplots(count, 3, figsize=(WIDTH, 1.9 * count + 0.3), squeeze=False, layout="constrained",
                                 sharex=True, sharey=True)  # fmt: skip
-    for axes, (name, comparison), colour in zip(grid, study.comparisons.items(), _colours(), strict=False):
+    for axes, ((name, comparison), colour) in zip(grid, _coloured(study), strict=True):
         for ax, source in zip(axes, AUDITED, strict=True):
             audit = comparison.audits[source]
             x, y = audit.distances[:, 1], audit.distances[:, 0]
-            _with_diagonal(ax, x, y, colour)
+            ax.plot(x, y, ".", color=colour, markersize=5, alpha=0.7, markeredgewidth=0)
+            ax.axline((x.mean(), x.mean()), slope=1, color="0.6", linewidth=1)
             ax.plot(x[audit.suspects], y[audit.suspects], "o", color=VERMILION, markersize=6, fillstyle="none")
             title = name if source == AUDITED[0] else source.removesuffix(" planted")
             ax.set_title(f"{title}\np = {audit.p:.3f}, {len(audit.suspects)} suspects", fontsize=8)
@@ -320,10 +305,5 @@ def copy_distances(study: Study) -> Figure:
     return figure
 
 
-def _colours() -> Iterator[str]:
-    return itertools.cycle(COLOURS)
-
-
-def _with_diagonal(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    ax.plot(x, y, ".", color=colour, markersize=5, alpha=0.7, markeredgewidth=0)
-    ax.axline((x.mean(), x.mean()), slope=1, color="0.6", linewidth=1)
+def _coloured(study: Study) -> Iterator[tuple[tuple[str, Comparison], str]]:
+    return zip(study.comparisons.items(), itertools.cycle(COLOURS), strict=False)

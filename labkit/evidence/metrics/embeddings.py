@@ -25,14 +25,8 @@ SIDE = 32  # principal components of more voxels are the same components with mo
 def brain_box(cohort: Cohort, size: int, margin_mm: float = 0.75) -> Box:
     """The box that holds every brain of a cohort (head, without labels), as slices of a cube of `size`.
 
-    Parameters
-    ----------
-    cohort : Cohort
-        Real scans: the box must not depend on what is judged.
-    size : int
-        Side of the cubes.
-    margin_mm : float
-        Added on each side, inside the field of view.
+    With `margin_mm` on each side, inside the field of view. The cohort is of real scans: the box must not depend on
+    what is judged.
     """
     side = volumes.cube_side(cohort.shape)
     inside = np.zeros(cohort.shape, bool)
@@ -49,17 +43,7 @@ def brain_box(cohort: Cohort, size: int, margin_mm: float = 0.75) -> Box:
 
 
 def pca(real: Tensor, box: Box, components: int = COMPONENTS) -> Embedding:
-    """Principal components of the voxels in the brain box.
-
-    Parameters
-    ----------
-    real : torch.Tensor
-        (N, 1, S, S, S) in [0, 1], the scans they are found from.
-    box : tuple of slice
-        From :func:`brain_box`, of cubes of that side.
-    components : int
-        How many, at most N - 1.
-    """
+    """Principal components of the voxels in the brain box, found from real cubes (N, 1, S, S, S); at most N - 1."""
     from sklearn.decomposition import PCA
 
     model = PCA(min(components, len(real) - 1), svd_solver="full")

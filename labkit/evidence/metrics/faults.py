@@ -72,16 +72,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """A way to spoil scans.
+    """A way to spoil scans: `apply` takes (N, 1, S, S, S) in [0, 1], a strength in [0, 1] and the :class:`Scene`.
 
-    Attributes
-    ----------
-    name : str
-        Of the fault.
-    full : str
-        What it is at strength 1.
-    apply : callable
-        (N, 1, S, S, S) in [0, 1], strength in [0, 1], :class:`Scene` -> the same shape.
+    `full` says what it is at strength 1.
     """
 
     name: str
@@ -150,19 +143,7 @@ FAULTS = (
 
 
 def spoil(sample: Sample, fault: Fault, strength: float, scene: Scene) -> Sample:
-    """The sample with a fault, clipped to [0, 1].
-
-    Parameters
-    ----------
-    sample : Sample
-        Unchanged.
-    fault : Fault
-        One of :data:`FAULTS`.
-    strength : float
-        0 (the scans as they are) to 1.
-    scene : Scene
-        Of the sample.
-    """
+    """The sample with a fault of a strength, 0 (the scans as they are) to 1, clipped to [0, 1]."""
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength!r}: from 0, the scans as they are, to 1")
     return Sample(fault.apply(sample.cubes, strength, scene).clamp(0, 1), sample.shape)
