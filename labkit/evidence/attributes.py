@@ -35,11 +35,6 @@ PENALTIES = tuple(float(p) for p in np.logspace(0, 6, 13))
 def measure(scans: Iterable[Scan]) -> pd.DataFrame:
     """Attributes of scans, from the brains' labels or, if any scan has none, from the heads.
 
-    Parameters
-    ----------
-    scans : iterable of Scan
-        A cohort, say.
-
     Returns
     -------
     pandas.DataFrame
@@ -56,7 +51,7 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
     for scan in scans:
         mask, name = describe.region(scan)
         points = np.argwhere(mask) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # (n, 3) mm: right, anterior, superior
-        voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
+        voxel_mm3 = describe.voxel_mm3(scan)
         row = {f"{name} volume, mm³": len(points) * voxel_mm3}
         if scan.labels is not None and set(np.unique(scan.labels)) >= {1, 2}:
             ventricles = float(ventricle_mask(scan).sum()) * voxel_mm3
@@ -69,12 +64,7 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
 
 
 def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
-    """Volume and mean intensity of each tissue of each scan.
-
-    Parameters
-    ----------
-    scans : iterable of Scan
-        With the study's labels (1 CSF, 2 grey matter, 3 white matter).
+    """Volume and mean intensity of each tissue of each scan with the study's labels (1 CSF, 2 grey, 3 white matter).
 
     Returns
     -------
@@ -90,7 +80,7 @@ def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
         known = scan.labels is not None and set(np.unique(scan.labels)) == {0, *describe.TISSUES}
         if not known:
             return pd.DataFrame()
-        voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
+        voxel_mm3 = describe.voxel_mm3(scan)
         level = float(white(torch.from_numpy(np.array(scan.image))[None, None]))
         row = {}
         for label, name in describe.TISSUES.items():
@@ -103,14 +93,10 @@ def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
 
 def ventricle_mask(scan: Scan) -> np.ndarray:
     """Where a labelled scan's CSF lies deeper than :data:`DEEP_MM` in the brain: (X, Y, Z) of bool."""
-    return _deep(describe.region(scan).mask, scan.zooms) & (np.asarray(scan.labels) == 1)
-
-
-def _deep(mask: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
-    """Voxels more than :data:`DEEP_MM` below the surface: CSF there is in ventricles, not around the brain."""
     from scipy import ndimage
 
-    return ndimage.distance_transform_edt(ndimage.binary_fill_holes(mask), sampling=zooms) > DEEP_MM
+    whole = ndimage.binary_fill_holes(describe.region(scan).mask)
+    return (ndimage.distance_transform_edt(whole, sampling=scan.zooms) > DEEP_MM) & (np.asarray(scan.labels) == 1)
 
 
 def _pitch(points: np.ndarray) -> float:
@@ -123,16 +109,8 @@ def _pitch(points: np.ndarray) -> float:
 class Gauge:
     """Reads attributes off volumes: linear in the voxels, so that it has a gradient everywhere.
 
-    Attributes
-    ----------
-    names : tuple of str
-        Attributes, with units.
-    weights : torch.Tensor
-        (K, V), float32.
-    offset : torch.Tensor
-        (K,).
-    spread : torch.Tensor
-        (K,), standard deviation of each attribute over the scans it was fitted to.
+    `names` are those of K attributes, with units; `weights` (K, V) and `offset` (K,) make the reading, and `spread`
+    (K,) is the standard deviation of each over the scans it was fitted to.
     """
 
     names: tuple[str, ...]
@@ -177,10 +155,7 @@ class Gauge:
     def r2(self, cubes: Tensor, table: pd.DataFrame) -> pd.Series:
         """Share of the attributes' variance that is read off scans rightly: 1 is all, 0 no better than their mean.
 
-        Parameters
-        ----------
-        cubes, table
-            As for :meth:`fit`; of animals that the gauge was not fitted to.
+        `cubes` and `table` as for :meth:`fit`, of animals that the gauge was not fitted to.
         """
         import pandas as pd
 

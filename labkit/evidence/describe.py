@@ -60,6 +60,11 @@ def head_mask(image: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(parts == largest)
 
 
+def voxel_mm3(scan: Scan) -> float:
+    """Volume of a voxel of the scan's grid."""
+    return float(np.abs(np.linalg.det(scan.affine[:3, :3])))
+
+
 def scan_name(scan: Scan) -> str:
     """Subject, and what tells several scans of it apart: ``"0003"``, ``"0003 ses-2"``; resting state goes unsaid."""
     return " ".join([scan.subject, *(part for part in scan.session.split("_") if part not in ("", "task-rest"))])
@@ -149,11 +154,10 @@ def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
     for scan in cohort:
         if scan.labels is None:
             continue
-        voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
         counts = np.bincount(np.asarray(scan.labels).ravel(), minlength=4)
         known = not counts[4:].any() and counts[2:4].any()
-        volumes = {name: counts[label] * voxel_mm3 if known else np.nan for label, name in TISSUES.items()}
-        brain = counts[1:].sum() * voxel_mm3
+        volumes = {name: counts[label] * voxel_mm3(scan) if known else np.nan for label, name in TISSUES.items()}
+        brain = counts[1:].sum() * voxel_mm3(scan)
         rows.append({"subject": scan.subject, "session": scan.session, **volumes, "brain": brain})
     if not rows:
         raise ValueError(
@@ -225,12 +229,7 @@ def unit_range(scan: Scan) -> np.ndarray:
 def mean_and_sd(cohort: Iterable[Scan], scaled: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
     """Voxel-wise mean and standard deviation over scans as they lie on the grid, not registered to each other.
 
-    Parameters
-    ----------
-    cohort : Cohort or iterable of Scan
-        Scans on one grid.
-    scaled : bool
-        Scale each to [0, 1] by its own range first (:func:`unit_range`); else in the files' unit.
+    Each is `scaled` to [0, 1] by its own range first (:func:`unit_range`), or left in the files' unit.
 
     Returns
     -------
@@ -254,10 +253,7 @@ def mean_and_sd(cohort: Iterable[Scan], scaled: bool = True) -> tuple[np.ndarray
 def spread_ratio(real: Cohort, synthetic: Cohort) -> pd.Series:
     """Total variance of a synthetic cohort over that of a real one, beside what two real halves give.
 
-    Parameters
-    ----------
-    real, synthetic : Cohort
-        On one grid, in one unit; two scans or more, four real ones for the comparison.
+    On one grid, in one unit; two scans or more, four real ones for the comparison.
 
     Returns
     -------

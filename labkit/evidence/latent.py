@@ -206,11 +206,6 @@ class LatentSpace:
     def effects(self, kind: str) -> pd.DataFrame:
         """What a step of one standard deviation along each direction does to each attribute, on held-out codes.
 
-        Parameters
-        ----------
-        kind : {"random", "encoded"}
-            Kind of code.
-
         Returns
         -------
         pandas.DataFrame

@@ -17,15 +17,7 @@ from labkit.evidence.brightness import white
 
 
 class Sample:
-    """Some scans of one source.
-
-    Parameters
-    ----------
-    cubes : torch.Tensor
-        float32 (N, 1, S, S, S) in [0, 1], as the networks see scans, from [-1, 1].
-    shape : tuple of int
-        Voxels of a scan, of which the cube is the padded form.
-    """
+    """Some scans of one source: cubes (N, 1, S, S, S) in [0, 1], of which scans of `shape` voxels are a part."""
 
     def __init__(self, cubes: Tensor, shape: tuple[int, int, int]) -> None:
         self.cubes, self.shape = cubes, tuple(shape)

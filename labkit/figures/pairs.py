@@ -129,14 +129,9 @@ def mean_and_variance(real: Sequence[Scan], synthetic: Sequence[Scan], plane: st
 
 @style.drawn
 def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str = "coronal") -> Figure:
-    """Scans, their reconstructions, and where they differ, on the scans' own grid.
+    """Scans, their reconstructions, and where they differ, in the section through the middle of the scans' own grid.
 
-    Parameters
-    ----------
-    real, back : sequence of Scan
-        The same animals in the same order, at most four are drawn; each pair scaled by the real scan's range, [0, 1].
-    plane : {"coronal", "sagittal", "horizontal"}
-        Section through the middle of the grid.
+    The same animals in the same order, at most four are drawn; each pair scaled by the real scan's range, [0, 1].
 
     Returns
     -------

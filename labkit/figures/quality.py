@@ -90,18 +90,11 @@ def _called(metric: str, flavour: str) -> str:
 
 
 def fault_cards(yardstick: Yardstick, control: pd.DataFrame, scan: int = 0) -> Cards:
-    """A slider for each fault: one of the scans as the fault grows, and what the measures say of all of them.
+    """A slider for each fault: one of the scans B as the fault grows, and what the measures say of all of them.
 
-    At full strength to begin with. Works in a built page and from a file, without a kernel.
-
-    Parameters
-    ----------
-    yardstick : labkit.evidence.metrics.yardstick.Yardstick
-        What `control` was made with.
-    control : pandas.DataFrame
-        From :func:`labkit.evidence.metrics.faults.control`; its strengths are the slider's stops.
-    scan : int
-        Which scan of B is shown.
+    At full strength to begin with; the stops are the strengths of `control`, which
+    :func:`labkit.evidence.metrics.faults.control` made of the yardstick. Works in a built page and from a file, without
+    a kernel.
     """
     scene = faults.Scene.of(yardstick.parts[1], yardstick.other, yardstick.seed)
     first = yardstick.parts[1][0]

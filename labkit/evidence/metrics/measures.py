@@ -71,18 +71,10 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is computed.
+    """How much is computed: MS-SSIMs of each kind, rounds of random partners in the paper's protocol, and repetitions.
 
-    Attributes
-    ----------
-    pairs : int
-        Pairs of scans an MS-SSIM is the mean of, of each kind.
-    repeats : int
-        Draws of random partners in the paper's protocol.
-    halves, resamples : int
-        For intervals (:mod:`labkit.evidence.metrics.intervals`); 0 for none.
-    relabellings : int
-        Of the permutation test; 0 for none.
+    `halves` and `resamples` are for intervals (:mod:`labkit.evidence.metrics.intervals`), `relabellings` for the
+    permutation test; 0 for none.
     """
 
     pairs: int = 120
@@ -262,13 +254,11 @@ def anatomy(gauge: Instrument, spread: np.ndarray, quality: dict[str, str], key:
     Parameters
     ----------
     gauge : Instrument
-        For :attr:`Sample.normalised` cubes brought to [-1, 1].
+        For :attr:`Sample.normalised` cubes brought to [-1, 1]; readings are kept with a sample under `key`.
     spread : numpy.ndarray
         (K,), standard deviations of real rats.
     quality : dict of str to str
         How each attribute is read, and how well, in words.
-    key : str
-        Under which readings are kept with a sample.
     """
     from scipy.stats import wasserstein_distance
 
