@@ -23,7 +23,7 @@ _WHERE = {
     "decode": "labkit.generation",
     "reconstruct": "labkit.generation",
     "interpolate": "labkit.generation",
-    "compare": "labkit.evidence.metrics.comparison",
+    "compare": "labkit.evidence.metrics.compare",
     "segment": "labkit.evidence.segmentation.segment",
     "load_run": "labkit.runs",
     "Run": "labkit.runs",

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 import labkit
 from labkit import losses, published, runs
 from labkit.data.cohort import Cohort
-from labkit.evidence.metrics import paired, similarity
+from labkit.evidence.metrics import similarity
 from labkit.evidence.sample import Sample
 
 OUT = Path(__file__).resolve().parents[1] / "reference" / "differences"
@@ -206,7 +206,7 @@ def latent_length(cohort: Cohort) -> Row:
 def ms_ssim_product(cohort: Cohort) -> Row:
     """Pairs of real scans, with the last scale's term once, and once for every scale."""
     x, y = _pairs(cohort, "scanned")
-    right, released = (measure(x, y).mean().item() for measure in (similarity.ms_ssim, similarity.released_ms_ssim))
+    right, released = (values.mean().item() for values in similarity.ms_ssim(x, y))
     found = {"as defined": right, "as released": released}
     return found, f"Pairs of real scans have {right:.3f} as defined, and {released:.3f} as released."
 
@@ -216,7 +216,7 @@ def two_grids(cohort: Cohort) -> Row:
     scanned, padded = _pairs(cohort, "scanned"), _pairs(cohort, "cubes")
     found = {
         f"{name}, {where}": measure(*pair).mean().item()
-        for name, measure in (("MAE", paired.mae), ("NCC", paired.ncc))
+        for name, measure in (("MAE", similarity.mae), ("NCC", similarity.ncc))
         for where, pair in (("scanned", scanned), ("padded", padded))
     }
     return found, (

@@ -17,6 +17,7 @@ from torch import Tensor
 from labkit.data import volumes
 from labkit.data.cohort import Scan
 from labkit.evidence import describe
+from labkit.evidence.brightness import white
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,20 +28,12 @@ GAUGE_SIDE = 32
 DEEP_MM = 1.0
 """Depth below the brain's surface from which CSF counts as ventricle."""
 
-WHITE_BLOCK, WHITE_QUANTILE, HEADROOM = 4, 0.95, 1.75
-"""Of :func:`white`: voxels along a block, quantile of the blocks, and how far above it white is."""
-
 PENALTIES = tuple(float(p) for p in np.logspace(0, 6, 13))
 """Ridge penalties to choose from, by leaving one scan out at a time."""
 
 
 def measure(scans: Iterable[Scan]) -> pd.DataFrame:
     """Attributes of scans, from the brains' labels or, if any scan has none, from the heads.
-
-    Parameters
-    ----------
-    scans : iterable of Scan
-        A cohort, say.
 
     Returns
     -------
@@ -58,7 +51,7 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
     for scan in scans:
         mask, name = describe.region(scan)
         points = np.argwhere(mask) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # (n, 3) mm: right, anterior, superior
-        voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
+        voxel_mm3 = describe.voxel_mm3(scan)
         row = {f"{name} volume, mm³": len(points) * voxel_mm3}
         if scan.labels is not None and set(np.unique(scan.labels)) >= {1, 2}:
             ventricles = float(ventricle_mask(scan).sum()) * voxel_mm3
@@ -70,42 +63,14 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
     return pd.DataFrame(rows).dropna(axis=1)
 
 
-def white(images: Tensor) -> Tensor:
-    """What counts as white in a scan, so that scans can be compared in brightness.
-
-    The brightest voxel of 160 000 is chance, and the brightest percent of voxels is less bright in a smooth scan than
-    in a noisy one of the same rat. White is therefore taken from means of blocks of 4 x 4 x 4 voxels: 1.75 times their
-    95 % quantile, which some voxels in a thousand exceed. Halving the resolution of a scan moves it by less than 3 %,
-    the brightest half percent of voxels by 10 %.
-
-    Parameters
-    ----------
-    images : torch.Tensor
-        (N, 1, X, Y, Z), scans without padding, 0 is black.
-
-    Returns
-    -------
-    torch.Tensor
-        (N,), the images' unit.
-    """
-    block = [min(WHITE_BLOCK, extent) for extent in images.shape[2:]]
-    means = torch.nn.functional.avg_pool3d(images.float(), block).flatten(1)
-    rank = max(1, int(WHITE_QUANTILE * means.shape[1]))
-    return HEADROOM * means.kthvalue(rank, 1).values.clamp_min(1e-6)
-
-
 def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
-    """Volume and mean intensity of each tissue of each scan.
-
-    Parameters
-    ----------
-    scans : iterable of Scan
-        With the study's labels (1 CSF, 2 grey matter, 3 white matter).
+    """Volume and mean intensity of each tissue of each scan with the study's labels (1 CSF, 2 grey, 3 white matter).
 
     Returns
     -------
     pandas.DataFrame
-        One row a scan: ``CSF volume, mm³``, ``CSF intensity, %`` and so on; 100 % is the scan's :func:`white`.
+        One row a scan: ``CSF volume, mm³``, ``CSF intensity, %`` and so on; 100 % is the scan's
+        :func:`~labkit.evidence.brightness.white`.
         No columns if any scan lacks a tissue or has other labels.
     """
     import pandas as pd
@@ -115,7 +80,7 @@ def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
         known = scan.labels is not None and set(np.unique(scan.labels)) == {0, *describe.TISSUES}
         if not known:
             return pd.DataFrame()
-        voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
+        voxel_mm3 = describe.voxel_mm3(scan)
         level = float(white(torch.from_numpy(np.array(scan.image))[None, None]))
         row = {}
         for label, name in describe.TISSUES.items():
@@ -128,14 +93,10 @@ def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
 
 def ventricle_mask(scan: Scan) -> np.ndarray:
     """Where a labelled scan's CSF lies deeper than :data:`DEEP_MM` in the brain: (X, Y, Z) of bool."""
-    return _deep(describe.region(scan).mask, scan.zooms) & (np.asarray(scan.labels) == 1)
-
-
-def _deep(mask: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
-    """Voxels more than :data:`DEEP_MM` below the surface: CSF there is in ventricles, not around the brain."""
     from scipy import ndimage
 
-    return ndimage.distance_transform_edt(ndimage.binary_fill_holes(mask), sampling=zooms) > DEEP_MM
+    whole = ndimage.binary_fill_holes(describe.region(scan).mask)
+    return (ndimage.distance_transform_edt(whole, sampling=scan.zooms) > DEEP_MM) & (np.asarray(scan.labels) == 1)
 
 
 def _pitch(points: np.ndarray) -> float:
@@ -148,16 +109,8 @@ def _pitch(points: np.ndarray) -> float:
 class Gauge:
     """Reads attributes off volumes: linear in the voxels, so that it has a gradient everywhere.
 
-    Attributes
-    ----------
-    names : tuple of str
-        Attributes, with units.
-    weights : torch.Tensor
-        (K, V), float32.
-    offset : torch.Tensor
-        (K,).
-    spread : torch.Tensor
-        (K,), standard deviation of each attribute over the scans it was fitted to.
+    `names` are those of K attributes, with units; `weights` (K, V) and `offset` (K,) make the reading, and `spread`
+    (K,) is the standard deviation of each over the scans it was fitted to.
     """
 
     names: tuple[str, ...]
@@ -202,10 +155,7 @@ class Gauge:
     def r2(self, cubes: Tensor, table: pd.DataFrame) -> pd.Series:
         """Share of the attributes' variance that is read off scans rightly: 1 is all, 0 no better than their mean.
 
-        Parameters
-        ----------
-        cubes, table
-            As for :meth:`fit`; of animals that the gauge was not fitted to.
+        `cubes` and `table` as for :meth:`fit`, of animals that the gauge was not fitted to.
         """
         import pandas as pd
 

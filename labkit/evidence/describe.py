@@ -12,6 +12,7 @@ import numpy as np
 
 from labkit.data import nifti
 from labkit.data.cohort import Cohort, Scan
+from labkit.evidence.brightness import head_threshold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,34 +39,30 @@ class Region(NamedTuple):
 
 
 def region(scan: Scan) -> Region:
-    """The brain where labels tell it, otherwise the head.
-
-    Parameters
-    ----------
-    scan : Scan
-        With labels: every voxel labelled above 0. Without: the largest connected part brighter than 15 % of the 99th
-        percentile, its holes filled; it holds scalp, muscle and bone as well.
-
-    Returns
-    -------
-    Region
-        Mask (X, Y, Z) of bool, never empty.
-    """
+    """The brain (every voxel labelled above 0), or without labels the head: a mask (X, Y, Z), never empty."""
     if scan.labels is not None and (scan.labels > 0).any():
         return Region(np.asarray(scan.labels) > 0, "brain")
     return Region(head_mask(scan.image), "head")
 
 
 def head_mask(image: np.ndarray) -> np.ndarray:
-    """The largest connected part of an image (X, Y, Z) brighter than 15 % of its 99th percentile, holes filled."""
+    """The largest connected part of an image (X, Y, Z) brighter than 15 % of its 99th percentile, holes filled.
+
+    It holds scalp, muscle and bone as well.
+    """
     from scipy import ndimage
 
-    bright = image > 0.15 * np.percentile(image, 99)
+    bright = image > head_threshold(image)
     parts, count = ndimage.label(ndimage.binary_opening(bright))
     if count == 0:  # too thin for an opening: take what is brighter than the average
         return np.asarray(image > image.mean())
     largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
     return ndimage.binary_fill_holes(parts == largest)
+
+
+def voxel_mm3(scan: Scan) -> float:
+    """Volume of a voxel of the scan's grid."""
+    return float(np.abs(np.linalg.det(scan.affine[:3, :3])))
 
 
 def scan_name(scan: Scan) -> str:
@@ -75,11 +72,6 @@ def scan_name(scan: Scan) -> str:
 
 def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
     """What each file was, and the grid it is on now.
-
-    Parameters
-    ----------
-    cohort : Cohort or iterable of Scan
-        The scans.
 
     Returns
     -------
@@ -115,18 +107,9 @@ def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
 
 
 def compare_headers(written: nifti.nib.Nifti1Image, original: nifti.nib.Nifti1Image) -> pd.DataFrame:
-    """Header fields and affine of two files side by side.
+    """Header fields and affine of a synthetic scan and of the scan whose file template it has, a row a property.
 
-    Parameters
-    ----------
-    written, original : nibabel.Nifti1Image
-        A synthetic scan and the scan whose file_template it has.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a property, columns ``original``, ``written``, ``equal``. The free texts are not compared: what is
-        written says there that it is synthetic, and nothing of the animal.
+    The free texts are not compared: what is written says there that it is synthetic, and nothing of the animal.
     """
     import pandas as pd
 
@@ -153,11 +136,6 @@ def _times(values: Iterable[float]) -> str:
 def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
     """Volume of each tissue in each labelled scan.
 
-    Parameters
-    ----------
-    cohort : Cohort or iterable of Scan
-        The scans; those without labels are left out.
-
     Returns
     -------
     pandas.DataFrame
@@ -176,11 +154,10 @@ def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
     for scan in cohort:
         if scan.labels is None:
             continue
-        voxel_mm3 = float(np.abs(np.linalg.det(scan.affine[:3, :3])))
         counts = np.bincount(np.asarray(scan.labels).ravel(), minlength=4)
         known = not counts[4:].any() and counts[2:4].any()
-        volumes = {name: counts[label] * voxel_mm3 if known else np.nan for label, name in TISSUES.items()}
-        brain = counts[1:].sum() * voxel_mm3
+        volumes = {name: counts[label] * voxel_mm3(scan) if known else np.nan for label, name in TISSUES.items()}
+        brain = counts[1:].sum() * voxel_mm3(scan)
         rows.append({"subject": scan.subject, "session": scan.session, **volumes, "brain": brain})
     if not rows:
         raise ValueError(
@@ -191,12 +168,7 @@ def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
 
 
 def intensity_profile(cohort: Iterable[Scan]) -> pd.DataFrame:
-    """Mean intensity from the top of the brain to its base.
-
-    Parameters
-    ----------
-    cohort : Cohort or iterable of Scan
-        Scans on one grid.
+    """Mean intensity from the top of the brain to its base, of scans on one grid.
 
     Returns
     -------
@@ -257,12 +229,7 @@ def unit_range(scan: Scan) -> np.ndarray:
 def mean_and_sd(cohort: Iterable[Scan], scaled: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
     """Voxel-wise mean and standard deviation over scans as they lie on the grid, not registered to each other.
 
-    Parameters
-    ----------
-    cohort : Cohort or iterable of Scan
-        Scans on one grid.
-    scaled : bool
-        Scale each to [0, 1] by its own range first (:func:`unit_range`); else in the files' unit.
+    Each is `scaled` to [0, 1] by its own range first (:func:`unit_range`), or left in the files' unit.
 
     Returns
     -------
@@ -286,10 +253,7 @@ def mean_and_sd(cohort: Iterable[Scan], scaled: bool = True) -> tuple[np.ndarray
 def spread_ratio(real: Cohort, synthetic: Cohort) -> pd.Series:
     """Total variance of a synthetic cohort over that of a real one, beside what two real halves give.
 
-    Parameters
-    ----------
-    real, synthetic : Cohort
-        On one grid, in one unit; two scans or more, four real ones for the comparison.
+    On one grid, in one unit; two scans or more, four real ones for the comparison.
 
     Returns
     -------
@@ -330,12 +294,7 @@ def summary(cohort: Cohort) -> pd.DataFrame:
             if volumes[name].notna().any():
                 quantities[f"{name}, mm³"] = (volumes[name], reference)
     rows = {
-        name: {
-            "mean": values.mean(),
-            "SD": values.std(),
-            "CV %": 100 * values.std() / values.mean(),
-            "SIGMA in view": reference,
-        }
+        name: [values.mean(), values.std(), 100 * values.std() / values.mean(), reference]
         for name, (values, reference) in quantities.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "SD", "CV %", "SIGMA in view"])

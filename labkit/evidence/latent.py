@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -39,16 +39,9 @@ FAR = 10_000
 
 @dataclass(frozen=True)
 class Directions:
-    """Directions in code space.
+    """Directions in code space: principal ones, then those of attributes.
 
-    Attributes
-    ----------
-    names : tuple of str
-        ``principal 1`` and so on, then attributes.
-    vectors : torch.Tensor
-        (K, Z), of length 1.
-    steps : torch.Tensor
-        (K,), one standard deviation of the codes along each.
+    `vectors` are (K, Z), of length 1; `steps` (K,) are one standard deviation of the codes along each.
     """
 
     names: tuple[str, ...]
@@ -65,19 +58,8 @@ class Directions:
         return code
 
 
-@dataclass(frozen=True)
-class Near:
-    """The training scan that a volume is most like.
-
-    Attributes
-    ----------
-    index : int
-        Its place among the training scans.
-    subject : str
-        Its animal.
-    distance : float
-        Root mean square difference of voxels, scans in [-1, 1].
-    """
+class Near(NamedTuple):
+    """The training scan that a volume is most like: place, animal, and root mean square difference in [-1, 1]."""
 
     index: int
     subject: str
@@ -223,11 +205,6 @@ class LatentSpace:
 
     def effects(self, kind: str) -> pd.DataFrame:
         """What a step of one standard deviation along each direction does to each attribute, on held-out codes.
-
-        Parameters
-        ----------
-        kind : {"random", "encoded"}
-            Kind of code.
 
         Returns
         -------

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from labkit.data import volumes
-from labkit.data.cohort import Scan
+from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import written_range
-from labkit.evidence.attributes import white
+from labkit.evidence.brightness import white
 
 
 class Sample:
-    """Some scans of one source.
-
-    Parameters
-    ----------
-    cubes : torch.Tensor
-        float32 (N, 1, S, S, S) in [0, 1], as the networks see scans, from [-1, 1].
-    shape : tuple of int
-        Voxels of a scan, of which the cube is the padded form.
-    """
+    """Some scans of one source: cubes (N, 1, S, S, S) in [0, 1], of which scans of `shape` voxels are a part."""
 
     def __init__(self, cubes: Tensor, shape: tuple[int, int, int]) -> None:
         self.cubes, self.shape = cubes, tuple(shape)
-        self._features: dict[str, np.ndarray] = {}
-        self.kept: dict[tuple, object] = {}  # what else is dear and asked for twice
+        self._cache: dict[Hashable, Any] = {}
 
     @classmethod
     def of(cls, scans: Iterable[Scan], size: int = 64, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:
@@ -68,16 +60,26 @@ class Sample:
         return self.cubes[(..., *self.slices)]
 
     @cached_property
-    def even(self) -> Tensor:
-        """Cubes scaled so that 1 is each scan's white (:func:`~labkit.evidence.attributes.white`), one voxel aside."""
+    def normalised(self) -> Tensor:
+        """Cubes in [0, 1], scaled so that 1 is each scan's :func:`~labkit.evidence.brightness.white`."""
         level = white(self.scanned)[:, None, None, None, None]
         return (self.cubes / level).clamp_(0, 1)
 
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, computed the first time that `key` is asked for."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
+
     def features(self, name: str, embed: Callable[[Tensor], np.ndarray]) -> np.ndarray:
-        """(N, F), `embed` of :attr:`even`; kept under `name`."""
-        if name not in self._features:
-            self._features[name] = embed(self.even)
-        return self._features[name]
+        """(N, F), `embed` of :attr:`normalised`; computed once for a `name`."""
+        return self.once(name, lambda: embed(self.normalised))
+
+
+def at_resolution(sample: Sample, size: int) -> Sample:
+    """The sample averaged to cubes of `size` and brought back: the best that a generator of that size could do."""
+    full = sample.cubes.shape[-1]
+    return Sample(volumes.resize(volumes.resize(sample.cubes, min(size, full)), full), sample.shape)
 
 
 def scanned_slices(shape: tuple[int, int, int], size: int) -> tuple[slice, slice, slice]:
@@ -87,3 +89,27 @@ def scanned_slices(shape: tuple[int, int, int], size: int) -> tuple[slice, slice
         slice(before * size // side, max(1, (before + extent) * size // side))
         for (before, _), extent in zip(volumes.padding(shape, side), shape, strict=True)
     )
+
+
+def first_scans(cohort: Cohort) -> list[int]:
+    """Places of the first scan of each animal: several of one are no independent witnesses."""
+    subjects = cohort.subjects
+    return [subjects.index(subject) for subject in dict.fromkeys(subjects)]
+
+
+def one_scan_an_animal(cohort: Cohort) -> Cohort:
+    """The first scan of each animal."""
+    first = first_scans(cohort)
+    return cohort if len(first) == len(cohort) else cohort.subset(first)
+
+
+def check_grid(real: Cohort, other: Cohort | None, name: str) -> None:
+    """Refuse scans on another grid than the real ones, with a ValueError; `name` is what they are in its words."""
+    if other is None:
+        return
+    zooms = [cohort[0].zooms for cohort in (other, real)]
+    if other.shape != real.shape or not np.allclose(*zooms, rtol=0.01):
+        raise ValueError(
+            f"{name} scans have {other.shape} voxels of {zooms[0]} mm, real ones {real.shape} of {zooms[1]} mm: open "
+            "both on one grid"
+        )

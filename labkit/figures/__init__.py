@@ -5,6 +5,7 @@ from anywhere. The exceptions bring their own: :func:`loss_curves` carries a sti
 :func:`viewer`, :func:`direction_cards` and :func:`fault_cards` are pictures under a slider of the page's own.
 """
 
+from labkit.evidence.brightness import intensity_window
 from labkit.figures.histograms import dorsal_ventral_profile, intensity_histograms, split_diagram, tissue_volumes
 from labkit.figures.judging import (
     confidence_and_learning,
@@ -34,7 +35,7 @@ from labkit.figures.segmentation import (
     teacher_labels,
 )
 from labkit.figures.slices import mean_and_sd, one_slice, slice_series, three_planes
-from labkit.figures.style import PLANES, intensity_window, plane_called
+from labkit.figures.style import PLANES, plane_called
 from labkit.figures.transforms import augmentations
 from labkit.figures.traversals import direction_cards, effects, film_strip, traversals
 

@@ -23,13 +23,6 @@ ENOUGH_FOR_A_VIOLIN = 8  # animals; a smooth outline around fewer shows what is 
 def intensity_histograms(cohort: Sequence[Scan], bins: int = 80) -> Figure:
     """How often each intensity occurs: as the files have it, as the networks see it, and by tissue.
 
-    Parameters
-    ----------
-    cohort : Cohort or sequence of Scan
-        The scans.
-    bins : int
-        Bins over the whole range.
-
     Returns
     -------
     matplotlib.figure.Figure
@@ -76,12 +69,7 @@ def _by_tissue(ax: Axes, scans: Sequence[Scan], edges: np.ndarray) -> None:
 
 @style.drawn
 def dorsal_ventral_profile(cohort: Sequence[Scan]) -> Figure:
-    """Mean intensity from the top of the brain down to its base, a line a rat and their mean.
-
-    Parameters
-    ----------
-    cohort : Cohort or sequence of Scan
-        Scans on one grid.
+    """Mean intensity from the top of the brain down to its base, a line a rat and their mean, of scans on one grid.
 
     Returns
     -------
@@ -112,14 +100,7 @@ def dorsal_ventral_profile(cohort: Sequence[Scan]) -> Figure:
 
 @style.drawn
 def tissue_volumes(cohort: Sequence[Scan], seed: int = 0) -> Figure:
-    """Volume of each tissue in each rat, with SIGMA's beside it.
-
-    Parameters
-    ----------
-    cohort : Cohort or sequence of Scan
-        Scans, at least one with labels.
-    seed : int
-        Of the dots' scatter across a row, which has no meaning.
+    """Volume of each tissue in each rat, with SIGMA's beside it; `seed` scatters the dots across a row.
 
     Returns
     -------
@@ -163,16 +144,9 @@ def tissue_volumes(cohort: Sequence[Scan], seed: int = 0) -> Figure:
 
 @style.drawn
 def split_diagram(cohort: Cohort, n_train: int, seed: int = 0) -> Figure:
-    """A square an animal, in the cohort's order: which ones train, which ones are held out.
+    """A square an animal, in the cohort's order: which `n_train` train, which ones are held out.
 
-    Parameters
-    ----------
-    cohort : Cohort
-        At least two animals.
-    n_train : int
-        Animals that train.
-    seed : int
-        Of the split, as in :meth:`labkit.data.cohort.Cohort.split`.
+    Parameters are those of :meth:`labkit.data.cohort.Cohort.split`.
 
     Returns
     -------
@@ -186,11 +160,8 @@ def split_diagram(cohort: Cohort, n_train: int, seed: int = 0) -> Figure:
         If either side would be empty.
     """
     train, held_out = cohort.split(n_train, seed)
-    if shared := set(train.subjects) & set(held_out.subjects):
-        raise AssertionError(f"animals on both sides of the split: {sorted(shared)}")
-    animals, columns = sorted(set(cohort.subjects)), 30
-    inside = set(train.subjects)
-    columns = min(columns, len(animals))
+    animals, inside = sorted(set(cohort.subjects)), set(train.subjects)
+    columns = min(30, len(animals))
     rows = -(-len(animals) // columns)
     figure, ax = plt.subplots(figsize=(WIDTH, WIDTH * rows / max(columns, 12) + 0.9), layout="constrained")
     looks = {True: {"facecolor": BLUE}, False: {"facecolor": ORANGE, "hatch": "////"}}

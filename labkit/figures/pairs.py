@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from labkit.data import bids
 from labkit.data.cohort import Scan
 from labkit.evidence import describe
+from labkit.evidence.brightness import intensity_window
 from labkit.figures import frames, style
 from labkit.figures.frames import Card, Cards
 from labkit.figures.slices import _some, _true_to_scale
@@ -43,7 +44,7 @@ def slice_pairs(real: Scan, synthetic: Scan, plane: str = "coronal", n: int = 5,
     from nilearn import plotting
 
     cut = style.plane_called(plane)
-    low, high = style.intensity_window([real, synthetic])
+    low, high = intensity_window([real, synthetic])
     positions = style.positions_mm(real.affine, real.image.shape, cut.axis)
     mask, _ = describe.region(real)
     inside = np.flatnonzero(mask.any(tuple(axis for axis in range(3) if axis != cut.axis)))
@@ -128,14 +129,9 @@ def mean_and_variance(real: Sequence[Scan], synthetic: Sequence[Scan], plane: st
 
 @style.drawn
 def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str = "coronal") -> Figure:
-    """Scans, their reconstructions, and where they differ, on the scans' own grid.
+    """Scans, their reconstructions, and where they differ, in the section through the middle of the scans' own grid.
 
-    Parameters
-    ----------
-    real, back : sequence of Scan
-        The same animals in the same order, at most four are drawn; each pair scaled by the real scan's range, [0, 1].
-    plane : {"coronal", "sagittal", "horizontal"}
-        Section through the middle of the grid.
+    The same animals in the same order, at most four are drawn; each pair scaled by the real scan's range, [0, 1].
 
     Returns
     -------
@@ -174,25 +170,10 @@ def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str
 
 @style.drawn
 def contact_sheet(scans: Sequence[Scan], plane: str = "coronal", columns: int = 4) -> Figure:
-    """One section of each scan, in one window.
-
-    Parameters
-    ----------
-    scans : sequence of Scan
-        On one grid.
-    plane : {"coronal", "sagittal", "horizontal"}
-        Section through the middle of the grid.
-    columns : int
-        Scans a row.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One axes a scan.
-    """
+    """The section through the middle of the grid of each scan, in one window."""
     scans = _some(scans)
     cut = style.plane_called(plane)
-    low, high = style.intensity_window(scans)
+    low, high = intensity_window(scans)
     columns = min(columns, len(scans))
     rows = -(-len(scans) // columns)
     left, right, bottom, top = style.extent_mm(scans[0].affine, scans[0].image.shape, cut)
@@ -211,23 +192,11 @@ def contact_sheet(scans: Sequence[Scan], plane: str = "coronal", columns: int = 
 
 
 def viewer(real: Scan, synthetic: Scan, planes: Sequence[str] = tuple(PLANES)) -> Cards:
-    """Every slice of a real scan beside the same slice of a synthetic one, under a slider for each plane.
+    """Every slice of a real scan beside the same slice of a synthetic one, in one window, a card a plane.
 
     Works in a built page and from a file, without a kernel.
-
-    Parameters
-    ----------
-    real, synthetic : Scan
-        On one grid.
-    planes : sequence of str
-        Of "coronal", "sagittal", "horizontal".
-
-    Returns
-    -------
-    Cards
-        One card a plane; intensities in one window.
     """
-    low, high = style.intensity_window([real, synthetic])
+    low, high = intensity_window([real, synthetic])
     cards = []
     for name in planes:
         cut = style.plane_called(name)

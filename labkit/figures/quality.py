@@ -11,9 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from labkit.evidence.metrics import faults
-from labkit.evidence.metrics.comparison import AUDITED, Comparison, anatomy, real_pairs
-from labkit.evidence.metrics.reading import short
-from labkit.evidence.metrics.study import Study
+from labkit.evidence.metrics.compare import AUDITED, Comparison
+from labkit.evidence.metrics.study import Study, repeats, short
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.figures import frames, style
 from labkit.figures.frames import Card, Cards
@@ -21,7 +20,6 @@ from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILI
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
 NOTICED = 2.0  # standard deviations of the floor
 REACH = 10.0
@@ -62,9 +60,9 @@ def fault_map(control: pd.DataFrame, strength: float = 1.0) -> Figure:
     here = control[np.isclose(control["strength"], strength) & (control["metric"] != "Wasserstein")]
     if here.empty:
         raise ValueError(f"strength={strength} was not tried; tried were {sorted(control['strength'].unique())}")
+    here = here[~repeats(here, "fault")]
     table = here.pivot(index=["metric", "flavour"], columns="fault", values="worse")
     table = table.loc[list(dict.fromkeys(zip(here["metric"], here["flavour"], strict=True))), here["fault"].unique()]
-    table = table[~_repeats(here.pivot(index=["metric", "flavour"], columns="fault", values="value").loc[table.index])]
     values = table.to_numpy()
     figure, ax = plt.subplots(figsize=(WIDTH, 0.2 * len(table) + 1.7), layout="constrained")
     shown = np.where(np.abs(values) >= NOTICED, np.clip(values, -REACH, REACH), 0.0)  # NaN is no notice
@@ -87,35 +85,16 @@ def fault_map(control: pd.DataFrame, strength: float = 1.0) -> Figure:
     return figure
 
 
-def _repeats(table: pd.DataFrame) -> np.ndarray:
-    """Rows of a released flavour that are the paper's to the digit."""
-    keys = list(table.index)
-    return np.array(
-        [
-            flavour == "released" and (metric, "paper") in keys
-            and np.allclose(table.loc[(metric, "paper")], table.loc[(metric, flavour)])
-            for metric, flavour in keys
-        ]
-    )  # fmt: skip
-
-
 def _called(metric: str, flavour: str) -> str:
     return f"{flavour.split(',')[0]}, d" if metric == "Cohen's d" else f"{metric}, {flavour}"
 
 
 def fault_cards(yardstick: Yardstick, control: pd.DataFrame, scan: int = 0) -> Cards:
-    """A slider for each fault: one of the scans as the fault grows, and what the measures say of all of them.
+    """A slider for each fault: one of the scans B as the fault grows, and what the measures say of all of them.
 
-    At full strength to begin with. Works in a built page and from a file, without a kernel.
-
-    Parameters
-    ----------
-    yardstick : labkit.evidence.metrics.yardstick.Yardstick
-        What `control` was made with.
-    control : pandas.DataFrame
-        From :func:`labkit.evidence.metrics.faults.control`; its strengths are the slider's stops.
-    scan : int
-        Which scan of B is shown.
+    At full strength to begin with; the stops are the strengths of `control`, which
+    :func:`labkit.evidence.metrics.faults.control` made of the yardstick. Works in a built page and from a file, without
+    a kernel.
     """
     scene = faults.Scene.of(yardstick.parts[1], yardstick.other, yardstick.seed)
     first = yardstick.parts[1][0]
@@ -190,9 +169,10 @@ def attribute_distributions(study: Study) -> Figure:
         A panel an attribute, at most six; a row of points a source, real on top with its middle half shaded, a bar at
         each median.
     """
-    sources = {"real": (anatomy(study.yardstick, study.yardstick.reference), GREY)}
-    for (name, comparison), colour in zip(study.comparisons.items(), _colours(), strict=False):
-        sources[name] = comparison.anatomy(), colour
+    yardstick = study.yardstick
+    sources = {"real": (yardstick.anatomy(yardstick.reference), GREY)}
+    for (name, comparison), colour in _coloured(study):
+        sources[name] = yardstick.anatomy(comparison.made), colour
     names = [name for name in ATTRIBUTES if name in sources["real"][0]][:6]
     lines = -(-len(names) // 2)
     size = (WIDTH, lines * (0.28 * len(sources) + 0.85))
@@ -222,16 +202,14 @@ def similarity_distributions(study: Study) -> Figure:
     ValueError
         The cubes are too small for three scales.
     """
-    real = real_pairs(study.yardstick)
-    if not len(real):
-        raise ValueError("MS-SSIM of three scales does not fit cubes of this size: measure at 64 voxels")
+    real, _ = study.yardstick.similar_pairs(study.yardstick.other)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained", sharey=True, sharex=True)
     for ax in axes:
-        ax.ecdf(real, color="black", linewidth=2, label="real, real")
-    for (name, comparison), colour in zip(study.comparisons.items(), _colours(), strict=False):
-        pairs = comparison.similar_pairs()
-        axes[0].ecdf(pairs["synthetic"], color=colour, label=name)
-        axes[1].ecdf(pairs["real and synthetic"], color=colour, label=name)
+        ax.ecdf(real.defined, color="black", linewidth=2, label="real, real")
+    for (name, comparison), colour in _coloured(study):
+        within, between = study.yardstick.similar_pairs(comparison.made)
+        axes[0].ecdf(within.defined, color=colour, label=name)
+        axes[1].ecdf(between.defined, color=colour, label=name)
     axes[0].set_title("pairs of one source")
     axes[1].set_title("a real and a synthetic rat")
     axes[0].set_ylabel("share of pairs below")
@@ -243,15 +221,7 @@ def similarity_distributions(study: Study) -> Figure:
 
 @style.drawn
 def embedding_map(study: Study, name: str = "PCA") -> Figure:
-    """Real and synthetic rats on the first two features of an embedding, a panel a run.
-
-    Parameters
-    ----------
-    study : Study
-        Measured runs.
-    name : str
-        Of the embedding, one of ``study.yardstick.embedded``.
-    """
+    """Real and synthetic rats on the first two features of an embedding of the yardstick's, a panel a run."""
     yardstick = study.yardstick
     if name not in yardstick.embedded:
         raise ValueError(f"no embedding is called {name!r}; there are {', '.join(yardstick.embedded)}")
@@ -260,7 +230,7 @@ def embedding_map(study: Study, name: str = "PCA") -> Figure:
     count = len(study.comparisons)
     figure, axes = plt.subplots(1, count, figsize=(WIDTH, WIDTH / max(count, 2) + 0.6), squeeze=False,
                                 layout="constrained", sharex=True, sharey=True)  # fmt: skip
-    for ax, (run, comparison), colour in zip(axes[0], study.comparisons.items(), _colours(), strict=False):
+    for ax, ((run, comparison), colour) in zip(axes[0], _coloured(study), strict=True):
         made = comparison.made.features(name, embed)
         ax.plot(*real[:, :2].T, "o", color="black", markersize=4, fillstyle="none", label="real")
         ax.plot(*made[:, :2].T, "o", color=colour, markersize=4, alpha=0.8, markeredgewidth=0, label=run)
@@ -273,16 +243,9 @@ def embedding_map(study: Study, name: str = "PCA") -> Figure:
 
 @style.drawn
 def triplets(comparison: Comparison, source: str = AUDITED[0], n: int = 4) -> Figure:
-    """The synthetic scans that look most like copies, beside their nearest training and nearest held-out scan.
+    """The `n` synthetic scans that look most like copies, beside their nearest training and nearest held-out scan.
 
-    Parameters
-    ----------
-    comparison : labkit.evidence.metrics.comparison.Comparison
-        With training scans.
-    source : {"synthetic", "30 % copies planted"}
-        The generator's scans, or the positive control.
-    n : int
-        How many.
+    `source` is one of :data:`~labkit.evidence.metrics.compare.AUDITED`: the generator's scans, or a positive control.
     """
     found = comparison.triplets(source, n)
     cut = style.PLANES["coronal"]
@@ -321,11 +284,12 @@ def copy_distances(study: Study) -> Figure:
     count = len(study.comparisons)
     figure, grid = plt.subplots(count, 3, figsize=(WIDTH, 1.9 * count + 0.3), squeeze=False, layout="constrained",
                                 sharex=True, sharey=True)  # fmt: skip
-    for axes, (name, comparison), colour in zip(grid, study.comparisons.items(), _colours(), strict=False):
+    for axes, ((name, comparison), colour) in zip(grid, _coloured(study), strict=True):
         for ax, source in zip(axes, AUDITED, strict=True):
             audit = comparison.audits[source]
             x, y = audit.distances[:, 1], audit.distances[:, 0]
-            _with_diagonal(ax, x, y, colour)
+            ax.plot(x, y, ".", color=colour, markersize=5, alpha=0.7, markeredgewidth=0)
+            ax.axline((x.mean(), x.mean()), slope=1, color="0.6", linewidth=1)
             ax.plot(x[audit.suspects], y[audit.suspects], "o", color=VERMILION, markersize=6, fillstyle="none")
             title = name if source == AUDITED[0] else source.removesuffix(" planted")
             ax.set_title(f"{title}\np = {audit.p:.3f}, {len(audit.suspects)} suspects", fontsize=8)
@@ -334,10 +298,5 @@ def copy_distances(study: Study) -> Figure:
     return figure
 
 
-def _colours() -> Iterator[str]:
-    return itertools.cycle(COLOURS)
-
-
-def _with_diagonal(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    ax.plot(x, y, ".", color=colour, markersize=5, alpha=0.7, markeredgewidth=0)
-    ax.axline((x.mean(), x.mean()), slope=1, color="0.6", linewidth=1)
+def _coloured(study: Study) -> Iterator[tuple[tuple[str, Comparison], str]]:
+    return zip(study.comparisons.items(), itertools.cycle(COLOURS), strict=False)

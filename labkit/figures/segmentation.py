@@ -203,7 +203,7 @@ def teacher_labels(experiment: Experiment, arm: str = "r100+s200", seed: int = 0
     shape = experiment.train.shape
     sample = synthetic(experiment.run, n, seed, experiment.plan.size, shape)
     _, box = inputs(experiment.train.subset([0]), experiment.plan)
-    chances = probabilities(experiment.teachers(ARMS[arm], seed), sample.even * 2 - 1, box)
+    chances = probabilities(experiment.teachers(ARMS[arm], seed), sample.normalised * 2 - 1, box)
     winners, labels = chances.max(1, keepdim=True)
     certain = confidence(winners, labels)
     order = np.argsort(-certain, kind="stable")
@@ -212,7 +212,7 @@ def teacher_labels(experiment: Experiment, arm: str = "r100+s200", seed: int = 0
     side = volumes.cube_side(shape)
     figure, grid = style.picture_grid(3, 3, 0.5)
     for axes, (name, which) in zip(grid, rows.items(), strict=True):
-        whole = [volumes.resize(part[which][None].float(), side) for part in (sample.even, winners)]
+        whole = [volumes.resize(part[which][None].float(), side) for part in (sample.normalised, winners)]
         image, sure = (volumes.crop_from_cube(part, shape)[0].numpy() for part in whole)
         index = (shape[cut.axis] - 1) // 2
         for ax in axes[:2]:

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 
 from labkit.data.cohort import Scan
 from labkit.evidence import describe
+from labkit.evidence.brightness import intensity_window
 from labkit.figures import style
 from labkit.figures.style import PLANES, TISSUE_COLOURS, WIDTH
 
@@ -29,7 +30,7 @@ def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = Non
     scans : iterable of Scan
         At least one; a cohort is one.
     window : tuple of float, optional
-        Intensities shown black and white. Default: one window for all rows, :func:`style.intensity_window`.
+        Intensities shown black and white. Default: one window for all rows, :func:`.intensity_window`.
     title : str
         Over the rows; the window is always written there.
 
@@ -41,7 +42,7 @@ def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = Non
     from nilearn import plotting
 
     scans = _some(scans)
-    low, high = style.intensity_window(scans) if window is None else window
+    low, high = intensity_window(scans) if window is None else window
     figure = plt.figure(figsize=(WIDTH, ROW * len(scans) + HEAD))
     height = ROW / figure.get_figheight()
     for row, scan in enumerate(scans):
@@ -79,7 +80,7 @@ def slice_series(
     labels : bool
         Colour CSF, grey and white matter; a scan without labels is drawn plain.
     window : tuple of float, optional
-        Intensities shown black and white; default :func:`style.intensity_window` of this scan.
+        Intensities shown black and white; default :func:`.intensity_window` of this scan.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def slice_series(
     depth = scan.image.shape[cut.axis]
     n = min(n, depth)
     chosen = np.unique(np.round((np.arange(n) + 0.5) * depth / n - 0.5).astype(int))
-    low, high = style.intensity_window([scan]) if window is None else window
+    low, high = intensity_window([scan]) if window is None else window
     positions = style.positions_mm(scan.affine, scan.image.shape, cut.axis)
     left, right, bottom, top = style.extent_mm(scan.affine, scan.image.shape, cut)
     columns = min(3, len(chosen))
@@ -139,7 +140,7 @@ def one_slice(
     labels : bool
         Colour CSF, grey and white matter, where there are labels.
     window : tuple of float, optional
-        Intensities shown black and white; default :func:`style.intensity_window` of this scan.
+        Intensities shown black and white; default :func:`.intensity_window` of this scan.
 
     Returns
     -------
@@ -156,7 +157,7 @@ def one_slice(
     index = (depth - 1) // 2 if index is None else index
     if not 0 <= index < depth:
         raise ValueError(f"slice {index} does not exist: {plane} slices of this scan are 0 to {depth - 1}")
-    low, high = style.intensity_window([scan]) if window is None else window
+    low, high = intensity_window([scan]) if window is None else window
     figure, ax = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
     style.show_section(ax, scan.image, scan.affine, cut, index, vmin=low, vmax=high)
     if labels and scan.labels is not None:

@@ -14,8 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from labkit.data.cohort import Scan
-
 P = ParamSpec("P")
 
 WIDTH = 5.4  # inches: on a page 480 px wide, 10 pt text is still about 11 px tall
@@ -169,17 +167,3 @@ def bare(axes: Iterable[Axes]) -> None:
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
-
-
-def intensity_window(scans: Sequence[Scan]) -> tuple[float, float]:
-    """One intensity window for all of some scans, the files' unit.
-
-    Returns
-    -------
-    low, high : float
-        0 (the smallest 0.5th percentile where there are negative values), and the largest 99.5th percentile.
-    """
-    ends = [np.percentile(scan.image, (0.5, 99.5)) for scan in scans]
-    low = min(float(end[0]) for end in ends)
-    high = max(float(end[1]) for end in ends)
-    return min(low, 0.0), high if high > min(low, 0.0) else max(float(scan.image.max()) for scan in scans)

@@ -32,18 +32,9 @@ class View(NamedTuple):
 def view(
     space: LatentSpace, code: Tensor, kind: str, at: Sequence[float] = (0.5, 0.5, 0.5), cross: bool = False
 ) -> View:
-    """Decode a code and look at it: the one function behind sliders and pages.
+    """Decode a code (Z,) and look at it: the one function behind sliders and pages.
 
-    Parameters
-    ----------
-    space : LatentSpace
-        Where.
-    code : torch.Tensor
-        (Z,).
-    kind : {"random", "encoded"}
-        Kind of code.
-    at, cross
-        As :func:`labkit.figures.frames.three_linked_planes`.
+    `at` and `cross` as in :func:`labkit.figures.frames.three_linked_planes`.
     """
     volume = space.volume(code, kind)
     near = space.nearest(volume)
@@ -69,24 +60,10 @@ def _unit(name: str) -> str:
 
 
 def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13, reach: float = REACH) -> Cards:
-    """A card for each direction: a rat moved along it, for pages without a kernel.
+    """A card for each direction: a rat (code (Z,)) moved along it, for pages without a kernel.
 
-    Parameters
-    ----------
-    space : LatentSpace
-        Where.
-    code : torch.Tensor
-        (Z,), where each card's middle is.
-    kind : {"random", "encoded"}
-        Kind of code.
-    steps : int
-        Pictures a card; odd numbers have the unmoved rat in the middle.
-    reach : float
-        Standard deviations to either side.
-
-    Returns
-    -------
-    Cards
+    `steps` pictures a card, up to `reach` standard deviations to either side; odd numbers have the unmoved rat in the
+    middle.
     """
     directions, cards = space.directions[kind], []
     for name in directions.names:
@@ -103,25 +80,13 @@ def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13
 def traversals(
     space: LatentSpace, code: Tensor, kind: str, names: Sequence[str] | None = None, reach: float = REACH
 ) -> Figure:
-    """A row for each direction: a rat moved along it, and the difference from end to end.
-
-    Parameters
-    ----------
-    space : LatentSpace
-        Where.
-    code : torch.Tensor
-        (Z,).
-    kind : {"random", "encoded"}
-        Kind of code.
-    names : sequence of str, optional
-        Of directions; default all.
-    reach : float
-        Standard deviations to either side.
+    """A row for each direction, or those named: a rat (code (Z,)) moved along it, and the change from end to end.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Five coronal sections a row, window [-1, 1]; at the end, last minus first in red and blue.
+        Five coronal sections a row, up to `reach` standard deviations to either side, window [-1, 1]; at the end, last
+        minus first in red and blue.
     """
     directions = space.directions[kind]
     names, places = list(names or directions.names), np.linspace(-reach, reach, 5)
@@ -156,23 +121,9 @@ def _aspect(space: LatentSpace) -> float:
 
 @style.drawn
 def film_strip(space: LatentSpace, codes: Tensor, kind: str, columns: int = 2) -> Figure:
-    """Rats along a way through code space, three planes each, one after the other.
+    """Rats along a way through code space, codes (n, Z) as of :func:`labkit.generation.interpolate`, in three planes.
 
-    Parameters
-    ----------
-    space : LatentSpace
-        Where.
-    codes : torch.Tensor
-        (n, Z), such as :func:`labkit.generation.interpolate` gives.
-    kind : {"random", "encoded"}
-        Kind of code.
-    columns : int
-        Rats a row.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Each entitled with its place on the way and its distance to the nearest training scan.
+    Each is entitled with its place on the way and its distance to the nearest training scan.
     """
     rows = -(-len(codes) // columns)
     seen = [view(space, code, kind) for code in codes]

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.evidence.attributes import Gauge, measure, tissues, white
+from labkit.evidence.attributes import Gauge, measure, tissues
+from labkit.evidence.brightness import white
 from labkit.tests.rats import ellipsoids
 
 

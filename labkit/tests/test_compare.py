@@ -3,7 +3,8 @@ import pytest
 
 import labkit
 from labkit import generation
-from labkit.evidence.metrics.comparison import COLUMNS, compare
+from labkit.evidence.metrics.compare import compare
+from labkit.evidence.metrics.measures import Measurement
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train
@@ -30,7 +31,7 @@ def of(table, metric, flavour=None):
 
 
 def test_every_row_has_its_floor_and_says_how(honest):
-    assert list(honest.columns) == COLUMNS
+    assert tuple(honest.columns) == Measurement._fields
     assert honest["floor"].notna().all() and (honest["n"] == 12).all() and honest["how"].str.len().min() > 30
     assert set(honest["direction"]) <= {"lower", "higher", "floor"}
     intervals = honest[["ci_low", "value", "ci_high"]].dropna()

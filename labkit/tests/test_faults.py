@@ -4,7 +4,7 @@ import torch
 
 from labkit.evidence.metrics import faults
 from labkit.evidence.metrics.yardstick import Yardstick
-from labkit.evidence.sample import Sample
+from labkit.evidence.sample import Sample, at_resolution
 from labkit.tests.rats import ellipsoids
 
 SHAPE = (64, 64, 40)
@@ -87,10 +87,10 @@ def test_real_scans_at_a_lower_resolution_keep_their_brightness():
     cubes = torch.from_numpy(rng.random((4, 1, 64, 64, 64), np.float32)) * 0.2
     cubes[:, :, 16:48, 16:48, 16:48] += 0.5
     sample = Sample(cubes, SHAPE)
-    coarse = faults.at_resolution(sample, 32)
+    coarse = at_resolution(sample, 32)
     assert coarse.cubes.shape == cubes.shape and not torch.equal(coarse.cubes, cubes)
     inside = (..., slice(24, 40), slice(24, 40), slice(24, 40))
-    assert coarse.even[inside].mean() == pytest.approx(sample.even[inside].mean().item(), rel=0.02)
+    assert coarse.normalised[inside].mean() == pytest.approx(sample.normalised[inside].mean().item(), rel=0.02)
 
 
 def test_a_strength_beyond_1_is_refused(yardstick):

@@ -15,8 +15,7 @@ from labkit.evidence.judging import answers, cues, observers
 from labkit.evidence.judging.results import Results
 from labkit.evidence.judging.session import Session, Stimuli
 from labkit.evidence.judging.trials import QUESTIONS, REAL, TASKS, needs, plan, truth
-from labkit.evidence.metrics.faults import at_resolution
-from labkit.evidence.sample import Sample
+from labkit.evidence.sample import Sample, at_resolution
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.evidence.metrics import distributions, embeddings, intervals, memorisation, paired, similarity
+from labkit.evidence.metrics import distributions, embeddings, intervals, measures, memorisation, similarity
+from labkit.evidence.sample import Sample
 from labkit.tests.rats import ellipsoids
 
 
@@ -13,13 +14,13 @@ def normal(n, f=4, seed=0, mean=0.0, sd=1.0):
 def test_paired_measures_have_their_textbook_values():
     x = torch.zeros(2, 1, 4, 4, 4)
     y = torch.full_like(x, 0.1)
-    assert torch.allclose(paired.rmse(x, y), torch.tensor([0.1, 0.1])) and torch.allclose(
-        paired.mae(x, y), torch.tensor([0.1, 0.1])
+    assert torch.allclose(similarity.rmse(x, y), torch.tensor([0.1, 0.1])) and torch.allclose(
+        similarity.mae(x, y), torch.tensor([0.1, 0.1])
     )
-    assert torch.allclose(paired.psnr(x, y), torch.tensor([20.0, 20.0]))
+    assert torch.allclose(similarity.psnr(x, y), torch.tensor([20.0, 20.0]))
     z = torch.rand(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(paired.ncc(z, 0.3 * z + 0.2), torch.ones(2), atol=1e-5)
-    assert torch.allclose(paired.ncc(z, -z), -torch.ones(2), atol=1e-5)
+    assert torch.allclose(similarity.ncc(z, 0.3 * z + 0.2), torch.ones(2), atol=1e-5)
+    assert torch.allclose(similarity.ncc(z, -z), -torch.ones(2), atol=1e-5)
 
 
 def test_unpaired_errors_prefer_a_collapsed_generator():
@@ -27,7 +28,7 @@ def test_unpaired_errors_prefer_a_collapsed_generator():
     real = torch.rand(40, 1, 6, 6, 6, generator=torch.Generator().manual_seed(0))
     other = torch.rand(40, 1, 6, 6, 6, generator=torch.Generator().manual_seed(1))
     collapsed = real.mean(0, keepdim=True).expand_as(real)
-    assert paired.rmse(real, collapsed).mean() < paired.rmse(real, other).mean()
+    assert similarity.rmse(real, collapsed).mean() < similarity.rmse(real, other).mean()
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,14 @@ def pictures():
 
 def test_ms_ssim_is_1_for_equal_scans_and_falls_with_noise(pictures):
     noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
-    values = [similarity.ms_ssim(pictures, (pictures + sd * noise).clamp(0, 1)).mean() for sd in (0, 0.05, 0.2)]
+    values = [similarity.ms_ssim(pictures, (pictures + sd * noise).clamp(0, 1))[0].mean() for sd in (0, 0.05, 0.2)]
     assert values[0] == pytest.approx(1, abs=1e-4) and values[0] > values[1] > values[2]
 
 
 def test_ms_ssim_does_not_depend_on_what_was_asked_before(pictures):
-    alone = similarity.ms_ssim(pictures[:2], pictures[2:4])
-    together = similarity.ms_ssim(torch.cat([pictures] * 4), torch.cat([pictures.roll(1, 0)] * 4))
-    assert len(together) == 24 and torch.allclose(similarity.ms_ssim(pictures[:2], pictures[2:4]), alone)
+    alone, _ = similarity.ms_ssim(pictures[:2], pictures[2:4])
+    together, _ = similarity.ms_ssim(torch.cat([pictures] * 4), torch.cat([pictures.roll(1, 0)] * 4))
+    assert len(together) == 24 and torch.allclose(similarity.ms_ssim(pictures[:2], pictures[2:4])[0], alone)
 
 
 def test_ms_ssim_is_the_product_it_is_defined_as(pictures):
@@ -61,8 +62,8 @@ def test_ms_ssim_is_the_product_it_is_defined_as(pictures):
         term = ssim if level == 2 else cs
         expected = expected * term.flatten(1).mean(1).clamp_min(0) ** float(weight)
         a, b = (torch.nn.functional.avg_pool3d(v, 2) for v in (a, b))
-    assert torch.allclose(similarity.ms_ssim(x, y), expected, atol=1e-4)
-    released = similarity.released_ms_ssim(x, y)
+    defined, released = similarity.ms_ssim(x, y)
+    assert torch.allclose(defined, expected, atol=1e-4)
     assert (released < expected).all()  # the last scale's similarity, below 1, is multiplied in twice
     ratio = released / expected
     last = ssim.flatten(1).mean(1).clamp_min(0) ** float(weights[-1])
@@ -167,7 +168,11 @@ def test_measures_that_monai_has_are_monais(pictures):
     from monai.metrics import MAEMetric, PSNRMetric, RMSEMetric
 
     x, y = pictures[:3], pictures[3:]
-    for ours, theirs in ((paired.rmse, RMSEMetric()), (paired.mae, MAEMetric()), (paired.psnr, PSNRMetric(max_val=1))):
+    for ours, theirs in (
+        (similarity.rmse, RMSEMetric()),
+        (similarity.mae, MAEMetric()),
+        (similarity.psnr, PSNRMetric(max_val=1)),
+    ):
         assert torch.allclose(ours(x, y), theirs(y_pred=x, y=y).flatten(), atol=1e-5)
 
 
@@ -219,15 +224,19 @@ def test_ms_ssim_and_ssim_are_monais(pictures):
     weights = tuple(weight / sum(similarity.WEIGHTS) for weight in similarity.WEIGHTS)
     many = MultiScaleSSIMMetric(spatial_dims=3, data_range=1.0, kernel_size=similarity.KERNEL, weights=weights)
     one = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=similarity.KERNEL)
-    assert torch.allclose(similarity.ms_ssim(x, y), many(y_pred=x, y=y).flatten(), atol=1e-6)
+    assert torch.allclose(similarity.ms_ssim(x, y)[0], many(y_pred=x, y=y).flatten(), atol=1e-6)
     assert torch.allclose(similarity.ssim(x, y), one(y_pred=x, y=y).flatten(), atol=1e-6)
 
 
-def test_chosen_pairs_are_the_pairs_that_were_chosen(pictures):
-    first, second = torch.tensor([0, 2, 2]), torch.tensor([1, 3, 0])
-    right, released = similarity.both_ms_ssim(pictures, pictures, first, second)
-    assert torch.allclose(right, similarity.ms_ssim(pictures[first], pictures[second]), atol=1e-6)
-    assert torch.allclose(released, similarity.released_ms_ssim(pictures[first], pictures[second]), atol=1e-6)
+def test_chosen_pairs_are_the_pairs_that_were_chosen():
+    real, other = (Sample(torch.rand(6, 1, 32, 32, 32, generator=torch.Generator().manual_seed(s)), (32,) * 3)
+                   for s in (0, 1))  # fmt: skip
+    within, between = measures.similar_pairs(real, other, (slice(None),) * 3, np.random.default_rng(0), 9)
+    for pairs, left in ((within, other), (between, real)):
+        x, y = left.normalised[pairs.first], other.normalised[pairs.second]
+        assert len(pairs.first) == 9 and np.allclose(similarity.ms_ssim(x, y), (pairs.defined, pairs.released))
+    again = measures.similar_pairs(real, other, (slice(None),) * 3, np.random.default_rng(1), 9)
+    assert again[0] is within  # computed once
 
 
 def test_an_interval_of_pairs_knows_that_pairs_share_scans():
@@ -255,28 +264,6 @@ def test_an_interval_from_halves_covers_the_truth():
         low, high = intervals.of_halves(difference, x, y, difference(x, y), rng, 100)
         covered += low <= 1 <= high
     assert covered >= 85
-
-
-def test_medicalnet_weights_are_read_from_a_file_and_wrong_files_are_refused(tmp_path):
-    from monai.networks.nets import resnet10
-
-    torch.manual_seed(0)
-    published = resnet10(spatial_dims=3, n_input_channels=1, feed_forward=False, shortcut_type="B",
-                         bias_downsample=False)  # fmt: skip
-    state = {f"module.{name}": value for name, value in published.state_dict().items()}
-    state["module.conv_seg.0.weight"] = torch.zeros(1)  # the head of their own task
-    torch.save({"state_dict": state}, tmp_path / "resnet_10_23dataset.pth")
-    box = (slice(4, 28),) * 3
-    cubes = torch.rand(3, 1, 32, 32, 32)
-    features = embeddings.medicalnet(tmp_path / "resnet_10_23dataset.pth", box)(cubes)
-    assert features.shape == (3, 512) and np.isfinite(features).all() and features.std(0).max() > 0
-    brighter = embeddings.medicalnet(tmp_path / "resnet_10_23dataset.pth", box)(0.5 * cubes + 0.1)
-    assert np.allclose(features, brighter, atol=1e-3)  # scans are standardised
-    with pytest.raises(ValueError, match="no file of that name"):
-        embeddings.medicalnet(tmp_path / "resnet_10.pth", box)
-    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "resnet_18.pth")
-    with pytest.raises(ValueError, match="does not hold the weights of a MedicalNet ResNet-18"):
-        embeddings.medicalnet(tmp_path / "resnet_18.pth", box)
 
 
 def test_a_copy_among_many_training_animals_is_found_whichever_it_is_of():

@@ -253,13 +253,13 @@ def test_ones_own_scans_are_segmented_in_their_own_space(rats, done, tmp_path):
 def test_the_network_becomes_an_instrument_of_the_quality_chapter(rats, run, done):
     reader = find_reader(run.path, rats.shape, rats[0].zooms)
     sample = Sample.of(rats)
-    read = reader(sample.even * 2 - 1).numpy()
+    read = reader(sample.normalised * 2 - 1).numpy()
     assert read.shape == (12, 6) and len(reader.names) == 6
     own = tissues(rats)
     grey = reader.names.index("grey matter volume by network, mm³")
     assert np.corrcoef(read[:, grey], own["grey matter volume, mm³"])[0, 1] > 0.8
     assert read[:, grey].mean() == pytest.approx(own["grey matter volume, mm³"].mean(), rel=0.2)
-    assert reader.features(sample.even).shape == (12, COARSE.channels[-1])
+    assert reader.features(sample.normalised).shape == (12, COARSE.channels[-1])
     assert find_reader(run.path / "samples", rats.shape, rats[0].zooms) is None
     yardstick = Yardstick(rats, size=32, reader=reader)
     assert {"network", "network anatomy"} <= set(yardstick.families) and "network" in yardstick.embedded

@@ -7,8 +7,7 @@ import pytest
 
 from labkit import figures
 from labkit.evidence.metrics import faults, study
-from labkit.evidence.metrics.reading import separate_best
-from labkit.evidence.metrics.study import Study
+from labkit.evidence.metrics.study import Study, separate_best
 from labkit.evidence.selection import find_runs
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from labkit.data.cohort import Cohort
 from labkit.evidence import describe
+from labkit.evidence.brightness import head_white
 from labkit.evidence.judging import answers
 from labkit.evidence.judging.trials import REAL, Trial, check_task, needs, plan
-from labkit.evidence.metrics.faults import at_resolution
-from labkit.evidence.metrics.yardstick import check_grid, one_scan_an_animal
-from labkit.evidence.sample import Sample, scanned_slices
+from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal, scanned_slices
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.generation import generate
 from labkit.runs import Run
@@ -29,10 +28,6 @@ from labkit.runs import Run
 FOLDER = "judging"
 POOL = 60
 """Scans of each source, at most, that the cue check looks at."""
-
-
-WHITE_PERCENT = 99.0
-"""Percentile of the head's voxels that is shown white."""
 
 
 class Stimuli:
@@ -61,15 +56,14 @@ class Stimuli:
         """float32 (N, 1, S, S, S) in [0, 1], steps of 1/255.
 
         The head alone, black around it (so that neither background, padding nor the noise of air can tell), 0 black
-        and the :data:`WHITE_PERCENT` percentile of the head white (so that the intensity range cannot).
+        and :func:`~labkit.evidence.brightness.head_white` white (so that the intensity range cannot).
         """
         sample = at_resolution(Sample.of(self.cohort, self.size), self.resolution)
         shown = torch.zeros_like(sample.cubes)
         where = scanned_slices(sample.shape, self.size)
         for cube, scan in zip(shown[:, 0], sample.scanned[:, 0].numpy(), strict=True):
             head = describe.head_mask(scan)
-            white = max(float(np.percentile(scan[head], WHITE_PERCENT)), 1e-6)
-            grey = np.round(np.clip(scan / white, 0, 1) * 255) / 255
+            grey = np.round(np.clip(scan / head_white(scan[head]), 0, 1) * 255) / 255
             cube[where] = torch.from_numpy(np.where(head, grey, 0).astype(np.float32))
         return shown
 

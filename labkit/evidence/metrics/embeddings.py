@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor
 from labkit.data import volumes
 from labkit.data.cohort import Cohort
 from labkit.evidence import describe
-from labkit.files import located
 
 Embedding = Callable[[Tensor], np.ndarray]
 """(N, 1, S, S, S) in [0, 1] -> (N, F) float64."""
@@ -27,14 +25,8 @@ SIDE = 32  # principal components of more voxels are the same components with mo
 def brain_box(cohort: Cohort, size: int, margin_mm: float = 0.75) -> Box:
     """The box that holds every brain of a cohort (head, without labels), as slices of a cube of `size`.
 
-    Parameters
-    ----------
-    cohort : Cohort
-        Real scans: the box must not depend on what is judged.
-    size : int
-        Side of the cubes.
-    margin_mm : float
-        Added on each side, inside the field of view.
+    With `margin_mm` on each side, inside the field of view. The cohort is of real scans: the box must not depend on
+    what is judged.
     """
     side = volumes.cube_side(cohort.shape)
     inside = np.zeros(cohort.shape, bool)
@@ -51,17 +43,7 @@ def brain_box(cohort: Cohort, size: int, margin_mm: float = 0.75) -> Box:
 
 
 def pca(real: Tensor, box: Box, components: int = COMPONENTS) -> Embedding:
-    """Principal components of the voxels in the brain box.
-
-    Parameters
-    ----------
-    real : torch.Tensor
-        (N, 1, S, S, S) in [0, 1], the scans they are found from.
-    box : tuple of slice
-        From :func:`brain_box`, of cubes of that side.
-    components : int
-        How many, at most N - 1.
-    """
+    """Principal components of the voxels in the brain box, found from real cubes (N, 1, S, S, S); at most N - 1."""
     from sklearn.decomposition import PCA
 
     model = PCA(min(components, len(real) - 1), svd_solver="full")
@@ -86,64 +68,5 @@ def regions(box: Box, cells: int = 4) -> Embedding:
         square = torch.nn.functional.adaptive_avg_pool3d(part.square(), cells)
         spread = (square - mean.square()).clamp_min(0).sqrt()
         return torch.cat([mean.flatten(1), spread.flatten(1)], 1).numpy()
-
-    return features
-
-
-def medicalnet(weights: str | os.PathLike, box: Box, batch: int = 8) -> Embedding:
-    """Features of a ResNet that others trained on 23 sets of medical volumes (MedicalNet, Chen et al. 2019).
-
-    Nothing is downloaded: the file has to be on this machine. The network is MONAI's, its last features averaged over
-    the box; scans are standardised as MedicalNet's training scans were.
-
-    Parameters
-    ----------
-    weights : path
-        A published file, ``resnet_10.pth``, ``resnet_18.pth``, ``resnet_34.pth`` or ``resnet_50.pth``, with or without
-        ``_23dataset``; the depth is read from the name.
-    box : tuple of slice
-        From :func:`brain_box`.
-    batch : int
-        Scans at a time.
-
-    Raises
-    ------
-    ValueError
-        The file is missing, is of no known depth, or does not hold these networks' weights.
-    """
-    import re
-
-    from monai.networks import nets
-    from monai.networks.nets.resnet import get_medicalnet_pretrained_resnet_args
-
-    path = located(weights)
-    depth = re.search(r"resnet_?(\d+)", path.name)
-    builders = {str(d): getattr(nets, f"resnet{d}") for d in (10, 18, 34, 50)}
-    if not path.is_file() or depth is None or depth[1] not in builders:
-        raise ValueError(
-            f"medicalnet={str(weights)!r}: no file of that name, or not called resnet_10.pth, resnet_18.pth, "
-            "resnet_34.pth or resnet_50.pth (with or without _23dataset), as MedicalNet publishes them"
-        )
-    bias, shortcut = get_medicalnet_pretrained_resnet_args(int(depth[1]))
-    network = builders[depth[1]](
-        spatial_dims=3, n_input_channels=1, feed_forward=False, shortcut_type=shortcut, bias_downsample=bias
-    )
-    content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what a pickle may hold
-    state = {name.removeprefix("module."): value for name, value in content.get("state_dict", content).items()}
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    unexpected = [name for name in unexpected if not name.startswith(("fc", "conv_seg"))]  # heads of its own tasks
-    if missing or unexpected:
-        raise ValueError(
-            f"{path} does not hold the weights of a MedicalNet ResNet-{depth[1]}: missing {list(missing)[:3]}, "
-            f"unexpected {unexpected[:3]}"
-        )
-    network.eval()
-
-    @torch.no_grad()
-    def features(cubes: Tensor) -> np.ndarray:
-        part = cubes[(..., *box)].float()
-        mean, sd = part.mean((1, 2, 3, 4), keepdim=True), part.std((1, 2, 3, 4), keepdim=True)
-        standard = (part - mean) / sd.clamp_min(1e-6)
-        return torch.cat([network(some) for some in standard.split(batch)]).double().numpy()
 
     return features

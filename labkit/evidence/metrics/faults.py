@@ -17,7 +17,7 @@ from torch import Tensor
 from labkit.data import volumes
 from labkit.data.cohort import Cohort
 from labkit.evidence import attributes
-from labkit.evidence.metrics.measures import Effort, Found
+from labkit.evidence.metrics.measures import Effort, Measurement
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
 from labkit.files import progress_bar
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 EFFORT = Effort(pairs=16, repeats=4, relabellings=0)
 QUICK = Effort(pairs=16, repeats=4, halves=0, resamples=0, relabellings=0)
-
 """Of the floors of a control, with intervals, and of its many values, without."""
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -73,16 +72,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """A way to spoil scans.
+    """A way to spoil scans: `apply` takes (N, 1, S, S, S) in [0, 1], a strength in [0, 1] and the :class:`Scene`.
 
-    Attributes
-    ----------
-    name : str
-        Of the fault.
-    full : str
-        What it is at strength 1.
-    apply : callable
-        (N, 1, S, S, S) in [0, 1], strength in [0, 1], :class:`Scene` -> the same shape.
+    `full` says what it is at strength 1.
     """
 
     name: str
@@ -151,28 +143,10 @@ FAULTS = (
 
 
 def spoil(sample: Sample, fault: Fault, strength: float, scene: Scene) -> Sample:
-    """The sample with a fault, clipped to [0, 1].
-
-    Parameters
-    ----------
-    sample : Sample
-        Unchanged.
-    fault : Fault
-        One of :data:`FAULTS`.
-    strength : float
-        0 (the scans as they are) to 1.
-    scene : Scene
-        Of the sample.
-    """
+    """The sample with a fault of a strength, 0 (the scans as they are) to 1, clipped to [0, 1]."""
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength!r}: from 0, the scans as they are, to 1")
     return Sample(fault.apply(sample.cubes, strength, scene).clamp(0, 1), sample.shape)
-
-
-def at_resolution(sample: Sample, size: int) -> Sample:
-    """The sample averaged to cubes of `size` and brought back: the best that a generator of that size could do."""
-    full = sample.cubes.shape[-1]
-    return Sample(volumes.resize(volumes.resize(sample.cubes, min(size, full)), full), sample.shape)
 
 
 def possible(scene: Scene) -> list[Fault]:
@@ -208,7 +182,7 @@ def control(yardstick: Yardstick, strengths: Sequence[float] = STRENGTHS) -> pd.
     for fault, strength in progress_bar(cases, "spoiling scans"):
         sample = spoil(yardstick.other, fault, strength, scene)
         for name in yardstick.families:
-            found = floors[name] if strength == 0 else yardstick.found(name, sample, QUICK)
+            found = floors[name] if strength == 0 else yardstick.measure(name, sample, QUICK)
             for value, floor in zip(found, floors[name], strict=True):
                 spread = _spread(floor, n)
                 rows.append((fault.name, strength, value.metric, value.flavour, value.value, floor.value, spread,
@@ -217,12 +191,12 @@ def control(yardstick: Yardstick, strengths: Sequence[float] = STRENGTHS) -> pd.
     return pd.DataFrame(rows, columns=columns)
 
 
-def _spread(floor: Found, n: int) -> float:
-    low, high = floor.interval
+def _spread(floor: Measurement, n: int) -> float:
     least = 1 / n if floor.metric in SHARES else 1e-9  # a share moves in steps of one scan
-    return float(np.maximum((high - low) / (2 * 1.96), least))  # NaN where a floor has no interval: nothing is noticed
+    # NaN where a floor has no interval: nothing is noticed
+    return float(np.maximum((floor.ci_high - floor.ci_low) / (2 * 1.96), least))
 
 
-def _worse(value: Found, floor: float) -> float:
+def _worse(value: Measurement, floor: float) -> float:
     change = value.value - floor
     return {"lower": change, "higher": -change, "floor": abs(change)}[value.direction]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 ENDS = (0.025, 0.975)
+UNKNOWN = (float("nan"), float("nan"))
 SMALLEST_HALF = 6  # neighbourhoods of five need one more
 
 
@@ -20,19 +21,15 @@ def of_pairs(
 
     Parameters
     ----------
-    values : numpy.ndarray
-        (m,), the measure of each pair.
-    first, second : numpy.ndarray
-        (m,), which scans it is of.
+    values, first, second : numpy.ndarray
+        (m,), the measure of each pair, and which scans it is of.
     within : bool
         Both are of one set.
-    rng : numpy.random.Generator
-        Of the resampling.
     times : int
         Resamples; 0 gives NaN.
     """
     if times == 0:
-        return float("nan"), float("nan")
+        return UNKNOWN
     counts = [rng.multinomial(n, np.full(n, 1 / n), times) for n in (first.max() + 1, second.max() + 1)]
     if within:
         n = max(first.max(), second.max()) + 1
@@ -46,7 +43,7 @@ def of_pairs(
 def of_mean(values: np.ndarray, rng: np.random.Generator, times: int = 500) -> tuple[float, float]:
     """Interval of the mean of independent values, (m,), by bootstrap; `times` of 0 gives NaN."""
     if times == 0:
-        return float("nan"), float("nan")
+        return UNKNOWN
     means = values[rng.integers(len(values), size=(times, len(values)))].mean(1)
     return tuple(float(end) for end in np.quantile(means, ENDS))
 
@@ -68,13 +65,9 @@ def of_halves(
     Parameters
     ----------
     statistic : callable
-        Of two sets of features.
-    x, y : numpy.ndarray
-        (N, F), (M, F).
+        Of two sets of features, (N, F) and (M, F).
     value : float
-        Of the whole sets; the interval is about it.
-    rng : numpy.random.Generator
-        Of the halving.
+        Of the whole sets `x` and `y`; the interval is about it.
     times : int
         Halves; 0 gives NaN.
     least : float
@@ -87,7 +80,7 @@ def of_halves(
     """
     kept = [max(SMALLEST_HALF, len(v) // 2) for v in (x, y)]
     if times == 0 or any(5 * k > 4 * len(v) for k, v in zip(kept, (x, y), strict=True)):
-        return float("nan"), float("nan")
+        return UNKNOWN
     found = [
         statistic(*(v[rng.permutation(len(v))[:k]] for v, k in zip((x, y), kept, strict=True))) for _ in range(times)
     ]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.evidence.metrics import distributions, embeddings, intervals, paired, similarity
+from labkit.evidence.metrics import distributions, embeddings, intervals, similarity
 from labkit.evidence.sample import Sample
 
 NEIGHBOURS = 5
@@ -24,34 +25,56 @@ BATCH = 4
 FOLDINGS = 3
 """Foldings that a classifier's AUC is the mean of."""
 
-NONE = (float("nan"),) * 2
+NAN = float("nan")
+ERRORS = (
+    ("PSNR", similarity.psnr, "higher"), ("RMSE", similarity.rmse, "lower"), ("MAE", similarity.mae, "lower"),
+    ("NCC", similarity.ncc, "higher"),
+)  # fmt: skip
+NORMALISED = "each scan scaled by its own white (labkit.evidence.brightness.white)"
 
 
-class Found(NamedTuple):
-    """What a measure gave."""
+class Measurement(NamedTuple):
+    """What a measure gave, with its interval and its floor's: a row of every table.
+
+    Attributes
+    ----------
+    metric, flavour : str
+        Which measure, and of which features or as whose code computes it.
+    value, ci_low, ci_high : float
+        Of the scans; NaN ends where nothing can be said of the spread.
+    floor, floor_low, floor_high : float
+        The same of real scans; NaN until :meth:`beside` one.
+    n : int
+        Scans behind the value.
+    direction : {"lower", "higher", "floor"}
+        Which way is better, the last where only nearness to the floor is.
+    how : str
+        Every choice in words.
+    """
 
     metric: str
     flavour: str
     value: float
-    interval: tuple[float, float]
-    direction: str
-    how: str
+    ci_low: float = NAN
+    ci_high: float = NAN
+    floor: float = NAN
+    floor_low: float = NAN
+    floor_high: float = NAN
+    n: int = 0
+    direction: str = "lower"
+    how: str = ""
+
+    def beside(self, floor: Measurement, n: int) -> Measurement:
+        """The same of `n` scans, with what real scans gave as its floor."""
+        return self._replace(floor=floor.value, floor_low=floor.ci_low, floor_high=floor.ci_high, n=n)
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is computed.
+    """How much is computed: MS-SSIMs of each kind, rounds of random partners in the paper's protocol, and repetitions.
 
-    Attributes
-    ----------
-    pairs : int
-        Pairs of scans an MS-SSIM is the mean of, of each kind.
-    repeats : int
-        Draws of random partners in the paper's protocol.
-    halves, resamples : int
-        For intervals (:mod:`labkit.evidence.metrics.intervals`); 0 for none.
-    relabellings : int
-        Of the permutation test; 0 for none.
+    `halves` and `resamples` are for intervals (:mod:`labkit.evidence.metrics.intervals`), `relabellings` for the
+    permutation test; 0 for none.
     """
 
     pairs: int = 120
@@ -62,12 +85,10 @@ class Effort:
 
 
 FULL = Effort()
-Family = Callable[[Sample, Sample, np.random.Generator, Effort], Iterator[Found]]
-
-EVEN = "each scan scaled by its own white (labkit.evidence.attributes.white)"
+Family = Callable[[Sample, Sample, np.random.Generator, Effort], Iterator[Measurement]]
 
 
-def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Found]:
+def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
     """The paper's protocol: every real scan against a random other one, several times, mean of all; and linear MMD.
 
     In two flavours, as the paper says and as the released notebook computes.
@@ -79,34 +100,25 @@ def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort 
     how = (
         f"unpaired: each real scan against a random other, mean of {effort.repeats} rounds; {scaled}; blind to collapse"
     )
-    measures = {
-        "PSNR": (paired.psnr, "higher"), "RMSE": (paired.rmse, "lower"), "MAE": (paired.mae, "lower"),
-        "NCC": (paired.ncc, "higher"),
-    }  # fmt: skip
-    views = {"paper": (real.scanned, other.scanned), "released": (real.cubes, other.cubes)}
-    seen = {}
-    for name, (measure, direction) in measures.items():
+    for name, measure, direction in ERRORS:
         for flavour in ("paper", "released"):
             padded = flavour == "released" and name in ("MAE", "NCC")
-            x, y = views["released" if padded else "paper"]
-            if (name, padded) not in seen:
+            if flavour == "paper" or padded:  # else the release computes the same
+                x, y = (real.cubes, other.cubes) if padded else (real.scanned, other.scanned)
                 values = _over_pairs(measure, x, y, first, second)
-                interval = intervals.of_pairs(values, first, second, False, rng, effort.resamples)
-                seen[name, padded] = values.mean(), interval
+                found = values.mean(), *intervals.of_pairs(values, first, second, False, rng, effort.resamples)
             grid = "the padded cube, zeros included" if padded else "the scanned slices"
-            yield Found(name, flavour, *seen[name, padded], direction, f"{how}; {grid}")
+            yield Measurement(name, flavour, *found, direction=direction, how=f"{how}; {grid}")
     x, y = (side.scanned.flatten(1).numpy() for side in (real, other))
+    kernel = f"linear kernel on the scanned slices' voxels: squared distance of means; {scaled}; blind to collapse"
     value = distributions.linear_mmd(x, y)
     interval = intervals.of_halves(distributions.linear_mmd, x, y, value, rng, effort.halves, least=0.0)
-    kernel = f"linear kernel on the scanned slices' voxels: squared distance of means; {scaled}; blind to collapse"
-    yield Found("MMD", "paper", value, interval, "lower", f"{kernel}; all scans at once")
+    yield Measurement("MMD", "paper", value, *interval, how=f"{kernel}; all scans at once")
     released = np.mean([_batched_mmd(x, y, rng) for _ in range(effort.repeats)])
     # one round a half: rounds are of the same scans, and are no more animals
-    interval = intervals.of_halves(
-        lambda u, v: _batched_mmd(u, v, rng), x, y, float(released), rng, effort.halves, least=0.0
-    )
-    yield Found("MMD", "released", float(released), interval, "lower",
-                f"{kernel}; mean over batches of {BATCH}, both sides' spread counts, so collapse pays")  # fmt: skip
+    interval = intervals.of_halves(partial(_batched_mmd, rng=rng), x, y, released, rng, effort.halves, least=0.0)
+    how = f"{kernel}; mean over batches of {BATCH}, both sides' spread counts, so collapse pays"
+    yield Measurement("MMD", "released", released, *interval, how=how)
 
 
 def _batched_mmd(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> float:
@@ -127,27 +139,27 @@ def _over_pairs(measure: Callable, x: Tensor, y: Tensor, first: np.ndarray, seco
 def similarities(box: embeddings.Box) -> Family:
     """MS-SSIM of pairs within the other sample, and between it and the reference."""
 
-    def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Found]:
+    def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
         pairs_rng, rng = rng.spawn(2)  # pairs may be known already, and intervals must not depend on that
         within, between = similar_pairs(real, other, box, pairs_rng, effort.pairs)
-        how = f"3 scales, kernel 7, weights renormalised, brain box; {EVEN}"
-        for flavour, values in (("paper", within.right), ("released", within.released)):
-            interval = intervals.of_pairs(values, within.first, within.second, True, rng, effort.resamples)
-            yield Found("MS-SSIM", flavour, values.mean(), interval, "floor",
-                        f"{len(values)} unordered pairs of one source; {how}")  # fmt: skip
-        interval = intervals.of_pairs(between.right, between.first, between.second, False, rng, effort.resamples)
-        yield Found("MS-SSIM", "real-synthetic", between.right.mean(), interval, "floor",
-                    f"{len(between.right)} pairs of a real and another scan; {how}")  # fmt: skip
+        for flavour, pairs, values, of in (
+            ("paper", within, within.defined, "unordered pairs of one source"),
+            ("released", within, within.released, "unordered pairs of one source"),
+            ("real-synthetic", between, between.defined, "pairs of a real and another scan"),
+        ):
+            interval = intervals.of_pairs(values, pairs.first, pairs.second, pairs is within, rng, effort.resamples)
+            how = f"{len(values)} {of}; 3 scales, kernel 7, weights renormalised, brain box; {NORMALISED}"
+            yield Measurement("MS-SSIM", flavour, values.mean(), *interval, direction="floor", how=how)
 
     return family
 
 
 class Pairs(NamedTuple):
-    """MS-SSIM of pairs: which, as defined, and as released."""
+    """MS-SSIM of pairs of scans, (m,) each: which ones, as defined, and as released."""
 
     first: np.ndarray
     second: np.ndarray
-    right: np.ndarray
+    defined: np.ndarray
     released: np.ndarray
 
 
@@ -158,64 +170,66 @@ def similar_pairs(
 
     Computed once for a sample, reference and count; `rng` then goes unused.
     """
-    key = ("MS-SSIM", real, count)
-    if key in other.kept:
-        return other.kept[key]
-    found = []
-    chosen = (
-        similarity.pairs_within(len(other), count, rng),
-        similarity.pairs_between(len(real), len(other), count, rng),
-    )
-    for pairs, left in zip(chosen, (other, real), strict=True):
-        x, y = (side.even[(..., *box)] for side in (left, other))
-        first, second = pairs.T
-        right, released = similarity.both_ms_ssim(x, y, torch.from_numpy(first), torch.from_numpy(second))
-        found.append(Pairs(first, second, right.numpy(), released.numpy()))
-    other.kept[key] = found[0], found[1]
-    return other.kept[key]
+
+    def compute() -> tuple[Pairs, Pairs]:
+        chosen = (
+            similarity.pairs_within(len(other), count, rng),
+            similarity.pairs_between(len(real), len(other), count, rng),
+        )
+        found = []
+        for (first, second), left in zip((pairs.T for pairs in chosen), (other, real), strict=True):
+            x, y = left.normalised[(..., *box)], other.normalised[(..., *box)]
+            values = similarity.ms_ssim(x[torch.from_numpy(first)], y[torch.from_numpy(second)])
+            found.append(Pairs(first, second, *(part.numpy() for part in values)))
+        return tuple(found)
+
+    return other.once(("MS-SSIM", real, count), compute)
 
 
 def distribution(name: str, embed: embeddings.Embedding, seed: int = 0) -> Family:
     """Distances, neighbourhoods, spread and a classifier, on one embedding."""
 
-    def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Found]:
+    def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
         x, z = (side.features(name, embed) for side in (real, other))
         width = distributions.median_distance(x)
-        on = f"{name}, {x.shape[1]} features of the brain box; {EVEN}"
+        on = f"{name}, {x.shape[1]} features of the brain box; {NORMALISED}"
 
-        def found(metric: str, statistic: Callable, direction: str, how: str, most: float = np.inf) -> Found:
+        def measured(metric: str, statistic: Callable, direction: str, how: str, most: float = np.inf) -> Measurement:
             least = -np.inf if metric == "RBF-MMD" else 0.0  # unbiased, it may be below 0; nothing else here may
             value = statistic(x, z)
             interval = intervals.of_halves(statistic, x, z, value, rng, effort.halves)
             if most == 1 and effort.halves:  # shares: halves of few scans saturate, and 18 of 18 is no certainty
                 own = intervals.of_share(value, len(z) if metric == "precision" else len(x))
                 interval = np.nanmin([own[0], interval[0]]), np.nanmax([own[1], interval[1]])
-            inside = tuple(float(np.clip(end, least, most)) for end in interval)
-            return Found(metric, name, value, inside, direction, f"{how}; {on}")
+            return Measurement(metric, name, value, *np.clip(interval, least, most), direction=direction,
+                               how=f"{how}; {on}")  # fmt: skip
 
-        yield found("RBF-MMD", lambda u, v: distributions.rbf_mmd(u, v, width), "lower",
-                    f"unbiased, bandwidth {width:.3g} (median distance of real scans)")  # fmt: skip
+        yield measured("RBF-MMD", lambda u, v: distributions.rbf_mmd(u, v, width), "lower",
+                       f"unbiased, bandwidth {width:.3g} (median distance of real scans)")  # fmt: skip
         if effort.relabellings:
             p = distributions.rbf_mmd_p(x, z, width, rng, effort.relabellings)
-            yield Found("RBF-MMD p", name, p, NONE, "higher",
-                        f"permutation test, {effort.relabellings} relabellings; {on}")  # fmt: skip
-        yield found("Fréchet distance", distributions.frechet, "lower", "Gaussians fitted to the features, SVD form")
-        yield found("trace ratio", distributions.trace_ratio, "floor", "total variance over real scans'; 0 is collapse")
+            yield Measurement("RBF-MMD p", name, p, direction="higher",
+                              how=f"permutation test, {effort.relabellings} relabellings; {on}")  # fmt: skip
+        yield measured("Fréchet distance", distributions.frechet, "lower", "Gaussians fitted to the features, SVD form")
+        yield measured("trace ratio", distributions.trace_ratio, "floor",
+                       "total variance over real scans'; 0 is collapse")  # fmt: skip
         for metric in ("precision", "recall", "density", "coverage"):
-            yield found(metric, lambda u, v, m=metric: distributions.neighbourhoods(u, v, NEIGHBOURS)[m], "higher",
-                        f"{NEIGHBOURS} nearest neighbours", np.inf if metric == "density" else 1.0)  # fmt: skip
-        aucs = [
-            distributions.classifier_auc(x, z, seed + k, effort.resamples if k == 0 else 0) for k in range(FOLDINGS)
-        ]
-        auc = float(np.mean([found[0] for found in aucs]))
-        # about the mean of all foldings, and as wide again as foldings differ
-        reach = 2 * float(np.std([found[0] for found in aucs]))
-        ends = np.clip((aucs[0][1] - aucs[0][0] + auc - reach, aucs[0][2] - aucs[0][0] + auc + reach), 0, 1)
-        yield Found("classifier AUC", name, auc, (min(float(ends[0]), auc), max(float(ends[1]), auc)), "lower",
-                    f"support vector machine, Gaussian kernel, 5 folds, {FOLDINGS} times; 0.5, or less with few scans, "
-                    f"is not told apart; {on}")  # fmt: skip
+            yield measured(metric, lambda u, v, m=metric: distributions.neighbourhoods(u, v, NEIGHBOURS)[m], "higher",
+                           f"{NEIGHBOURS} nearest neighbours", np.inf if metric == "density" else 1.0)  # fmt: skip
+        how = f"support vector machine, Gaussian kernel, 5 folds, {FOLDINGS} times; 0.5, or less with few scans, "
+        auc = _mean_auc(x, z, seed, effort.resamples)
+        yield Measurement("classifier AUC", name, *auc, how=f"{how}is not told apart; {on}")
 
     return family
+
+
+def _mean_auc(x: np.ndarray, z: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float]:
+    """AUC of all foldings, and its interval: as wide as the first folding's, and again as wide as foldings differ."""
+    _, low, high = first = distributions.classifier_auc(x, z, seed, resamples)
+    aucs = [first[0], *(distributions.classifier_auc(x, z, seed + k, 0)[0] for k in range(1, FOLDINGS))]
+    auc, reach = float(np.mean(aucs)), 2 * float(np.std(aucs))
+    low, high = np.clip((low - first[0] + auc - reach, high - first[0] + auc + reach), 0, 1)
+    return auc, min(float(low), auc), max(float(high), auc)
 
 
 class Instrument(Protocol):
@@ -228,59 +242,58 @@ class Instrument(Protocol):
         ...
 
 
+class Reader(Instrument, Protocol):
+    """An instrument with features of its own, as :class:`labkit.evidence.segmentation.reader.Reader` is."""
+
+    features: embeddings.Embedding
+
+
 def anatomy(gauge: Instrument, spread: np.ndarray, quality: dict[str, str], key: str = "anatomy") -> Family:
     """Attributes read off the voxels: standardised difference of means, and distance of distributions.
 
     Parameters
     ----------
     gauge : Instrument
-        For :attr:`Sample.even` cubes brought to [-1, 1].
+        For :attr:`Sample.normalised` cubes brought to [-1, 1]; readings are kept with a sample under `key`.
     spread : numpy.ndarray
         (K,), standard deviations of real rats.
     quality : dict of str to str
         How each attribute is read, and how well, in words.
-    key : str
-        Under which readings are kept with a sample.
     """
     from scipy.stats import wasserstein_distance
 
     def cohens_d(u: np.ndarray, v: np.ndarray) -> float:
         return float((v.mean() - u.mean()) / max(np.sqrt((u.var(ddof=1) + v.var(ddof=1)) / 2), 1e-12))
 
-    def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Found]:
+    statistics = (("Cohen's d", cohens_d, "floor", -np.inf), ("Wasserstein", wasserstein_distance, "lower", 0.0))
+
+    def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
         x, z = (read(gauge, side, key) / spread for side in (real, other))
         for place, attribute in enumerate(gauge.names):
             u, v = x[:, place], z[:, place]
-            for metric, statistic, direction in (
-                ("Cohen's d", cohens_d, "floor"), ("Wasserstein", wasserstein_distance, "lower")
-            ):  # fmt: skip
+            how = f"read {quality[attribute]}, in standard deviations of real rats; {NORMALISED}"
+            for metric, statistic, direction, least in statistics:
                 value = float(statistic(u, v))
-                least = -np.inf if metric == "Cohen's d" else 0.0
                 interval = intervals.of_halves(statistic, u, v, value, rng, effort.halves, least)
-                how = f"read {quality[attribute]}, in standard deviations of real rats"
-                yield Found(metric, attribute, value, interval, direction, f"{how}; {EVEN}")
+                yield Measurement(metric, attribute, value, *interval, direction=direction, how=how)
 
     return family
 
 
 def read(gauge: Instrument, sample: Sample, key: str = "anatomy") -> np.ndarray:
     """Attributes of a sample, (N, K), each in its unit."""
-    return sample.features(key, lambda even: gauge(even * 2 - 1).double().numpy())
+    return sample.features(key, lambda cubes: gauge(cubes * 2 - 1).double().numpy())
 
 
-def reconstruction(
-    real: Sample, back: Sample, rng: np.random.Generator, effort: Effort = FULL
-) -> Iterator[tuple[Found, tuple[float, tuple[float, float]]]]:
+def reconstruction(real: Sample, back: Sample, rng: np.random.Generator) -> Iterator[Measurement]:
     """Paired measures of scans and their own reconstructions, each with its floor: the mean of the other scans."""
     x, y = real.scanned, back.scanned
     others = (x.sum(0, keepdim=True) - x) / max(1, len(x) - 1)
     own = np.arange(len(x))
-    for name, measure, direction in (
-        ("PSNR", paired.psnr, "higher"), ("RMSE", paired.rmse, "lower"), ("MAE", paired.mae, "lower"),
-        ("NCC", paired.ncc, "higher"), ("SSIM", similarity.ssim, "higher"),
-    ):  # fmt: skip
-        value, floor = (_over_pairs(measure, x, other, own, own) for other in (y, others))
-        how = "scan against its own reconstruction; floor: the mean of the other scans in its place; [0, 1]"
-        found = Found(name, "reconstruction", float(value.mean()), intervals.of_mean(value, rng, effort.resamples),
-                      direction, how)  # fmt: skip
-        yield found, (float(floor.mean()), intervals.of_mean(floor, rng, effort.resamples))
+    how = "scan against its own reconstruction; floor: the mean of the other scans in its place; [0, 1]"
+    for name, measure, direction in (*ERRORS, ("SSIM", similarity.ssim, "higher")):
+        ends = []
+        for other in (y, others):
+            values = _over_pairs(measure, x, other, own, own)
+            ends += [values.mean(), *intervals.of_mean(values, rng, FULL.resamples)]
+        yield Measurement(name, "reconstruction", *ends, len(x), direction, how)

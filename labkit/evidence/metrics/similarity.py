@@ -1,6 +1,8 @@
-"""MS-SSIM of pairs of scans: how alike they look, at several scales.
+"""How alike two scans are, pair by pair: the paper's errors, SSIM and MS-SSIM. All take scans in [0, 1].
 
-High within a synthetic cohort means that its rats are too alike; the number to hold it against is that of real pairs.
+Errors are voxel by voxel, and so only for pairs that belong together: between unrelated scans they improve when a
+generator collapses to a blurred mean, which is nearer to every scan than another scan is. MS-SSIM that is high within a
+synthetic cohort means that its rats are too alike; the number to hold it against is that of real pairs.
 """
 
 from __future__ import annotations
@@ -13,13 +15,44 @@ WEIGHTS = (0.0448, 0.2856, 0.3001)
 """Weights of Wang et al. 2003 (Asilomar) for the finest three of their five scales: 40 slices halve no further."""
 
 KERNEL = 7
-PASS = 16  # pairs at a time
+BATCH = 16  # pairs
 
 
-def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Multi-scale structural similarity of pairs.
+def rmse(x: Tensor, y: Tensor) -> Tensor:
+    """Root mean square error of pairs, (B, ...) and (B, ...) -> (B,); on [0, 1] the same as NRMSE."""
+    return (x - y).flatten(1).square().mean(1).sqrt()
 
-    Three scales, a Gaussian window of 7 voxels (standard deviation 1.5), weights renormalised to a sum of 1.
+
+def mae(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute error of pairs, (B, ...) and (B, ...) -> (B,)."""
+    return (x - y).flatten(1).abs().mean(1)
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of pairs, dB for a range of 1; infinite for equal scans. (B, ...) -> (B,)."""
+    return -20 * torch.log10(rmse(x, y))
+
+
+def ncc(x: Tensor, y: Tensor) -> Tensor:
+    """Normalised cross-correlation of pairs, [-1, 1], blind to brightness and contrast. (B, ...) -> (B,).
+
+    NaN where a scan is constant.
+    """
+    a, b = (v.flatten(1) - v.flatten(1).mean(1, keepdim=True) for v in (x, y))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of pairs at one scale, window as in :func:`ms_ssim`; (B, 1, X, Y, Z) -> (B,)."""
+    return _ssim_and_contrast(x, y)[0]
+
+
+def ms_ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Multi-scale structural similarity of pairs, as it is defined and as the release computes it.
+
+    Three scales, a Gaussian window of 7 voxels (standard deviation 1.5), weights renormalised to a sum of 1. Where the
+    definition has the contrast terms of all scales but the last times the similarity of the last one, the release
+    multiplies the last one in once for every scale: prod_s cs_s^w_s * ssim_last^w_last.
 
     Parameters
     ----------
@@ -28,78 +61,31 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
 
     Returns
     -------
-    torch.Tensor
+    defined, released : torch.Tensor
         (B,), 1 for equal scans.
     """
-    every = torch.arange(len(x))
-    return both_ms_ssim(x, y, every, every)[0]
-
-
-def released_ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """MS-SSIM as the released notebook computes it, misplaced product included, so that its numbers can be compared.
-
-    Where the definition has the contrast terms of all scales but the last times the similarity of the last one, the
-    release multiplies the last one in once for every scale: prod_s cs_s^w_s * ssim_last^w_last.
-
-    Parameters
-    ----------
-    x, y : torch.Tensor
-        As for :func:`ms_ssim`.
-    """
-    every = torch.arange(len(x))
-    return both_ms_ssim(x, y, every, every)[1]
-
-
-def both_ms_ssim(x: Tensor, y: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`ms_ssim` and :func:`released_ms_ssim` of chosen pairs, at the price of one of them.
-
-    Parameters
-    ----------
-    x, y : torch.Tensor
-        (N, 1, X, Y, Z), (M, 1, X, Y, Z) in [0, 1].
-    first, second : torch.Tensor
-        (P,), which scan of `x` goes with which of `y`.
-
-    Returns
-    -------
-    right, released : torch.Tensor
-        (P,).
-    """
     weights = torch.tensor(WEIGHTS) / sum(WEIGHTS)
-    right, released = [], []
-    for i, j in zip(first.split(PASS), second.split(PASS), strict=True):
-        contrasts, last = _scales(x[i], y[j])
-        at_last = last ** weights[-1]
-        terms = contrasts[:, :-1] ** weights[:-1]  # (b, 2)
-        right.append(terms.prod(1) * at_last)
+    defined, released = [], []
+    for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True):
+        contrasts = []
+        for scale in range(len(WEIGHTS)):
+            if scale:
+                a, b = (torch.nn.functional.avg_pool3d(v, 2) for v in (a, b))
+            last, contrast = _ssim_and_contrast(a, b)
+            contrasts.append(contrast.clamp_min(0))
+        at_last = last.clamp_min(0) ** weights[-1]
+        terms = torch.stack(contrasts[:-1], 1) ** weights[:-1]  # (b, 2)
+        defined.append(terms.prod(1) * at_last)
         released.append((terms * at_last[:, None]).prod(1))
-    return torch.cat(right), torch.cat(released)
+    return torch.cat(defined), torch.cat(released)
 
 
-def _scales(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Contrast terms at every scale, (B, 3), and the similarity at the coarsest, (B,): MONAI's, one pass for both."""
+def _ssim_and_contrast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """MONAI's similarity and its contrast term, each (B,)."""
     from monai.metrics.regression import compute_ssim_and_cs
 
-    contrasts, last = [], None
-    for level in range(len(WEIGHTS)):
-        if level:
-            x, y = (torch.nn.functional.avg_pool3d(v, 2) for v in (x, y))
-        similarity, contrast = compute_ssim_and_cs(
-            x, y, spatial_dims=3, kernel_size=(KERNEL,) * 3, kernel_sigma=(1.5,) * 3, data_range=1.0
-        )
-        contrasts.append(contrast.flatten(1).mean(1).clamp_min(0))
-        last = similarity.flatten(1).mean(1).clamp_min(0)
-    return torch.stack(contrasts, 1), last
-
-
-def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity of pairs at one scale, window as in :func:`ms_ssim`; (B, 1, X, Y, Z) -> (B,)."""
-    from monai.metrics.regression import compute_ssim_and_cs
-
-    similarity, _ = compute_ssim_and_cs(
-        x, y, spatial_dims=3, kernel_size=(KERNEL,) * 3, kernel_sigma=(1.5,) * 3, data_range=1.0
-    )
-    return similarity.flatten(1).mean(1)
+    both = compute_ssim_and_cs(x, y, spatial_dims=3, kernel_size=(KERNEL,) * 3, kernel_sigma=(1.5,) * 3, data_range=1.0)
+    return tuple(term.flatten(1).mean(1) for term in both)
 
 
 def pairs_within(n: int, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.data.cohort import Cohort
-from labkit.evidence.metrics.comparison import AUDITED, COLUMNS, Comparison, beside_floors
-from labkit.evidence.metrics.faults import at_resolution
-from labkit.evidence.metrics.measures import NEIGHBOURS
-from labkit.evidence.metrics.reading import passes, repeats, separate_best, shown
+from labkit.evidence.metrics.compare import AUDITED, Comparison
+from labkit.evidence.metrics.measures import NEIGHBOURS, Measurement, Reader
 from labkit.evidence.metrics.yardstick import Yardstick
-from labkit.evidence.segmentation.reader import find_reader
+from labkit.evidence.sample import at_resolution
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.files import progress_bar, write_json, write_text
 from labkit.generation import generate, reconstruct
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 RECONSTRUCTION = "reconstruction"
 METRICS = "metrics.json"
 TABLE = "metrics.md"
+VALUE, FLOOR = ["value", "ci_low", "ci_high"], ["floor", "floor_low", "floor_high"]
 GROUPS = {
     "the paper's six": ("PSNR", "RMSE", "MAE", "NCC", "MMD", "MS-SSIM"),
     "distributions": (
@@ -59,11 +58,9 @@ class Study:
         Of codes, parting and chance.
     size : int
         Side of the cubes, voxels.
-    medicalnet : path, optional
-        See :func:`labkit.evidence.metrics.comparison.compare`.
-
-    Where the segmentation experiment (chapter 5) was done in one of the runs, its network measures, too: it learned
-    from the same training animals.
+    reader : labkit.evidence.metrics.measures.Reader, optional
+        A segmentation network that measures, too: that of the experiment (chapter 5) in one of the runs learned from
+        the same training animals (:func:`labkit.evidence.segmentation.reader.find_reader`).
 
     Attributes
     ----------
@@ -85,7 +82,7 @@ class Study:
         n: int = 100,
         seed: int = 0,
         size: int = 64,
-        medicalnet: str | os.PathLike | None = None,
+        reader: Reader | None = None,
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed={seed!r}: a whole number of at least 0")
@@ -99,10 +96,7 @@ class Study:
         own = first.cohort()
         train = first.train_part(own)
         self.real = real_scans(first, own, real, n, seed)
-        scan = train[0]
-        readers = (find_reader(run.path, scan.image.shape, scan.zooms) for run in opened)
-        reader = next((found for found in readers if found is not None), None)
-        self.yardstick = Yardstick(self.real, n, train, seed, size, medicalnet, reader)
+        self.yardstick = Yardstick(self.real, n, train, seed, size, reader)
         self.comparisons = {}
         for name, run in self.runs.items():
             made = generate(run, max(n, len(self.yardstick.reference)), seed=seed)
@@ -110,7 +104,7 @@ class Study:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """All rows of :func:`labkit.evidence.metrics.comparison.compare`, with a column ``model`` before them.
+        """All rows of :func:`labkit.evidence.metrics.compare.compare`, with a column ``model`` before them.
 
         Besides the runs there is a model ``real at 32³`` (the smallest size of the runs, if that is below the cubes'):
         the real scans B at the runs' resolution, which no generator of that size could pass.
@@ -122,20 +116,16 @@ class Study:
             for name, comparison in progress_bar(self.comparisons.items(), "measuring runs", len(self.comparisons))
         ]
         if self.coarsest < self.size:
-            tables.append(self._ceiling().assign(model=f"real at {self.coarsest}³"))
-        return pd.concat(tables, ignore_index=True)[["model", *COLUMNS]]
+            sample = at_resolution(self.yardstick.other, self.coarsest)
+            rows = [row for family in self.yardstick.families for row in self.yardstick.beside_floors(family, sample)]
+            ceiling = pd.DataFrame(rows, columns=Measurement._fields)
+            tables.append(ceiling.assign(model=f"real at {self.coarsest}³"))
+        return pd.concat(tables, ignore_index=True)[["model", *Measurement._fields]]
 
     @property
     def coarsest(self) -> int:
         """Side of the smallest cubes that a run makes, voxels."""
         return min(run.scale.size for run in self.runs.values())
-
-    def _ceiling(self) -> pd.DataFrame:
-        import pandas as pd
-
-        sample = at_resolution(self.yardstick.other, self.coarsest)
-        rows = [row for family in self.yardstick.families for row in beside_floors(self.yardstick, family, sample)]
-        return pd.DataFrame(rows, columns=COLUMNS)
 
     def best(self, metrics: str | Sequence[str] | None = None) -> pd.Series:
         """Which run is best at each measure, where its interval lies apart from every other run's; else empty.
@@ -147,10 +137,9 @@ class Study:
         """
         import pandas as pd
 
-        found = {}
         own = self._part(metrics)
-        for key, rows in own[own["model"].isin(list(self.runs))].groupby(["metric", "flavour"], sort=False):
-            found[key] = separate_best(rows)
+        groups = own[own["model"].isin(list(self.runs))].groupby(["metric", "flavour"], sort=False)
+        found = {key: separate_best(rows) for key, rows in groups}
         return pd.Series(found, name="best", dtype=object)
 
     def verdicts(self) -> pd.DataFrame:
@@ -165,7 +154,7 @@ class Study:
 
         rows = {}
         table = self.table[~self.table["flavour"].isin([RECONSTRUCTION, *AUDITED[1:]])]
-        table = table[~repeats(table)]
+        table = table[~repeats(table, "model")]
         for model, own in table.groupby("model", sort=False):
             row = {}
             for group, metrics in GROUPS.items():
@@ -206,13 +195,10 @@ class Study:
         rows, index = [], []
         for key, part in table.groupby(["metric", "flavour"], sort=False):
             by_model = part.set_index("model")
-            row = {
-                name: shown(by_model.loc[name]) if name in by_model.index else "" for name in table["model"].unique()
-            }
-            first = by_model.iloc[0]
-            row["floor: real"] = shown(first, "floor", "floor_low", "floor_high")
-            row["best is"] = {"floor": "near floor"}.get(first["direction"], first["direction"])
-            rows.append(row)
+            models, first = table["model"].unique(), by_model.iloc[0]
+            row = {name: with_interval(*by_model.loc[name, VALUE]) if name in by_model.index else "" for name in models}
+            way = {"floor": "near floor"}.get(first["direction"], first["direction"])
+            rows.append(row | {"floor: real": with_interval(*first[FLOOR]), "best is": way})
             index.append(key)
         names = pd.MultiIndex.from_tuples(index, names=["metric", "flavour"])
         return pd.DataFrame(rows, index=names)
@@ -251,7 +237,7 @@ class Study:
             "seed": self.seed,
             "size": self.size,
         }
-        written = []
+        written, table = [], self.markdown()
         for name, run in self.runs.items():
             rows = self.table[self.table["model"] == name].drop(columns="model")
             content = {
@@ -262,6 +248,53 @@ class Study:
                 "rows": json.loads(rows.to_json(orient="records", force_ascii=False)),
             }
             write_json(run.path / METRICS, content)
-            write_text(run.path / TABLE, self.markdown())
+            write_text(run.path / TABLE, table)
             written += [run.path / METRICS, run.path / TABLE]
         return written
+
+
+def repeats(table: pd.DataFrame, by: str) -> np.ndarray:
+    """Rows of the released flavour that are the paper's to the digit for the same `by`, and would count twice."""
+    paper = table[table["flavour"] == "paper"].set_index([by, "metric"])["value"]
+    keys = zip(table[by], table["metric"], table["flavour"], table["value"], strict=True)
+    return np.array([f == "released" and paper.get((one, metric)) == v for one, metric, f, v in keys])
+
+
+def passes(row: pd.Series) -> bool:
+    """Whether a row says *as good as real*: its interval reaches the floor's, or lies beyond it."""
+    if row["metric"].endswith(" p"):
+        return bool(row["value"] > 0.05)
+    (low, high), (floor_low, floor_high) = (
+        row[names[1:]] if not np.isnan(row[names[1]]) else (row[names[0]],) * 2 for names in (VALUE, FLOOR)
+    )
+    not_above, not_below = low <= floor_high, high >= floor_low
+    return bool({"lower": not_above, "higher": not_below, "floor": not_above and not_below}[row["direction"]])
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A number with its interval, if it has one, for people."""
+    return short(value) if np.isnan(low) else f"{short(value)} ({short(low)} to {short(high)})"
+
+
+def short(value: float) -> str:
+    """A number for people, two or three digits."""
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 or value == 0 else 3
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.removeprefix("-")
+
+
+def separate_best(rows: pd.DataFrame) -> str:
+    """The model of the best row, where its interval lies apart from every other's; else empty."""
+    if len(rows) < 2 or rows["ci_low"].isna().any() or (rows["ci_low"] == rows["ci_high"]).all():
+        return ""
+    direction, floor = rows["direction"].iloc[0], rows["floor"].iloc[0]
+    low, high = rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy()
+    if direction == "higher":
+        low, high = -high, -low
+    elif direction == "floor":
+        ends = np.abs(np.stack([low - floor, high - floor]))
+        low, high = np.where((low <= floor) & (floor <= high), 0.0, ends.min(0)), ends.max(0)
+    best = int(np.argmin(high))
+    others = np.delete(low, best)
+    return str(rows["model"].iloc[best]) if high[best] < others.min() else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,13 +10,11 @@ import numpy as np
 from labkit.data.cohort import Cohort
 from labkit.evidence import attributes
 from labkit.evidence.metrics import embeddings, measures
-from labkit.evidence.metrics.measures import FULL, NEIGHBOURS, Effort, Family, Found
-from labkit.evidence.sample import Sample
+from labkit.evidence.metrics.measures import FULL, NEIGHBOURS, Effort, Family, Measurement, Pairs, Reader
+from labkit.evidence.sample import Sample, check_grid, one_scan_an_animal
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from labkit.evidence.segmentation.reader import Reader
 
 NETWORK = "network"
 RIDGE = "off the voxels by ridge regression"
@@ -44,9 +41,7 @@ class Yardstick:
         Of the parting, and of all chance in the measures.
     size : int
         Side of the cubes, voxels.
-    medicalnet : path, optional
-        Weight file of a third embedding (:func:`labkit.evidence.metrics.embeddings.medicalnet`).
-    reader : labkit.evidence.segmentation.reader.Reader, optional
+    reader : labkit.evidence.metrics.measures.Reader, optional
         A segmentation network that saw none of `real`: its features are one more embedding, its tissues more anatomy.
 
     Attributes
@@ -77,7 +72,6 @@ class Yardstick:
         train: Cohort | None = None,
         seed: int = 0,
         size: int = 64,
-        medicalnet: str | os.PathLike | None = None,
         reader: Reader | None = None,
     ) -> None:
         self.held_out, self.train, self.seed, self.size = one_scan_an_animal(real), train, seed, size
@@ -103,8 +97,8 @@ class Yardstick:
         self.reference, self.other = (Sample.of(part, size) for part in self.parts)
         self.box = embeddings.brain_box(train or self.held_out, size)
         self.reader = reader
-        self.families = self._families(medicalnet)
-        self._floors: dict[tuple[str, Effort], list[Found]] = {}
+        self.families = self._families()
+        self._floors: dict[tuple[str, Effort], list[Measurement]] = {}
 
     @cached_property
     def teaching(self) -> Sample:
@@ -118,24 +112,20 @@ class Yardstick:
 
     @cached_property
     def gauge(self) -> attributes.Gauge:
-        """Reads attributes off :attr:`~labkit.evidence.sample.Sample.even` cubes in [-1, 1]."""
-        return attributes.Gauge.fit(self.teaching.even * 2 - 1, _attributes(self.train or self.held_out))
+        """Reads attributes off :attr:`~labkit.evidence.sample.Sample.normalised` cubes in [-1, 1]."""
+        return attributes.Gauge.fit(self.teaching.normalised * 2 - 1, _attributes(self.train or self.held_out))
 
-    def _families(self, medicalnet: str | os.PathLike | None) -> dict[str, Family]:
+    def _families(self) -> dict[str, Family]:
         found: dict[str, Family] = {"paper": measures.paper}
         if min(part.stop - part.start for part in self.box) >= SMALLEST_BOX:
             found["MS-SSIM"] = measures.similarities(self.box)
-        embedded = {}
-        if medicalnet is not None:  # first, since a wrong file should stop before any work
-            embedded["MedicalNet"] = embeddings.medicalnet(medicalnet, self.box)
-        embedded |= {
-            "PCA": embeddings.pca(self.teaching.even, self.box),
+        self.embedded = {
+            "PCA": embeddings.pca(self.teaching.normalised, self.box),
             "regions": embeddings.regions(self.box),
         }
         if self.reader is not None:
-            embedded[NETWORK] = self.reader.features
-        self.embedded = embedded
-        found |= {name: measures.distribution(name, embed, self.seed) for name, embed in embedded.items()}
+            self.embedded[NETWORK] = self.reader.features
+        found |= {name: measures.distribution(name, embed, self.seed) for name, embed in self.embedded.items()}
         found["anatomy"] = measures.anatomy(self.gauge, self.gauge.spread.double().numpy(), self._gauge_quality())
         if self.reader is not None:
             key = f"{NETWORK} anatomy"
@@ -150,7 +140,7 @@ class Yardstick:
             return dict.fromkeys(gauge.names, f"{RIDGE} that learned from these real scans themselves")
         sides = self.reference, self.other
         tables = [_attributes(part) for part in self.parts]
-        mean = sum(gauge.r2(side.even * 2 - 1, table) for side, table in zip(sides, tables, strict=True)) / 2
+        mean = sum(gauge.r2(side.normalised * 2 - 1, table) for side, table in zip(sides, tables, strict=True)) / 2
         seen, unseen = f"{RIDGE} with an R² of {{:.2f}} on rats it never saw", f"{RIDGE}, unchecked for want of labels"
         return {name: seen.format(value) if np.isfinite(value) else unseen for name, value in mean.items()}
 
@@ -158,39 +148,42 @@ class Yardstick:
         """Chance for one measure: the same for values and floors, so that they differ by the scans alone."""
         return np.random.default_rng([self.seed, *key])
 
-    def rng_of(self, family: str) -> np.random.Generator:
-        """That of one family."""
+    def _rng_of(self, family: str) -> np.random.Generator:
         return self.rng(1, list(self.families).index(family))
 
-    def found(self, family: str, sample: Sample, effort: Effort = FULL) -> list[Found]:
+    def measure(self, family: str, sample: Sample, effort: Effort = FULL) -> list[Measurement]:
         """One family's measures of `sample` against A."""
-        return list(self.families[family](self.reference, sample, self.rng_of(family), effort))
+        return list(self.families[family](self.reference, sample, self._rng_of(family), effort))
 
-    def floors(self, family: str, effort: Effort = FULL) -> list[Found]:
+    def floors(self, family: str, effort: Effort = FULL) -> list[Measurement]:
         """The same of B against A; computed once."""
         if (family, effort) not in self._floors:
-            self._floors[family, effort] = self.found(family, self.other, effort)
+            self._floors[family, effort] = self.measure(family, self.other, effort)
         return self._floors[family, effort]
 
+    def beside_floors(self, family: str, sample: Sample) -> list[Measurement]:
+        """One family's measures of `sample` against A, each beside its floor."""
+        pairs = zip(self.measure(family, sample), self.floors(family), strict=True)
+        return [value.beside(floor, len(sample)) for value, floor in pairs]
 
-def check_grid(real: Cohort, other: Cohort | None, name: str) -> None:
-    """Refuse scans on another grid than the real ones."""
-    if other is None:
-        return
-    zooms = [cohort[0].zooms for cohort in (other, real)]
-    if other.shape != real.shape or not np.allclose(*zooms, rtol=0.01):
-        raise ValueError(
-            f"{name} scans have {other.shape} voxels of {zooms[0]} mm, real ones {real.shape} of {zooms[1]} mm: open "
-            "both on one grid"
-        )
+    def anatomy(self, sample: Sample) -> pd.DataFrame:
+        """Attributes of single scans as the gauge reads them off their voxels, one column each, in their units."""
+        import pandas as pd
 
+        return pd.DataFrame(measures.read(self.gauge, sample), columns=list(self.gauge.names))
 
-def one_scan_an_animal(cohort: Cohort) -> Cohort:
-    """The first scan of each animal: several of one are no independent witnesses."""
-    first: dict[str, int] = {}
-    for index, subject in enumerate(cohort.subjects):
-        first.setdefault(subject, index)
-    return cohort if len(first) == len(cohort) else cohort.subset(first.values())
+    def similar_pairs(self, sample: Sample, count: int = FULL.pairs) -> tuple[Pairs, Pairs]:
+        """MS-SSIM of single pairs within `sample`, and between it and A: those that the table has the mean of.
+
+        Raises
+        ------
+        ValueError
+            The cubes are too small for three scales.
+        """
+        if "MS-SSIM" not in self.families:
+            raise ValueError("MS-SSIM of three scales does not fit cubes of this size: measure at 64 voxels")
+        rng = self._rng_of("MS-SSIM").spawn(2)[0]
+        return measures.similar_pairs(self.reference, sample, self.box, rng, count)
 
 
 def _attributes(scans: Cohort) -> pd.DataFrame:

@@ -43,20 +43,11 @@ from labkit.evidence.segmentation.network import (
     teach,
     to_json,
     train_network,
-<<<<<<< HEAD
-)  # fmt: skip
-from labkit.evidence.segmentation.scores import SCORES as SCORED
-from labkit.evidence.segmentation.scores import score
-from labkit.files import load_state, located, progress_bar, save_state, write_json, write_text
-from labkit.generation import decode, draw_codes
-from labkit.runs import Run, load_run
-=======
 )
 from labkit.evidence.segmentation.scores import SCORES, score
-from labkit.files import located, progress_bar, write_json, write_text
+from labkit.files import located, progress_bar, save_state, write_json, write_text
 from labkit.generation import decode, draw_codes
-from labkit.runs import Run, load_run, save_state
->>>>>>> b19a327fa7953eae14f47eddb6258044ee330274
+from labkit.runs import Run, load_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,7 +182,7 @@ class Experiment:
         """The synthetic scans of an arm with their teacher's labels."""
         keep = arm.counts(len(self.train))[1]
         sample = synthetic(self.run, int(np.ceil(SPARE * keep)), seed, self.plan.size, self.train.shape)
-        return teach(self.teachers(arm, seed), sample.even * 2 - 1, self._real.box, keep)
+        return teach(self.teachers(arm, seed), sample.normalised * 2 - 1, self._real.box, keep)
 
     def teachers(self, arm: Arm, seed: int) -> list[nn.Module]:
         """The networks that label an arm's synthetic scans: they learned from the arm's own real scans alone.

@@ -16,7 +16,7 @@ from labkit.data.cohort import Cohort
 from labkit.data.grids import STUDY_ZOOMS
 from labkit.evidence.sample import Sample, scanned_slices
 from labkit.fields import known
-from labkit.runs import load_state
+from labkit.files import load_state
 
 CLASSES = 4
 """Background, CSF, grey matter, white matter."""
@@ -68,7 +68,7 @@ class Examples:
     """Scans and labels as the network takes them.
 
     Images are float32 (N, 1, S, S, S) in [-1, 1]: each scan scaled by its own white
-    (:func:`labkit.evidence.attributes.white`), so that gain does not matter and real and generated scans are treated
+    (:func:`labkit.evidence.brightness.white`), so that gain does not matter and real and generated scans are treated
     alike. Labels are uint8 (N, 1, S, S, S). The box is the part of the cube that is used, its sides divisible by the
     network's halvings; of the voxel size, the ratio matters to the augmentation.
     """
@@ -97,7 +97,7 @@ class Examples:
 def inputs(scans: Cohort, plan: Plan) -> tuple[Tensor, tuple[slice, slice, slice]]:
     """Images of a cohort as :class:`Examples` has them, and the box."""
     sample = Sample.of(scans, plan.size)
-    return sample.even * 2 - 1, padded_box(sample.shape, plan)
+    return sample.normalised * 2 - 1, padded_box(sample.shape, plan)
 
 
 def examples(scans: Cohort, plan: Plan) -> Examples:

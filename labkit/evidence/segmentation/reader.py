@@ -49,7 +49,7 @@ class Reader:
         return padded_box(self.shape, self.plan)
 
     def __call__(self, cubes: Tensor) -> Tensor:
-        """(N, 1, S, S, S) in [-1, 1], scaled as :attr:`labkit.evidence.sample.Sample.even`, any S -> (N, 6)."""
+        """(N, 1, S, S, S) in [-1, 1], scaled as :attr:`labkit.evidence.sample.Sample.normalised`, any S -> (N, 6)."""
         images = volumes.resize(cubes, self.plan.size)
         voxel_mm3 = float(np.prod(self.zooms)) * (volumes.cube_side(self.shape) / self.plan.size) ** 3
         chances = probabilities([self.network], images, self.box)
@@ -62,9 +62,9 @@ class Reader:
         return torch.stack(columns, 1)
 
     @torch.no_grad()
-    def features(self, even: Tensor) -> np.ndarray:
+    def features(self, normalised: Tensor) -> np.ndarray:
         """Means over the volume of the deepest layer's channels: (N, 1, S, S, S) in [0, 1] -> (N, F)."""
-        images = volumes.resize(even * 2 - 1, self.plan.size)[(..., *self.box)]
+        images = volumes.resize(normalised * 2 - 1, self.plan.size)[(..., *self.box)]
         deepest: list[Tensor] = []
         hook = _deepest(self.network).register_forward_hook(lambda _, __, out: deepest.append(out.mean((2, 3, 4))))
         try:

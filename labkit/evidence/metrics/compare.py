@@ -1,0 +1,204 @@
+"""One table: every measure of a synthetic cohort against a real one, with its interval and its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit.data.cohort import Cohort
+from labkit.data.file_template import written_range
+from labkit.evidence.metrics import embeddings, measures, memorisation
+from labkit.evidence.metrics.measures import NAN, NEIGHBOURS, NORMALISED, Measurement
+from labkit.evidence.metrics.yardstick import Yardstick
+from labkit.evidence.sample import Sample, check_grid, first_scans
+from labkit.files import progress_bar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AUDITED = ("synthetic", "30 % copies planted", "one copy planted")
+"""What is searched for copies: the generator's scans, and positive controls."""
+
+
+def compare(
+    real: Cohort,
+    synthetic: Cohort,
+    train: Cohort | None = None,
+    reconstructions: Cohort | None = None,
+    seed: int = 0,
+    size: int = 64,
+) -> pd.DataFrame:
+    """Measure how real synthetic scans are.
+
+    Real scans are parted into two disjoint sets A and B of n animals' scans; n is as large as half the real scans and
+    the synthetic ones allow. Values are of n synthetic scans against A, floors of B against A, so that a value at its
+    floor is as good as real. Intervals are by bootstrap over animals for means, from random halves for distances and
+    ratios (:mod:`labkit.evidence.metrics.intervals`). The audit for copies takes all scans there are.
+
+    Parameters
+    ----------
+    real : Cohort
+        Best held-out scans; at least 12 animals, one scan each is taken.
+    synthetic : Cohort
+        At least 6, on the same grid.
+    train : Cohort, optional
+        What the generator was trained on; with it copies are looked for (`real` has then to be held out).
+    reconstructions : Cohort, optional
+        Of `real`, scan by scan, for the paired measures.
+    seed : int
+        Of the parting, of pairs, resampling and folds.
+    size : int
+        Side of the cubes, voxels; 64 is the study's own, 32 is quicker.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a statistic, columns as :class:`~labkit.evidence.metrics.measures.Measurement` has them.
+
+    Raises
+    ------
+    ValueError
+        Too few scans, other grids, training animals among the real ones, or reconstructions of other scans.
+    """
+    check_synthetic(real, synthetic)
+    if reconstructions is not None:
+        check_grid(real, reconstructions, "reconstructed")
+        if reconstructions.subjects != real.subjects:
+            raise ValueError("reconstructions are not of the real scans, one of each in the same order")
+    return Comparison(Yardstick(real, len(synthetic), train, seed, size), synthetic, real, reconstructions).table()
+
+
+def check_synthetic(real: Cohort, synthetic: Cohort) -> None:
+    """Refuse too few synthetic scans, or ones on another grid."""
+    if len(synthetic) <= NEIGHBOURS:
+        raise ValueError(f"too few scans: {len(synthetic)} synthetic ones, needed are {NEIGHBOURS + 1} or more")
+    check_grid(real, synthetic, "synthetic")
+
+
+class Triplet(NamedTuple):
+    """A synthetic scan and its neighbours, (S, S, S) in [0, 1], and the neighbours' distances."""
+
+    synthetic: Tensor
+    train: Tensor
+    held_out: Tensor
+    to_train: float
+    to_held_out: float
+
+
+class Comparison:
+    """Synthetic scans beside a yardstick: the table, and what lies behind its numbers.
+
+    Parameters
+    ----------
+    yardstick : labkit.evidence.metrics.yardstick.Yardstick
+        May serve several comparisons.
+    synthetic : Cohort
+        At least as many scans as the yardstick's A; the audit takes all, the other measures so many.
+    real, reconstructions : Cohort, optional
+        For the paired measures.
+
+    Attributes
+    ----------
+    made : labkit.evidence.sample.Sample
+        The synthetic scans that are measured.
+    """
+
+    def __init__(
+        self,
+        yardstick: Yardstick,
+        synthetic: Cohort,
+        real: Cohort | None = None,
+        reconstructions: Cohort | None = None,
+    ) -> None:
+        check_synthetic(yardstick.held_out, synthetic)
+        n = len(yardstick.reference)
+        if len(synthetic) < n:
+            raise ValueError(f"{len(synthetic)} synthetic scans for {n} real ones: generate {n} or more")
+        self.yardstick, self.synthetic = yardstick, synthetic
+        self._real, self._back = real, reconstructions
+        chosen = np.sort(yardstick.rng(0).permutation(len(synthetic))[:n])
+        self.made = Sample.of(synthetic.subset(chosen.tolist()), yardstick.size)
+
+    def table(self) -> pd.DataFrame:
+        """The table of :func:`compare`."""
+        import pandas as pd
+
+        parts = [partial(self.yardstick.beside_floors, family, self.made) for family in self.yardstick.families]
+        parts += [self._copies, self._reconstructions]
+        rows = [row for part in progress_bar(parts, "measuring") for row in part()]
+        return pd.DataFrame(rows, columns=Measurement._fields)
+
+    @cached_property
+    def audited(self) -> dict[str, Tensor]:
+        """Cubes of all synthetic scans, and of the same with many copies or one planted, which must be found.
+
+        (M, 1, S, S, S), as :attr:`labkit.evidence.sample.Sample.normalised`.
+        """
+        scans, train = Sample.of(self.synthetic, self.yardstick.size).normalised, self.yardstick.teaching.normalised
+        planted = [
+            memorisation.plant_copies(scans.numpy(), train.numpy(), self.yardstick.rng(2), share)
+            for share in (0.3, 1 / len(scans))
+        ]
+        return dict(zip(AUDITED, (scans, *map(torch.from_numpy, planted)), strict=True))
+
+    @cached_property
+    def audits(self) -> dict[str, memorisation.Audit]:
+        """The memorisation audit of each of :attr:`audited`."""
+        if self.yardstick.train is None:
+            raise ValueError("an audit for copies needs the training scans: pass train")
+        box = self.yardstick.box
+        sides = self.yardstick.teaching, self.yardstick.everyone
+        train, others = (embeddings.voxels(side.normalised, box) for side in sides)
+        return {
+            name: memorisation.audit(embeddings.voxels(cubes, box), train, others, self.yardstick.rng(3))
+            for name, cubes in self.audited.items()
+        }
+
+    def triplets(self, source: str = AUDITED[0], n: int = 4) -> list[Triplet]:
+        """The synthetic scans that look most like copies, each with its nearest training and its nearest held-out scan.
+
+        Parameters
+        ----------
+        source : str
+            One of :data:`AUDITED`.
+        n : int
+            How many, the most suspicious first: by the distance to the nearest held-out over that to the nearest
+            training scan.
+        """
+        audit = self.audits[source]
+        order = np.argsort(audit.distances[:, 0] / audit.distances[:, 1])[:n]
+        cubes = self.audited[source], self.yardstick.teaching.normalised, self.yardstick.everyone.normalised
+        return [
+            Triplet(*(c[j, 0] for c, j in zip(cubes, (i, *audit.nearest[i]), strict=True)), *audit.distances[i])
+            for i in order
+        ]
+
+    def _copies(self) -> Iterator[Measurement]:
+        if self.yardstick.train is None:
+            return
+        many, few = len(self.synthetic), len(self.yardstick.held_out)
+        for flavour, audit in self.audits.items():
+            for metric, value, direction, floor, how in (
+                ("nearer to training", audit.share, "floor", (0.5, audit.null_low, audit.null_high),
+                 f"share nearer to training than to held-out scans, {audit.n} of each"),
+                ("suspects", len(audit.suspects) / many, "lower", (1 / (1 + few), NAN, NAN),
+                 f"share of {many} scans that are nearer to a training scan, relative to the nearest of {few} held-out "
+                 "ones, than any held-out animal is; floor: chance"),
+                ("copies p", audit.p, "higher", (0.5, NAN, NAN),
+                 "test that many animals were copied: all training and held-out scans, relabelled 1000 times"),
+            ):  # fmt: skip
+                yield Measurement(metric, flavour, value, NAN, NAN, *floor, many, direction, f"{how}; {NORMALISED}")
+
+    def _reconstructions(self) -> Iterator[Measurement]:
+        if self._back is None:
+            return
+        first = first_scans(self._real)
+        scans, made = self._real.subset(first), self._back.subset(first)
+        real = Sample.of(scans, self.yardstick.size)
+        back = Sample.of(made, self.yardstick.size, [written_range(scan) for scan in scans])
+        yield from measures.reconstruction(real, back, self.yardstick.rng(4))
