@@ -16,6 +16,7 @@ from torch import Tensor
 
 from labkit.data import volumes
 from labkit.data.cohort import Scan
+from labkit.data.labels import TISSUE_NAMES, without_tissues
 from labkit.evidence import describe
 from labkit.evidence.brightness import white
 
@@ -75,15 +76,14 @@ def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
+    scans, rows = list(scans), []
+    if without_tissues(scans):
+        return pd.DataFrame()
     for scan in scans:
-        known = scan.labels is not None and set(np.unique(scan.labels)) == {0, *describe.TISSUES}
-        if not known:
-            return pd.DataFrame()
         voxel_mm3 = describe.voxel_mm3(scan)
         level = float(white(torch.from_numpy(np.array(scan.image))[None, None]))
         row = {}
-        for label, name in describe.TISSUES.items():
+        for label, name in TISSUE_NAMES.items():
             mask = scan.labels == label
             row[f"{name} volume, mm³"] = int(mask.sum()) * voxel_mm3
             row[f"{name} intensity, %"] = 100 * float(scan.image[mask].mean(dtype=np.float64) / level)

@@ -12,13 +12,11 @@ import numpy as np
 
 from labkit.data import nifti
 from labkit.data.cohort import Cohort, Scan
+from labkit.data.labels import TISSUE_NAMES, has_tissues
 from labkit.evidence.brightness import head_threshold
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TISSUES = {1: "CSF", 2: "grey matter", 3: "white matter"}
-"""The study's labels; whole brain is every label above 0."""
 
 SIGMA_MM3 = {"CSF": 305.0, "grey matter": 1280.0, "white matter": 697.0, "brain": 2282.0}
 """Volumes of the SIGMA tissue probability maps, mm3 (Barrière et al. 2019), and their sum."""
@@ -155,8 +153,8 @@ def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
         if scan.labels is None:
             continue
         counts = np.bincount(np.asarray(scan.labels).ravel(), minlength=4)
-        known = not counts[4:].any() and counts[2:4].any()
-        volumes = {name: counts[label] * voxel_mm3(scan) if known else np.nan for label, name in TISSUES.items()}
+        known = has_tissues(scan.labels, need_all=False)
+        volumes = {name: counts[label] * voxel_mm3(scan) if known else np.nan for label, name in TISSUE_NAMES.items()}
         brain = counts[1:].sum() * voxel_mm3(scan)
         rows.append({"subject": scan.subject, "session": scan.session, **volumes, "brain": brain})
     if not rows:

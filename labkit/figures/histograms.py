@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
+from labkit.data.labels import TISSUE_NAMES
 from labkit.evidence import describe
 from labkit.figures import style
 from labkit.figures.style import BLUE, GREY, ORANGE, TISSUE_COLOURS, VERMILION, WIDTH
@@ -55,7 +56,7 @@ def intensity_histograms(cohort: Sequence[Scan], bins: int = 80) -> Figure:
 
 def _by_tissue(ax: Axes, scans: Sequence[Scan], edges: np.ndarray) -> None:
     middles = (edges[1:] + edges[:-1]) / 2
-    for (label, name), line in zip(describe.TISSUES.items(), ("-", "--", ":"), strict=True):
+    for (label, name), line in zip(TISSUE_NAMES.items(), ("-", "--", ":"), strict=True):
         counts = sum(
             np.histogram(2 * describe.unit_range(scan)[np.asarray(scan.labels) == label] - 1, edges)[0]
             for scan in scans

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from labkit.data import volumes
 from labkit.data.cohort import Scan
-from labkit.evidence import describe
+from labkit.data.labels import TISSUE_NAMES
 from labkit.evidence.segmentation.arms import ARMS
 from labkit.evidence.segmentation.experiment import Experiment, synthetic
 from labkit.evidence.segmentation.gains import PAPER_GAINS
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 KINDS = {"none": ("real scans alone", BLUE), "teacher": ("+ synthetic", ORANGE),
          "true": ("+ new simulated, true labels", GREEN)}  # fmt: skip
-LABEL_COLOURS = ListedColormap([TISSUE_COLOURS[name] for name in describe.TISSUES.values()])
+LABEL_COLOURS = ListedColormap([TISSUE_COLOURS[name] for name in TISSUE_NAMES.values()])
 
 
 @style.drawn

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from labkit.data.cohort import Scan
+from labkit.data.labels import TISSUE_NAMES
 from labkit.evidence import describe
 from labkit.evidence.brightness import intensity_window
 from labkit.figures import style
@@ -107,7 +108,7 @@ def slice_series(
     style.name_sides(grid.flat[0], cut)
     style.scale_bar(grid.flat[0])
     if labels and scan.labels is not None:
-        handles = [Patch(color=TISSUE_COLOURS[name], label=name) for name in describe.TISSUES.values()]
+        handles = [Patch(color=TISSUE_COLOURS[name], label=name) for name in TISSUE_NAMES.values()]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -115,7 +116,7 @@ def slice_series(
 def _overlay(ax: Axes, scan: Scan, plane: style.Plane, index: int) -> None:
     """Colour the labels of a slice, half transparent; labels past 3 are left out."""
     shown = np.ma.masked_outside(np.asarray(scan.labels), 1, 3)
-    colours = ListedColormap([TISSUE_COLOURS[name] for name in describe.TISSUES.values()])
+    colours = ListedColormap([TISSUE_COLOURS[name] for name in TISSUE_NAMES.values()])
     style.show_section(ax, shown, scan.affine, plane, index, cmap=colours, vmin=0.5, vmax=3.5, alpha=0.5)
 
 

@@ -7,6 +7,7 @@ import pytest
 from labkit.data import nifti
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.grids import grid_affine
+from labkit.data.labels import TISSUE_NAMES
 from labkit.data.nifti import Origin
 from labkit.evidence import describe
 
@@ -171,7 +172,7 @@ def test_the_summary_gives_tissues_only_where_there_are_labels():
 
 def test_the_reference_volumes_add_up_to_the_brain():
     for volumes in (describe.SIGMA_MM3, describe.SIGMA_IN_VIEW_MM3):
-        assert sum(volumes[name] for name in describe.TISSUES.values()) == volumes["brain"]
+        assert sum(volumes[name] for name in TISSUE_NAMES.values()) == volumes["brain"]
     assert all(describe.SIGMA_IN_VIEW_MM3[name] < whole for name, whole in describe.SIGMA_MM3.items())
 
 

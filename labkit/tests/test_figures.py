@@ -5,6 +5,7 @@ from matplotlib.text import Text
 
 from labkit import figures
 from labkit.data.augment import FULL, TRANSFORMS
+from labkit.data.labels import TISSUE_NAMES
 from labkit.evidence import describe
 from labkit.figures import style
 from labkit.tests.test_describe import SIDE, brain, ramp, random_images, toy_cohort
@@ -170,7 +171,7 @@ def test_histograms_hold_every_voxel_once():
     as_stored, scaled, by_tissue = figures.intensity_histograms(cohort).axes
     for ax in (as_stored, scaled):
         assert [patch.get_data().values.sum() for patch in ax.patches] == [SIDE**3] * len(cohort)
-    assert [line.get_label() for line in by_tissue.lines] == list(describe.TISSUES.values())
+    assert [line.get_label() for line in by_tissue.lines] == list(TISSUE_NAMES.values())
     np.testing.assert_allclose([line.get_ydata().sum() for line in by_tissue.lines], 1)
     assert len(figures.intensity_histograms(unlabelled(1)).axes) == 2
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from labkit.fields import whole
+
 REAL = "real"
 """Name of the source that no generator made."""
 
@@ -84,9 +86,7 @@ def plan(task: str, synthetic: Sequence[str], n: int, seed: int = 0) -> list[Tri
         An unknown task, no trials, or no generator.
     """
     check_task(task)
-    for name, value, least in (("trials", n, 2), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}={value!r}: a whole number of at least {least}")
+    n, seed = whole("trials", n, 2), whole("seed", seed, 0)
     if not synthetic or REAL in synthetic or len(set(synthetic)) < len(synthetic):
         raise ValueError(f"generators {list(synthetic)}: needed is at least one, none twice, and none called {REAL!r}")
     rng = np.random.default_rng(seed)

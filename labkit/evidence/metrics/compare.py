@@ -64,6 +64,13 @@ def compare(
     ------
     ValueError
         Too few scans, other grids, training animals among the real ones, or reconstructions of other scans.
+
+    Examples
+    --------
+    >>> real, made = labkit.open_cohort("phantom", n=24).split(12)
+    >>> table = labkit.compare(real, made, size=32)  # a perfect generator: other rats of the same simulator
+    >>> set(table["direction"]) == {"lower", "higher", "floor"}
+    True
     """
     check_synthetic(real, synthetic)
     if reconstructions is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from labkit.data import volumes
 from labkit.data.cohort import Cohort
+from labkit.data.labels import without_tissues
 from labkit.evidence import attributes
 from labkit.evidence.metrics.measures import Effort, Measurement
 from labkit.evidence.metrics.yardstick import Yardstick
@@ -62,9 +63,8 @@ class Scene:
         """Of a cohort and the same scans as cubes."""
         side, size = volumes.cube_side(sample.shape), sample.cubes.shape[-1]
         zooms = tuple(zoom * side / size for zoom in scans[0].zooms)
-        known = all(scan.labels is not None and set(np.unique(scan.labels)) >= {1, 2, 3} for scan in scans)
         ventricles = None
-        if known:
+        if not without_tissues(scans):
             masks = torch.from_numpy(np.stack([attributes.ventricle_mask(scan) for scan in scans]).astype(np.float32))
             ventricles = volumes.resize(volumes.pad_to_cube(masks, side), size) > 0.5
         return cls(zooms, sample.slices, ventricles, seed)

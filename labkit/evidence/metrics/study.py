@@ -17,6 +17,7 @@ from labkit.evidence.metrics.measures import NEIGHBOURS, Measurement, Reader
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import at_resolution
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
+from labkit.fields import whole
 from labkit.files import progress_bar, write_json, write_text
 from labkit.generation import generate, reconstruct
 from labkit.runs import Run
@@ -84,10 +85,7 @@ class Study:
         size: int = 64,
         reader: Reader | None = None,
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"seed={seed!r}: a whole number of at least 0")
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= NEIGHBOURS:
-            raise ValueError(f"n={n!r}: how many synthetic scans a run, a whole number of at least {NEIGHBOURS + 1}")
+        n, seed = whole("n", n, NEIGHBOURS + 1, "how many synthetic scans a run"), whole("seed", seed, 0)
         opened = find_runs(runs)
         self.runs = named(opened)
         self.n, self.seed, self.size = n, seed, size

@@ -22,6 +22,7 @@ from torch import nn
 from labkit import runs
 from labkit.data import volumes
 from labkit.data.cohort import Cohort
+from labkit.data.labels import without_tissues
 from labkit.data.sources import SIMULATED, open_cohort
 from labkit.evidence.sample import Sample
 from labkit.evidence.segmentation import gains
@@ -45,6 +46,7 @@ from labkit.evidence.segmentation.network import (
     train_network,
 )
 from labkit.evidence.segmentation.scores import SCORES, score
+from labkit.fields import whole
 from labkit.files import located, progress_bar, save_state, write_json, write_text
 from labkit.generation import decode, draw_codes
 from labkit.runs import Run, load_run
@@ -99,9 +101,7 @@ class Experiment:
     ) -> None:
         self.run = run if isinstance(run, Run) else load_run(run)
         self.plan = plan_called(scale or self.run.scale.name)
-        self.seeds = self.plan.seeds if seeds is None else seeds
-        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
-            raise ValueError(f"seeds={seeds!r}: how often every arm is repeated, a whole number of at least 1")
+        self.seeds = whole("seeds", self.plan.seeds if seeds is None else seeds, 1, "how often every arm is repeated")
         recipe = self.run.config["cohort"].get("recipe") or {}
         self.simulated = recipe if recipe.get("source") in SIMULATED else None
         usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
@@ -309,10 +309,8 @@ def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:
 
 
 def _check_labels(name: str, cohort: Cohort) -> None:
-    without = [scan.subject for scan in cohort if scan.labels is None or not set(np.unique(scan.labels)) >= {1, 2, 3}]
-    strange = [scan.subject for scan in cohort if scan.labels is not None and int(np.max(scan.labels)) > 3]
-    if without or strange:
+    if without := without_tissues(cohort):
         raise ValueError(
-            f"{len(without or strange)} {name} scans have not the study's labels (1 CSF, 2 grey matter, 3 white "
-            f"matter), e.g. of {(without or strange)[0]}: the experiment needs all three on every scan"
+            f"{len(without)} {name} scans have not the study's labels (1 CSF, 2 grey matter, 3 white matter), e.g. of "
+            f"{without[0]}: the experiment needs all three on every scan"
         )

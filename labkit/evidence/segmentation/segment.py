@@ -49,6 +49,14 @@ def segment(
     ------
     ValueError
         That network is not there, the cohort is empty or on another grid.
+
+    Examples
+    --------
+    >>> from labkit.evidence.segmentation.experiment import Experiment
+    >>> experiment = Experiment(run, arms="r100", seeds=1).go_on()
+    >>> labelled = labkit.segment(experiment, rats[:2], folder / "labelled")
+    >>> labelled.labelled
+    True
     """
     known("arm", arm, ARMS)
     if not len(cohort):
