@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from labkit import published
 from labkit.capture import WARM_UP, Captured
 from labkit.data.augment import AUGMENTATIONS, augment
-from labkit.runs import choose_device, peak_memory_mib
+from labkit.recording import peak_memory_mib
+from labkit.runs import choose_device
 from labkit.updates import Draws, Learner, choose_precision
 from labkit.variants import SCALES, VARIANTS, Scale, resolve
 

@@ -27,27 +27,7 @@ def number(low: float, high: float = math.inf, **kwargs: Any) -> Any:
 
 
 def known(kind: str, given: str, allowed: Iterable[str]) -> str:
-    """Return a name that is allowed.
-
-    Parameters
-    ----------
-    kind : str
-        What the name is of, for the error.
-    given : str
-        The name.
-    allowed : iterable of str
-        All names there are.
-
-    Returns
-    -------
-    str
-        `given`.
-
-    Raises
-    ------
-    ValueError
-        Says what was given, the nearest allowed name, and all of them.
-    """
+    """Return `given` if it is `allowed`; otherwise ValueError with the nearest allowed name, and all of them."""
     allowed = list(allowed)
     if given in allowed:
         return given
@@ -59,19 +39,7 @@ def known(kind: str, given: str, allowed: Iterable[str]) -> str:
 def whole(name: str, value: Any, least: int, what: str = "") -> int:
     """A whole number of any kind, numpy's too, as Python's; ``True`` is none.
 
-    Parameters
-    ----------
-    name, value : str, any
-        The argument.
-    least : int
-        The smallest that is allowed.
-    what : str
-        What it counts, for the error.
-
-    Raises
-    ------
-    ValueError
-        Says what was given and what is allowed.
+    ValueError if it is less than `least`, saying what was given and what is allowed; `what` says what it counts.
     """
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
@@ -83,17 +51,9 @@ def whole(name: str, value: Any, least: int, what: str = "") -> int:
 
 
 def check(config: Any) -> None:
-    """Bring each field of a frozen dataclass instance to its declared type.
+    """Bring each field of a frozen dataclass instance to its declared type: str, bool, int or float.
 
-    Parameters
-    ----------
-    config : dataclass instance
-        Its fields are annotated str, bool, int or float; a str field without choices is left alone.
-
-    Raises
-    ------
-    ValueError
-        One error for all fields whose value is not allowed: what was given, and what is allowed.
+    ValueError, one for all fields whose value is not allowed; a str field without choices is left alone.
     """
     faults = []
     for f in dataclasses.fields(config):
@@ -106,23 +66,9 @@ def check(config: Any) -> None:
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Make a configuration from what `dataclasses.asdict` gave, read back from JSON.
+    """Make a configuration from what `dataclasses.asdict` gave, read back from JSON; defaults may be missing.
 
-    Parameters
-    ----------
-    kind : type
-        The dataclass.
-    values : mapping
-        Its fields by name; those with a default may be missing.
-
-    Returns
-    -------
-    instance of `kind`
-
-    Raises
-    ------
-    ValueError
-        If a field is unknown, missing, of the wrong type or out of range.
+    ValueError if a field is unknown, missing, of the wrong type or out of range.
     """
     fields = dataclasses.fields(kind)
     for given in values:

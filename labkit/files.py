@@ -142,11 +142,6 @@ def top() -> Path:
 
     Jupyter and VS Code start a notebook's kernel in the notebook's own folder, papermill where it is called: without
     this a run that one of them trained would be out of sight of the other.
-
-    Returns
-    -------
-    pathlib.Path
-        ``.`` for the working directory.
     """
     here = Path.cwd()
     of_chapters = here.name == "book" and Path(CHAPTER).exists() and (here.parent / "labkit").is_dir()
@@ -154,16 +149,9 @@ def top() -> Path:
 
 
 def located(path: str | os.PathLike) -> Path:
-    """A path as given, or, from within the folder of the chapters, as seen from :func:`top`.
+    """A path as given (``~`` is the home folder), or, from within the folder of the chapters, as seen from :func:`top`.
 
-    Parameters
-    ----------
-    path : str or path
-        ``~`` is the home folder. What is there is taken as it is, and so is what begins at the root or with ``..``.
-
-    Returns
-    -------
-    pathlib.Path
+    What is there is taken as it is, and so is what begins at the root or with ``..``.
     """
     path = Path(path).expanduser()
     return path if path.exists() or path.parts[:1] == ("..",) else top() / path
@@ -193,14 +181,7 @@ def watched() -> bool:
 def progress_bar(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Iterate over `items` with a plain text bar on standard error; silent where that is no terminal or notebook.
 
-    Parameters
-    ----------
-    items : iterable
-        What to go through.
-    what : str
-        Said before the bar, e.g. ``"reading rats"``.
-    total : int, optional
-        How many, where `items` has no length.
+    `what` is said before the bar, e.g. ``"reading rats"``; `total` says how many where `items` has no length.
     """
     try:
         from tqdm import tqdm  # not tqdm.auto: its widgets add megabytes to a built page

@@ -7,26 +7,26 @@ the loop so that both can be read.
 from __future__ import annotations
 
 import contextlib
+import csv
+import platform
 import signal
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
 from torch import Tensor
 
-from labkit import runs
-from labkit.data import nifti
+from labkit import __version__, runs
 from labkit.data.cohort import Cohort
-from labkit.data.grids import STUDY_ZOOMS, grid_affine
-from labkit.files import load_state, save_state, watched, whole_file, write_json
+from labkit.files import load_state, save_state, watched, write_json, write_text
 from labkit.runs import Run, RunError
+from labkit.samples import save_samples
 from labkit.updates import CALIBRATION, Learner
 
 FIXED_CODES, FIXED_SCANS, HELD_OUT = 8, 4, 16
@@ -34,9 +34,6 @@ FIXED_CODES, FIXED_SCANS, HELD_OUT = 8, 4, 16
 
 HELD_OUT_COLUMNS = ("held_out_mse", "mean_scan_mse", "held_out_code_sd")
 """Measured with the samples: error of held-out reconstructions, that of the mean training scan, spread of codes."""
-
-TILE = 96
-"""Smallest side of a tile in a montage, pixels."""
 
 
 class DivergedError(RuntimeError):
@@ -85,7 +82,7 @@ class Recorder:
         self.asked_to_stop: list[int] = []
         self.started = time.perf_counter()
         self.row_began, self.seconds_apart = self.started, 0.0
-        self.about = {"started": datetime.now(UTC).isoformat(timespec="milliseconds"), **runs.provenance(self.device)}
+        self.about = {"started": datetime.now(UTC).isoformat(timespec="milliseconds"), **provenance(self.device)}
         self.first = 0
 
     def resume(self) -> int:
@@ -102,7 +99,7 @@ class Recorder:
             self.pending = list(state["pending"]) if state["pending"] is not None else []
             self.rng.set_state(state["rng"].cpu())
             self.learner.load(state)
-        runs.cut_rows(self.folder / runs.LOSSES, iteration)  # those a killed sitting wrote past its checkpoint
+        cut_rows(self.folder / runs.LOSSES, iteration)  # those a killed sitting wrote past its checkpoint
         self.first = iteration
         return iteration
 
@@ -143,9 +140,9 @@ class Recorder:
             **{name: self.held_out_terms.get(name, float("nan")) for name in HELD_OUT_COLUMNS},
             "iterations_per_s": rate,
             "images_per_s": rate * 2 * self.learner.scale.batch_size,
-            "peak_memory_mib": runs.peak_memory_mib(self.device),
+            "peak_memory_mib": peak_memory_mib(self.device),
         }
-        runs.append_rows(self.folder / runs.LOSSES, [row])
+        append_rows(self.folder / runs.LOSSES, [row])
         self._bar(row)
         self._board(row)
         self.pending, self.held_out_terms = [], {}
@@ -255,63 +252,67 @@ def _stop_signals(asked: list[int]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def middle_sections(volume: np.ndarray) -> list[np.ndarray]:
-    """Coronal, sagittal and horizontal sections through a cube's middle, (S, S) each, axes right, superior, anterior.
-
-    First row on top: superior up (horizontal: anterior up), right to the right (sagittal: anterior to the right).
-    """
-    right, superior, anterior = (side // 2 for side in volume.shape)
-    coronal, sagittal, horizontal = volume[:, :, anterior], volume[right], volume[:, superior]
-    return [coronal.T[::-1], sagittal[::-1], horizontal.T[::-1]]
-
-
-def montage(columns: list[np.ndarray]) -> np.ndarray:
-    """Volumes (S, S, S) in [-1, 1] side by side, one a column, three planes each: uint8 (3 S', n S').
-
-    0 stands for -1 and 255 for 1; S' is a whole multiple of S of at least :data:`TILE`.
-    """
-    rows = zip(*(middle_sections(volume) for volume in columns), strict=True)
-    picture = np.vstack([np.hstack(row) for row in rows])
-    grey = np.round((np.clip(picture, -1, 1) + 1) * 127.5).astype(np.uint8)
-    times = -(-TILE // columns[0].shape[0])
-    return grey.repeat(times, 0).repeat(times, 1)
+def append_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Append rows to a CSV, with a header when it is new."""
+    if not rows:
+        return
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        if fresh:
+            writer.writeheader()
+        writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
 
 
-def save_samples(
-    folder: Path, iteration: int, random: torch.Tensor, real: torch.Tensor, reconstructed: torch.Tensor
-) -> Path | None:
-    """Write what G makes of the fixed codes (`random`) and, by way of E, of the fixed scans, as NIfTI and as montage.
+def cut_rows(path: Path, iteration: int) -> None:
+    """Drop rows after `iteration`: those a killed sitting wrote past its last checkpoint."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as handle:
+        lines = handle.read().splitlines()
+    kept = [line for line in lines[1:] if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= iteration]
+    whole = [line for line in kept if line.count(",") == lines[0].count(",")]
+    write_text(path, "\n".join([lines[0], *whole]) + "\n")
 
-    All are (n, 1, S, S, S) in [-1, 1]. The montage, whose path comes back, has random samples above and below them each
-    scan beside its reconstruction. Without Pillow there is none, with a warning; the NIfTI files hold the same.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    random, real, reconstructed = (t[:, 0].detach().float().cpu().numpy() for t in (random, real, reconstructed))
-    stem = f"iteration-{iteration:06d}"
-    for what, volumes in (("random", random), ("reconstructed", reconstructed)):
-        nifti.save(_series(volumes), folder / f"{stem}_{what}.nii.gz")
-    path = folder / f"{stem}.png"
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Commit, versions and device of this process."""
+    import nibabel
+    import numpy
+
+    here = Path(__file__).parent
     try:
-        from PIL import Image
-    except ImportError:
-        warnings.warn(f"Pillow is not installed: no {path.name} beside the NIfTI files", stacklevel=2)
-        return None
-    pairs = [volume for pair in zip(real, reconstructed, strict=True) for volume in pair]
-    upper, lower = montage(list(random)), montage(pairs)
-    width = max(upper.shape[1], lower.shape[1])
-    upper, lower = (np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (upper, lower))
-    rule = np.full((4, width), 255, np.uint8)
-    with whole_file(path) as partial:
-        Image.fromarray(np.vstack([upper, rule, lower])).save(partial, format="png", optimize=True)
-    return path
+        answer = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        commit = answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown (not a git checkout)"
+    on_cuda = device.type == "cuda"
+    return {
+        "commit": commit,
+        "labkit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "nibabel": nibabel.__version__,
+        "device": torch.cuda.get_device_name(device) if on_cuda else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
-def _series(volumes: np.ndarray) -> nib.Nifti1Image:
-    """Cubes as one 4-D image, 16-bit with a scale factor, at the voxel size the cube stands for."""
-    size = volumes.shape[-1]
-    affine = grid_affine((size,) * 3, tuple(64 / size * zoom for zoom in STUDY_ZOOMS))
-    image = nib.Nifti1Image(np.moveaxis(volumes, 0, -1), affine)
-    image.set_data_dtype(np.int16)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = b"synthetic: made by a generator, not scanned"
-    return image
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory this process has held: allocated by torch on a GPU, resident on a CPU, MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's peak may be the parent process's
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

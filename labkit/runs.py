@@ -16,26 +16,22 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import json
 import os
-import platform
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from labkit import __version__, networks
+from labkit import networks
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import CohortError, open_cohort
 from labkit.fields import from_dict
-from labkit.files import load_state, located, runs_folder, write_text
+from labkit.files import load_state, located, runs_folder
 from labkit.variants import Scale, Variant, asdict
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -117,33 +113,6 @@ def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Append rows to a CSV, with a header when it is new."""
-    if not rows:
-        return
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        if fresh:
-            writer.writeheader()
-        writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
-
-
-def cut_rows(path: Path, iteration: int) -> None:
-    """Drop rows after `iteration`: those a killed sitting wrote past its last checkpoint."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as handle:
-        lines = handle.read().splitlines()
-    kept = [line for line in lines[1:] if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= iteration]
-    whole = [line for line in kept if line.count(",") == lines[0].count(",")]
-    write_text(path, "\n".join([lines[0], *whole]) + "\n")
-
-
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
-
-
 def choose_device(name: str) -> torch.device:
     """``"auto"`` is a GPU if there is one.
 
@@ -161,45 +130,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch finds no GPU here: use 'auto' or 'cpu'")
     return device
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Commit, versions and device of this process."""
-    import nibabel
-    import numpy
-
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-        commit = answer.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown (not a git checkout)"
-    on_cuda = device.type == "cuda"
-    return {
-        "commit": commit,
-        "labkit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "nibabel": nibabel.__version__,
-        "device": torch.cuda.get_device_name(device) if on_cuda else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Most memory this process has held: allocated by torch on a GPU, resident on a CPU, MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage's peak may be the parent process's
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @dataclass(frozen=True)

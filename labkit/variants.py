@@ -275,36 +275,12 @@ VARIANTS: dict[str, Variant] = {
 SCALES: dict[str, Scale] = {
     scale.name: scale
     for scale in (
-        Scale(
-            name="smoke",
-            size=16,
-            base_channels=4,
-            iterations=20,
-            ema_decay=0.9,
-            log_every=1,
-            sample_every=10,
-            checkpoint_every=10,
-        ),
-        Scale(
-            name="laptop",
-            size=32,
-            base_channels=16,
-            iterations=2000,
-            lr_factor=2.0,
-            ema_decay=0.995,
-            log_every=20,
-            sample_every=200,
-            checkpoint_every=400,
-        ),
-        Scale(
-            name="paper",
-            size=64,
-            base_channels=64,
-            iterations=200_000,
-            log_every=50,
-            sample_every=5000,
-            checkpoint_every=1000,
-        ),
+        Scale(name="smoke", size=16, base_channels=4, iterations=20, ema_decay=0.9,
+              log_every=1, sample_every=10, checkpoint_every=10),
+        Scale(name="laptop", size=32, base_channels=16, iterations=2000, lr_factor=2.0, ema_decay=0.995,
+              log_every=20, sample_every=200, checkpoint_every=400),
+        Scale(name="paper", size=64, base_channels=64, iterations=200_000,
+              log_every=50, sample_every=5000, checkpoint_every=1000),
     )
-}
+}  # fmt: skip
 """Scales by name: seconds for tests, minutes on a processor, the paper's."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import labkit
-from labkit import losses, published, runs
+from labkit import losses, published, recording
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics import similarity
 from labkit.evidence.sample import Sample
@@ -288,7 +288,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     kept = {name: {"numbers": numbers, "said": said[name]} for name, (numbers, _) in rows.items()}
     provenance = {"cohort": options.cohort, "scans": len(cohort), "fingerprint": cohort.fingerprint,
-                  **runs.provenance(torch.device("cpu"))}  # fmt: skip
+                  **recording.provenance(torch.device("cpu"))}  # fmt: skip
     for name, text in {
         "table.md": markdown(said),
         "measured.json": json.dumps(kept, indent=2, ensure_ascii=False) + "\n",

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw
 
 import labkit
 from labkit.data.cohort import Cohort
-from labkit.recording import montage
 from labkit.runs import Run
+from labkit.samples import montage
 
 ARMS = {
     "sum, λ3 = 0.01 (equation 6, literal)": ("sum", {"gdl_reduction": "sum", "lambda3": 0.01}),

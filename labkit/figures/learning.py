@@ -12,8 +12,8 @@ from labkit.data.cohort import Cohort
 from labkit.figures import style
 from labkit.figures.interactive import Interactive
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
-from labkit.recording import middle_sections
 from labkit.runs import Run
+from labkit.samples import middle_sections
 
 PANELS = {
     "reconstruction: mean squared error, scans in [−1, 1]": {

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from labkit import files, runs
+from labkit import files, recording, runs
 from labkit.files import write_json
 from labkit.runs import RunError
 from labkit.variants import SCALES, VARIANTS, asdict
@@ -102,10 +102,10 @@ def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
 
 def test_rows_after_the_checkpoint_are_dropped_with_half_written_ones(tmp_path):
     path = tmp_path / "losses.csv"
-    runs.append_rows(path, [{"iteration": i, "loss": i / 3, "x": float("nan")} for i in (10, 20, 30, 40)])
+    recording.append_rows(path, [{"iteration": i, "loss": i / 3, "x": float("nan")} for i in (10, 20, 30, 40)])
     with path.open("a") as handle:
         handle.write("20,0.")
-    runs.cut_rows(path, 30)
+    recording.cut_rows(path, 30)
     assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["iteration", "10", "20", "30"]
 
 

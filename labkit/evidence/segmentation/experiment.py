@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from labkit import runs
+from labkit import recording
 from labkit.data import volumes
 from labkit.data.cohort import Cohort
 from labkit.data.labels import without_tissues
@@ -152,7 +152,7 @@ class Experiment:
         folder.mkdir(parents=True, exist_ok=True)
         save_state(folder / MODEL_FILE, network.state_dict())
         counts = dict(zip(("real", "added"), arm.counts(len(self.train)), strict=True))
-        about |= {"seconds": round(time.perf_counter() - began, 1), **runs.provenance(torch.device("cpu"))}
+        about |= {"seconds": round(time.perf_counter() - began, 1), **recording.provenance(torch.device("cpu"))}
         write_json(folder / ABOUT_FILE, {"arm": arm.name, "seed": seed, "plan": to_json(self.plan), **counts, **about})
         write_text(folder / SCORES_FILE, table.to_csv(index=False))  # last: it says that the arm is finished
 
