@@ -3,7 +3,7 @@
     python book/experiments/differences.py [--cohort sigma] [--n 36]
 
 Writes table.md, measured.json and provenance.json to book/reference/differences. A minute on a CPU, without a trained
-model. Networks are those of ci/published.py, the published loop written plainly.
+model. Networks and loop are those of labkit.published.
 """
 
 from __future__ import annotations
