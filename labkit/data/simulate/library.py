@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 from functools import cache
@@ -63,8 +64,8 @@ def parameters(
     -------
     dict
         ``anatomy``: its name and the sha256 of each file (or of its own content, if it is none of
-        :data:`ANATOMIES`); ``individual`` and ``scanner``: their fields; ``source``: sha256 over the simulator's
-        source; ``acquisition``: the scan in BIDS terms, seconds and degrees.
+        :data:`ANATOMIES`); ``individual`` and ``scanner``: their fields; ``source``: sha256 over what the
+        simulator's source does; ``acquisition``: the scan in BIDS terms, seconds and degrees.
     """
     individual, scanner = individual or Individual(), scanner or Scanner()
     return {
@@ -114,9 +115,22 @@ def _content_hash(anatomy: Anatomy) -> str:
 
 @cache
 def _source_hash() -> str:
-    """sha256 over the simulator's source files, in the order of their names."""
+    """sha256 over what the simulator's source files do, in the order of their names."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for path in [*sorted(folder.rglob("*.py")), Path(grids.__file__)]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update(f"{path.name}\0{meaning(path.read_text(encoding='utf-8'))}".encode())
     return digest.hexdigest()
+
+
+def meaning(source: str) -> str:
+    """Python source without docstrings and comments: prose may change, and what was computed with it is kept."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [part for part in body if not _only_words(part)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _only_words(part: ast.stmt) -> bool:
+    return isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str)
