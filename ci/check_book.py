@@ -62,6 +62,7 @@ def served(folder: Path) -> Iterator[str]:
     """The folder over http on a free port of this machine."""
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    server.handle_error = lambda *_: None  # a page that is closed before it has everything is no fault
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
