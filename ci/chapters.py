@@ -72,10 +72,10 @@ def pages(scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS
     """
     rats = {"cohort": cohort} | ({"n": n} if n else {})
     size = defaultdict(dict, sized(scale, cohort))
-    training = {}
+    training, made_by = {}, digest(run_digest(), data, *_making())
     for model in models:
         parameters = size["02_train"] | rats | {"model": model, "scale": scale}
-        parameters["run_dir"] = f"runs/{model}-{_made_by(parameters, data)[:8]}"
+        parameters["run_dir"] = f"runs/{model}-{digest(made_by, json.dumps(parameters, sort_keys=True))[:8]}"
         training[model] = Page(f"02_train_{model}", "02_train", parameters)
     runs = {model: page.parameters["run_dir"] for model, page in training.items()}
     one, every = {"run_dir": runs[shown(models)]}, {"run_dirs": ",".join(runs.values())}
@@ -92,11 +92,10 @@ def pages(scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS
     return [Page("01_explore", "01_explore", size["01_explore"] | rats), *training.values(), *about_runs]
 
 
-def _made_by(parameters: dict[str, Any], data: str) -> str:
-    """Of everything that a run follows from: scans that changed, or code, find no run and train a new one."""
+def _making() -> list[str]:
+    """The cells of the training chapter that make the run."""
     cells = code_of(nbformat.read(BOOK / "02_train.ipynb", 4))
-    cells = [meaning(cell) for cell in cells if any(word in cell for word in ("train(", "open_cohort(", "run_dir:"))]
-    return digest(run_digest(), data, json.dumps(parameters, sort_keys=True), *cells)
+    return [meaning(cell) for cell in cells if any(word in cell for word in ("train(", "open_cohort(", "run_dir:"))]
 
 
 def fitted(page: Page, run: Path, cohort: str) -> Page | str:
