@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -43,16 +42,19 @@ class Page:
     after: list[str] = field(default_factory=list)
 
 
-def sized(scale: str, cohort: str) -> dict[str, dict[str, Any]]:
-    """Parameters that fit a chapter to the scale, by notebook."""
-    if scale == "laptop":
-        # more seeds would take longer than everything else
-        return {"05_segmentation": {"seeds": 3}}
-    if scale != "smoke":
-        return {}
-    tables = tomllib.loads((ROOT / "ci" / "smoke_parameters.toml").read_text(encoding="utf-8"))
-    simulated = {stem: table.pop("simulated", {}) for stem, table in tables.items()}
-    return {stem: table | (simulated[stem] if cohort in SIMULATED else {}) for stem, table in tables.items()}
+SIZED = {
+    "smoke": {
+        "03_inspect": {"n": 5},
+        "04_quality": {"n": 6},
+        "05_segmentation": {"seeds": 2},
+        "07_judge": {"trials": 8},
+    },
+    "laptop": {"05_segmentation": {"seeds": 3}},  # more would take longer than everything else
+}
+"""Parameters that fit chapters to a scale."""
+
+FEW = {"01_explore": {"n": 8}, "02_train": {"n": 8}}
+"""Parameters at smoke scale where rats are simulated; of a folder all scans are taken."""
 
 
 def shown(models: Sequence[str]) -> str:
@@ -71,7 +73,8 @@ def pages(scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS
         What is known of the cohort's content; the names of runs depend on it.
     """
     rats = {"cohort": cohort} | ({"n": n} if n else {})
-    size = defaultdict(dict, sized(scale, cohort))
+    few = FEW if scale == "smoke" and cohort in SIMULATED else {}
+    size = defaultdict(dict, SIZED.get(scale, {}) | few)
     training, made_by = {}, digest(run_digest(), data, *_making())
     for model in models:
         parameters = size["02_train"] | rats | {"model": model, "scale": scale}
