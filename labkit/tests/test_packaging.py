@@ -122,7 +122,7 @@ def test_the_citation_names_the_paper_and_sigma():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no executable bits")
-@pytest.mark.parametrize("script", ["ci/environment", "ci/test", "ci/lint_notebooks", ".ci/run"])
+@pytest.mark.parametrize("script", ["ci/environment", "ci/test", "ci/lint_notebooks", "ci/chrome", ".ci/run"])
 def test_the_scripts_can_be_executed(script):
     assert os.access(ROOT / script, os.X_OK)
 
