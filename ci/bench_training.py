@@ -23,7 +23,6 @@ from labkit.updates import Draws, Learner, choose_precision
 from labkit.variants import SCALES, VARIANTS, Scale, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MATMUL_FLOP = 2 * 4096**3
 
 
 def main() -> None:
@@ -153,8 +152,9 @@ def peak_mib(model: str, scale_name: str, device: torch.device, kind: str) -> fl
 
 def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """TFLOP/s of a large matrix product: what the device can do at best."""
-    a = torch.randn(4096, 4096, device=device, dtype=dtype)
-    return round(MATMUL_FLOP / min(timed(lambda: a @ a, device) for _ in range(4)) / 1e12, 3)
+    side = 4096 if device.type == "cuda" else 1024
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    return round(2 * side**3 / min(timed(lambda: a @ a, device) for _ in range(4)) / 1e12, 3)
 
 
 if __name__ == "__main__":

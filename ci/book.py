@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +22,10 @@ import nbformat
 import vendor
 import yaml
 from cache import ROOT, SIMULATED, data_digest, digest, sources_digest
-from chapters import BOOK, LIMITS, SHOWN, Page, code_of, execute, fitted, git, pages
+from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, execute, fitted, git, pages, shown
+
+import labkit
+from labkit import figures
 
 
 def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work: Path) -> str:
@@ -132,17 +139,14 @@ def vendored(target: Path) -> None:
     (target / "vendor" / "plotly" / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
 
 
-def tour(work: Path, target: Path) -> None:
+def tour(folder: Path, target: Path) -> None:
     """The picture of the first page: a held-out real rat, a synthetic one, and the training rat nearest to it."""
-    import labkit
-    from labkit import figures
-
-    run = labkit.load_run(work / "runs" / SHOWN)
+    run = labkit.load_run(folder)
     cohort = run.cohort()
     train, synthetic = run.train_part(cohort), labkit.generate(run, 1, seed=0)
     distances = (train.volumes(32) - synthetic.volumes(32)).square().mean((1, 2, 3, 4))
-    shown = [(run.held_out(cohort) or cohort)[0], synthetic[0], train[int(distances.argmin())]]
-    figures.three_planes(shown).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
+    scans = [(run.held_out(cohort) or cohort)[0], synthetic[0], train[int(distances.argmin())]]
+    figures.three_planes(scans).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
 
 
 SEARCH_FROM_DISK = """
@@ -203,10 +207,18 @@ def build(work: Path, target: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def assemble(target: Path) -> None:
-    """The hand-written part of the book, afresh."""
+def assemble(target: Path, models: list[str]) -> None:
+    """The hand-written part of the book, afresh, without pages and links of models that were not asked for."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(BOOK, target, ignore=shutil.ignore_patterns("_build", "vendor", "*.ipynb", ".ipynb_checkpoints"))
+    toc = yaml.safe_load((target / "_toc.yml").read_text(encoding="utf-8"))
+    unwanted = {f"02_train_{model}" for model in MODELS if model not in models}
+    for part in toc["parts"]:
+        part["chapters"] = [entry for entry in part["chapters"] if entry["file"] not in unwanted]
+    (target / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
+    page = target / "intro.md"
+    text = page.read_text(encoding="utf-8").replace("(02_train_sigmarat2)", f"(02_train_{shown(models)})")
+    page.write_text(text, encoding="utf-8")
 
 
 def toc_stems() -> set[str]:
@@ -234,18 +246,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
     parser.add_argument("--cohort", default="phantom", help="phantom, sigma, or a folder of NIfTI scans")
     parser.add_argument("--n", type=int, help="scans of the cohort; default all, of a simulated one what chapters take")
+    parser.add_argument(
+        "--models", default=",".join(MODELS), help="with commas between; others are not trained or shown"
+    )
     parser.add_argument("--repository", default=origin(), help="OWNER/NAME on GitHub, for links to Binder and Colab")
     parser.add_argument("--branch", default="main", help="of that repository")
     parser.add_argument("--to", type=Path, help="folder for the pages; default book/_build/html; what it held is gone")
     parser.add_argument("--work", type=Path, help="folder for runs and executed chapters; default build/book")
     parser.add_argument("--here", default=".", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.models = list(dict.fromkeys(args.models.split(",")))
+    if unknown := [model for model in args.models if model not in MODELS]:
+        parser.error(f"--models {','.join(unknown)}: allowed are {', '.join(MODELS)}")
     if args.cohort not in SIMULATED:
         args.cohort = str((Path(args.here) / args.cohort).resolve())
         if not Path(args.cohort).is_dir():
             parser.error(f"--cohort {args.cohort}: phantom, sigma, or a folder of NIfTI scans that is there")
-        import labkit
-
         try:
             animals = len(set(labkit.open_cohort(args.cohort, n=args.n).subjects))
         except labkit.CohortError as error:
@@ -262,31 +278,61 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
-    """Put every chapter into the book: executed if it changed, left out with a reason where the cohort forbids it."""
-    keys: dict[str, str] = {}
+def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> Path:
+    """Put every chapter into the book: executed if it changed, left out with a reason where the cohort forbids it.
+
+    Returns
+    -------
+    pathlib.Path
+        The run that chapters about a single one show.
+    """
     data = data_digest(args.cohort)
-    common = digest(sources_digest(), data)
-    for page in pages(args.scale, args.cohort, args.n):
-        stem = page.stem
-        suited = fitted(page, work / "runs" / SHOWN, args.cohort) if page.after else page
+    chapters = pages(args.scale, args.cohort, args.n, args.models, data)
+    runs = {page.parameters["model"]: page.parameters["run_dir"] for page in chapters if page.notebook == "02_train"}
+    shown_run, common = work / runs[shown(args.models)], digest(sources_digest(), data)
+    keys: dict[str, str] = {}
+    done: dict[str, Future[None]] = {}
+    fresh = threading.Lock()  # new rats are simulated by the first chapter that asks for them
+
+    def write(page: Page) -> None:
+        for other in page.after:
+            done[other].result()
+        suited = fitted(page, shown_run, args.cohort) if page.after else page
         if isinstance(suited, str):
-            print(f"  {stem}: left out, {suited}", flush=True)
-            write_left_out(stem, suited, target)
-            keys[stem] = ""
-            continue
-        page = suited
+            print(f"  {page.stem}: left out, {suited}", flush=True)
+            write_left_out(page.stem, suited, target)
+            keys[page.stem] = ""
+            return
         own = code_of(nbformat.read(BOOK / f"{page.notebook}.ipynb", 4))
-        parameters = json.dumps(page.parameters, sort_keys=True)
-        keys[stem] = digest(common, own, parameters, *(keys[other] for other in page.after))
-        notebook, known = execute(page, work, keys[stem], LIMITS[args.scale], data)
-        write_page(page, notebook, known, target, args, work)
+        parameters = json.dumps(suited.parameters, sort_keys=True)
+        keys[page.stem] = digest(common, own, parameters, *(keys[other] for other in page.after))
+        with fresh if suited.parameters.get("cohort") == "fresh" else contextlib.nullcontext():
+            notebook, known = execute(suited, work, keys[page.stem], LIMITS[args.scale])
+        write_page(suited, notebook, known, target, args, work)
+
+    jobs = JOBS[args.scale]
+    if jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the chapters' kernels
+        labkit.open_cohort(args.cohort, n=chapters[0].parameters.get("n"))  # made once, and not by two at once
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for page in chapters:
+                done[page.stem] = pool.submit(write, page)
+            for waiting in done.values():
+                waiting.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    for model, run in runs.items():  # by a name that does not change, for readers and ci/results.py
+        (work / model).unlink(missing_ok=True)
+        (work / model).symlink_to(run)
+    return shown_run
 
 
 def main() -> None:
     """Parse, assemble, execute, build, and say where it is."""
     args = arguments()
-    if missing := {page.stem for page in pages(args.scale, args.cohort, args.n)} - toc_stems():
+    if missing := {page.stem for page in pages(args.scale, args.cohort, args.n, args.models)} - toc_stems():
         sys.exit(f"_toc.yml lacks {', '.join(sorted(missing))}")
     # folders in different places may have one name
     own = "" if args.cohort in SIMULATED else f"-{digest(args.cohort)[:6]}"
@@ -294,13 +340,13 @@ def main() -> None:
     work = (Path(args.here) / args.work if args.work else ROOT / "build" / "book").resolve() / name
     target = work / "source"
     began = time.monotonic()
-    assemble(target)
+    assemble(target, args.models)
     vendored(target)
     print(f"book at {args.scale} scale on {args.cohort}", flush=True)
-    write_chapters(args, work, target)
+    shown_run = write_chapters(args, work, target)
     executed = time.monotonic() - began
     diagrams.write(target / "assets")
-    tour(work, target)
+    tour(shown_run, target)
     build(work, target, args.to)
     size = sum(path.stat().st_size for path in args.to.rglob("*") if path.is_file())
     print(

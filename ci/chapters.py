@@ -8,20 +8,22 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from cache import ROOT, SIMULATED, digest, manifest_digest, set_aside
+from cache import ROOT, SIMULATED, digest, run_digest
+
+from labkit.data.simulate.library import meaning
 
 BOOK = ROOT / "book"
 MODELS = ("adni", "sigmarat1", "sigmarat2")
 
-SHOWN = "sigmarat2"
-"""The run that chapters about a single run show."""
+JOBS = {"smoke": 2, "laptop": 1, "paper": 1}
+"""Chapters executed at a time: larger ones need the whole machine, and measure how fast it is."""
 
 LIMITS = {"smoke": 300, "laptop": 7200, "paper": 1_000_000}
 """Seconds a cell may take."""
@@ -40,40 +42,63 @@ class Page:
     after: list[str] = field(default_factory=list)
 
 
-def sized(scale: str, cohort: str) -> dict[str, dict[str, Any]]:
-    """Parameters that fit a chapter to the scale, by notebook."""
-    if scale == "laptop":
-        # more seeds would take longer than everything else
-        return {"05_segmentation": {"seeds": 3}}
-    if scale != "smoke":
-        return {}
-    tables = tomllib.loads((ROOT / "ci" / "smoke_parameters.toml").read_text(encoding="utf-8"))
-    simulated = {stem: table.pop("simulated", {}) for stem, table in tables.items()}
-    return {stem: table | (simulated[stem] if cohort in SIMULATED else {}) for stem, table in tables.items()}
+SIZED = {
+    "smoke": {
+        "03_inspect": {"n": 5},
+        "04_quality": {"n": 6},
+        "05_segmentation": {"seeds": 2},
+        "07_judge": {"trials": 8},
+    },
+    "laptop": {"05_segmentation": {"seeds": 3}},  # more would take longer than everything else
+}
+"""Parameters that fit chapters to a scale."""
+
+FEW = {"01_explore": {"n": 8}, "02_train": {"n": 8}}
+"""Parameters at smoke scale where rats are simulated; of a folder all scans are taken."""
 
 
-def pages(scale: str, cohort: str, n: int | None) -> list[Page]:
-    """All chapters in the order in which they need each other; the models' runs are shared."""
+def shown(models: Sequence[str]) -> str:
+    """The model that chapters about a single run show."""
+    return "sigmarat2" if "sigmarat2" in models else models[-1]
+
+
+def pages(scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS, data: str = "") -> list[Page]:
+    """All chapters in an order in which they can be executed.
+
+    Parameters
+    ----------
+    scale, cohort, n, models : str, str, int, sequence of str
+        As they were asked for.
+    data : str
+        What is known of the cohort's content; the names of runs depend on it.
+    """
     rats = {"cohort": cohort} | ({"n": n} if n else {})
-    training = [f"02_train_{model}" for model in MODELS]
-    runs = {model: f"runs/{model}" for model in MODELS}
-    shown = [f"02_train_{SHOWN}"]
-    one, every = {"run_dir": runs[SHOWN]}, {"run_dirs": ",".join(runs.values())}
-    size = defaultdict(dict, sized(scale, cohort))
-    found = [Page("01_explore", "01_explore", size["01_explore"] | rats)]
-    found += [
-        Page(stem, "02_train", size["02_train"] | rats | {"model": model, "scale": scale, "run_dir": runs[model]})
-        for stem, model in zip(training, MODELS, strict=True)
-    ]
-    after = {
-        "03_inspect": (one, shown),
-        "05_segmentation": (one, shown),
+    few = FEW if scale == "smoke" and cohort in SIMULATED else {}
+    size = defaultdict(dict, SIZED.get(scale, {}) | few)
+    training, made_by = {}, digest(run_digest(), data, *_making())
+    for model in models:
+        parameters = size["02_train"] | rats | {"model": model, "scale": scale}
+        parameters["run_dir"] = f"runs/{model}-{digest(made_by, json.dumps(parameters, sort_keys=True))[:8]}"
+        training[model] = Page(f"02_train_{model}", "02_train", parameters)
+    runs = {model: page.parameters["run_dir"] for model, page in training.items()}
+    one, every = {"run_dir": runs[shown(models)]}, {"run_dirs": ",".join(runs.values())}
+    first, all_of_them = [training[shown(models)].stem], [page.stem for page in training.values()]
+    after = {  # the longest first, so that two at a time end together
+        "07_judge": (every, all_of_them),
+        "05_segmentation": (one, first),
+        "03_inspect": (one, first),
         # the network of chapter 5 is one more measure of chapter 4
-        "04_quality": (every, [*training, "05_segmentation"]),
-        "06_latent": (one, shown),
-        "07_judge": (every, training),
+        "04_quality": (every, [*all_of_them, "05_segmentation"]),
+        "06_latent": (one, first),
     }
-    return found + [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]
+    about_runs = [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]
+    return [Page("01_explore", "01_explore", size["01_explore"] | rats), *training.values(), *about_runs]
+
+
+def _making() -> list[str]:
+    """The cells of the training chapter that make the run."""
+    cells = code_of(nbformat.read(BOOK / "02_train.ipynb", 4))
+    return [meaning(cell) for cell in cells if any(word in cell for word in ("train(", "open_cohort(", "run_dir:"))]
 
 
 def fitted(page: Page, run: Path, cohort: str) -> Page | str:
@@ -120,9 +145,7 @@ def code_of(notebook: nbformat.NotebookNode) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def execute(
-    page: Page, work: Path, key: str, limit: int, data: str = ""
-) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
+def execute(page: Page, work: Path, key: str, limit: int) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
     """A chapter with its outputs, and how it was executed; from the cache if nothing that matters has changed."""
     source = BOOK / f"{page.notebook}.ipynb"
     done, note = work / "executed" / f"{page.stem}.ipynb", work / "executed" / f"{page.stem}.json"
@@ -130,11 +153,6 @@ def execute(
     if known.get("key") != key:
         done.parent.mkdir(parents=True, exist_ok=True)
         note.unlink(missing_ok=True)
-        # of the chapter's own cells those that make the run
-        lines = [cell for cell in code_of(nbformat.read(source, 4)) if "train(" in cell or "open_cohort(" in cell]
-        made = digest(data, json.dumps(page.parameters, sort_keys=True), manifest_digest(), *lines)
-        run = page.parameters.get("run_dir", "")
-        set_aside(page.stem, page.notebook, run, work, made if page.notebook == "02_train" else "")
         print(f"  {page.stem}: executing", flush=True)
         began = time.monotonic()
         _papermill(page, source, done, work, limit)

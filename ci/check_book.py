@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+import platform
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +21,11 @@ import vendor
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "book" / "_build" / "html"
+FETCHED = ROOT / "ci" / "chrome"
 PHONE = 480
+AT_ONCE = 4
+"""Pages open at a time: most of the time a page waits."""
+
 SERIOUS = ("serious", "critical")
 ALSO = ("heading-order", "image-alt", "label")
 """Rules of axe that count whatever their impact."""
@@ -37,12 +44,17 @@ AXE = """
 
 
 def browser_path() -> str:
-    """Chromium or Chrome on this machine; SystemExit where there is none."""
+    """Chromium or Chrome on this machine, or one that is fetched; SystemExit where there can be none."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
+    if found := next(filter(None, map(shutil.which, names)), None):
+        return found
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         sys.exit(f"no browser was found under the names {', '.join(names)}: install Chromium to check the book")
-    return found
+    (vendor.fetch("chromium") / "chromium").chmod(0o755)
+    done = subprocess.run([FETCHED, "--version"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"the browser that was fetched does not run here, install Chromium: {done.stderr.strip()[-300:]}")
+    return str(FETCHED)
 
 
 @contextlib.contextmanager
@@ -50,6 +62,7 @@ def served(folder: Path) -> Iterator[str]:
     """The folder over http on a free port of this machine."""
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    server.handle_error = lambda *_: None  # a page that is closed before it has everything is no fault
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -73,48 +86,53 @@ def check(folder: Path, axe: Path | None = None) -> list[str]:
     list of str
         A line a fault, ``page (how it was opened): what``; empty if all is well.
     """
-    from playwright.sync_api import sync_playwright
-
     pages = sorted(path for path in folder.rglob("*.html") if "_static" not in path.relative_to(folder).parts)
     # a page that only sends on to another is checked where it leads
     pages = [path for path in pages if 'http-equiv="refresh"' not in path.read_text(encoding="utf-8").lower()]
-    if not pages:
-        return [f"{folder}: no pages"]
-    faults: dict[str, None] = {}
-    with sync_playwright() as driver, served(folder) as address:
-        browser = driver.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
-        for how, start in (("http", address), ("file", folder.resolve().as_uri())):
-            for path in pages:
-                name = path.relative_to(folder).as_posix()
-                for fault in _page(browser, f"{start}/{name}", start, folder, axe if how == "http" else None):
-                    faults[f"{name} ({how}): {fault}"] = None
-            if (folder / "search.html").is_file():
-                for fault in _search(browser, start):
-                    faults[f"search.html ({how}): {fault}"] = None
-        browser.close()
-    return list(faults)
+    return asyncio.run(_check(folder, pages, axe)) if pages else [f"{folder}: no pages"]
 
 
-def _guard(page: Any, start: str, faults: list[str]) -> None:
+async def _check(folder: Path, pages: list[Path], axe: Path | None) -> list[str]:
+    from playwright.async_api import async_playwright
+
+    names = [path.relative_to(folder).as_posix() for path in pages]
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def look(how: str, start: str, name: str) -> list[str]:
+        async with at_once:
+            found = await _page(browser, f"{start}/{name}", start, folder, axe if how == "http" else None)
+            if name == "search.html":
+                found += await _search(browser, start)
+        return [f"{name} ({how}): {fault}" for fault in dict.fromkeys(found)]
+
+    async with async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        with served(folder) as address:
+            ways = (("http", address), ("file", folder.resolve().as_uri()))
+            found = await asyncio.gather(*(look(how, start, name) for how, start in ways for name in names))
+        await browser.close()
+    return [fault for faults in found for fault in faults]
+
+
+async def _guard(page: Any, start: str, faults: list[str]) -> None:
     """Refuse what a page asks of other hosts, and count it as a fault."""
 
-    def refuse(route: Any) -> None:
+    async def refuse(route: Any) -> None:
         asked = route.request.url
         if asked.startswith((start, "data:", "blob:")):
-            route.continue_()
+            await route.continue_()
         else:
             faults.append(f"asks another host: {asked[:100]}")
-            route.abort()
+            await route.abort()
 
-    page.route("**/*", refuse)
+    await page.route("**/*", refuse)
 
 
-def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) -> list[str]:
+async def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) -> list[str]:
     faults: list[str] = []
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-
-    _guard(page, start, faults)
+    context = await browser.new_context(viewport={"width": 1200, "height": 900})
+    page = await context.new_page()
+    await _guard(page, start, faults)
     page.on("pageerror", lambda error: faults.append(f"a script failed: {str(error)[:150]}"))
 
     def heard(line: Any) -> None:
@@ -122,37 +140,37 @@ def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | None) ->
             faults.append(f"console: {line.text[:150]} {line.location.get('url', '')[:100]}")
 
     page.on("console", heard)
-    page.goto(url, wait_until="load")
-    page.evaluate("() => window.MathJax?.startup?.promise")
-    page.wait_for_timeout(400)
+    await page.goto(url, wait_until="load")
+    await page.evaluate("() => window.MathJax?.startup?.promise")
+    await page.wait_for_timeout(400)
     if axe is not None:
-        page.add_script_tag(content=axe.read_text(encoding="utf-8"))
-        for one in page.evaluate(AXE):
+        await page.add_script_tag(content=axe.read_text(encoding="utf-8"))
+        for one in await page.evaluate(AXE):
             if one["impact"] in SERIOUS or one["id"] in ALSO:
                 faults.append(f"accessibility: {one['id']} ({one['impact']}) at {'; '.join(one['where'])[:160]}")
-    faults += page.evaluate(LOOK)
-    faults += _broken(page.evaluate(LINKS), start, folder)
-    page.set_viewport_size({"width": PHONE, "height": 900})
-    page.wait_for_timeout(100)
-    if (wide := page.evaluate(WIDE)) > 0:
+    faults += await page.evaluate(LOOK)
+    faults += _broken(await page.evaluate(LINKS), start, folder)
+    await page.set_viewport_size({"width": PHONE, "height": 900})
+    await page.wait_for_timeout(100)
+    if (wide := await page.evaluate(WIDE)) > 0:
         faults.append(f"wider than a phone of {PHONE} px by {wide} px")
-    context.close()
+    await context.close()
     return faults
 
 
-def _search(browser: Any, start: str) -> list[str]:
+async def _search(browser: Any, start: str) -> list[str]:
     """Whether the book finds a word that is in it, and links to where it is."""
-    page = browser.new_page()
+    page = await browser.new_page()
     faults: list[str] = []
     page.on("console", lambda line: faults.append(f"console: {line.text[:150]}") if line.type == "error" else None)
-    _guard(page, start, faults)
-    page.goto(f"{start}/search.html?q={SEARCHED}", wait_until="load")
+    await _guard(page, start, faults)
+    await page.goto(f"{start}/search.html?q={SEARCHED}", wait_until="load")
     with contextlib.suppress(Exception):
-        page.wait_for_selector("#search-results li a", timeout=5000)
-    page.wait_for_timeout(300)  # what stands around the words comes after the links
-    if not page.query_selector_all("#search-results li a"):
+        await page.wait_for_selector("#search-results li a", timeout=5000)
+    await page.wait_for_timeout(300)  # what stands around the words comes after the links
+    if not await page.query_selector_all("#search-results li a"):
         faults.append(f"a search for {SEARCHED} finds nothing")
-    page.close()
+    await page.close()
     return faults
 
 

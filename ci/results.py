@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from cache import ROOT
-from chapters import BOOK, MODELS, SHOWN
+from chapters import BOOK, MODELS, shown
 from PIL import Image
 
 from labkit.evidence.segmentation.arms import ARMS
 from labkit.evidence.segmentation.gains import PAPER_GAINS
 from labkit.training import PAPER_TRAIN
 
+SHOWN = shown(MODELS)
 OUT = BOOK / "reference" / "results"
 README = ROOT / "README.md"
 ROWS = {
@@ -136,26 +137,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="ci/results.py", description=__doc__.splitlines()[0])
     parser.add_argument("build", nargs="?", type=Path, default=ROOT / "build" / "book" / "laptop-sigma")
     build = parser.parse_args().build
-    runs, tour = build / "runs", build / "source" / "assets" / "tour.png"
-    if absent := [path for path in (runs / SHOWN / "metrics.md", tour) if not path.exists()]:
+    tour = build / "source" / "assets" / "tour.png"
+    if absent := [path for path in (build / SHOWN / "metrics.md", tour) if not path.exists()]:
         sys.exit(f"{absent[0]} is not there: run ci/book --scale laptop --cohort sigma first")
     parts = {
         "picture": picture(),
-        "caption": caption(runs),
-        "results": table((runs / SHOWN / "metrics.md").read_text(encoding="utf-8")),
-        "segmentation": gains(runs / SHOWN / "segmentation", build.resolve().name.split("-")[0]),
-        "times": times(runs),
+        "caption": caption(build),
+        "results": table((build / SHOWN / "metrics.md").read_text(encoding="utf-8")),
+        "segmentation": gains(build / SHOWN / "segmentation", build.resolve().name.split("-")[0]),
+        "times": times(build),
     }
     readme = README.read_text(encoding="utf-8")
     OUT.mkdir(parents=True, exist_ok=True)
     for name, content in parts.items():
         readme = replaced(readme, name, content)
         (OUT / f"{name}.md").write_text(content, encoding="utf-8")
-    shutil.copy(runs / SHOWN / "metrics.md", OUT / "metrics.md")
+    shutil.copy(build / SHOWN / "metrics.md", OUT / "metrics.md")
     with Image.open(tour) as image:
         size = WIDTH, round(WIDTH * image.height / image.width)
         image.convert("L").resize(size, Image.Resampling.LANCZOS).save(OUT / "tour.png", optimize=True)
-    kept = {model: json.loads((runs / model / "provenance.json").read_text(encoding="utf-8")) for model in MODELS}
+    kept = {model: json.loads((build / model / "provenance.json").read_text(encoding="utf-8")) for model in MODELS}
     (OUT / "provenance.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     README.write_text(readme, encoding="utf-8")
     print(*(f"{name}:\n{content}" for name, content in parts.items()), sep="\n")

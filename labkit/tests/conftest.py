@@ -1,6 +1,8 @@
 """What every test may rely on: no screen, no network data, and never the user's own cache."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,15 @@ def mirror() -> Path:
     if not os.environ.get("LABKIT_MIRROR") or not folder.is_dir():
         pytest.skip("needs the published files: set LABKIT_MIRROR to a folder that holds sigma/ and scans/")
     return folder.absolute()
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """Where a real browser is; the test is skipped where there can be none, with the reason."""
+    pytest.importorskip("playwright")
+    words = "import sys; sys.path.insert(0, 'ci'); import check_book; print(check_book.browser_path())"
+    top = Path(__file__).resolve().parents[2]
+    found = subprocess.run([sys.executable, "-c", words], cwd=top, capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip(found.stderr.strip().splitlines()[-1])
+    return found.stdout.strip()

@@ -11,16 +11,8 @@ CI = Path(__file__).parents[2] / "ci"
 
 
 def test_the_training_benchmark_ends_with_one_json_object():
-    command = [
-        sys.executable,
-        str(CI / "bench_training.py"),
-        "--scale",
-        "smoke",
-        "--iterations",
-        "2",
-        "--device",
-        "cpu",
-    ]
+    words = ["--scale", "smoke", "--iterations", "2", "--device", "cpu"]
+    command = [sys.executable, str(CI / "bench_training.py"), *words]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     result = json.loads(lines[-1])
     assert {"ratio_fp32", "ratio_bf16", "iterations_per_s", "device"} <= result.keys()

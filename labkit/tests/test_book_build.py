@@ -1,6 +1,7 @@
 """What ci/book does beside executing: the cache's key, outputs put back into edited prose, pages tidied."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from labkit import runs
+from labkit.data.simulate.library import meaning
 
 CI = Path(__file__).resolve().parents[2] / "ci"
 if not (CI / "book.py").is_file():
@@ -52,14 +53,10 @@ def test_outputs_are_put_back_under_prose_that_changed(chapters):
     nbformat.validate(merged)
 
 
-def test_only_what_runs_is_part_of_the_key(cache, tmp_path):
-    path = tmp_path / "a.py"
-    path.write_text('def f(x):\n    """Words."""\n    return x  # why\n')
-    first = cache.meaning(path)
-    path.write_text('def f(x):\n    """Other words."""\n\n    return x\n\n\n"""And more."""\n')
-    assert cache.meaning(path) == first
-    path.write_text('def f(x):\n    """Words."""\n    return x + 1\n')
-    assert cache.meaning(path) != first
+def test_only_what_runs_is_part_of_the_key():
+    first = meaning('def f(x):\n    """Words."""\n    return x  # why\n')
+    assert meaning('def f(x):\n    """Other words."""\n\n    return x\n\n\n"""And more."""\n') == first
+    assert meaning('def f(x):\n    """Words."""\n    return x + 1\n') != first
 
 
 def test_a_folders_contents_are_part_of_the_key(book, tmp_path):
@@ -150,8 +147,7 @@ def test_what_was_fetched_has_to_be_what_is_listed(book, tmp_path, monkeypatch):
     assert not (tmp_path / "mathjax").exists()
 
 
-def test_small_parameters_are_for_simulated_cohorts_and_every_chapter_has_a_table(book, chapters):
-    assert set(chapters.sized("smoke", "phantom")) == {path.stem for path in book.BOOK.glob("[0-9]*.ipynb")}
+def test_a_few_scans_are_for_simulated_cohorts(book):
     by_stem = {page.stem: page.parameters for page in book.pages("smoke", "phantom", None)}
     assert by_stem["02_train_adni"]["n"] == 8
     assert {page.stem: page.parameters for page in book.pages("smoke", "phantom", 5)}["01_explore"]["n"] == 5
@@ -181,7 +177,7 @@ def test_the_repository_is_the_one_on_github_if_it_is_there(book, monkeypatch, u
 @pytest.mark.parametrize("words, said", [
     (["--n", "4"], "5 animals or more"), (["--cohort", "nowhere"], "a folder of NIfTI scans that is there"),
     (["--repository", "https://github.com/a/b"], "write OWNER/NAME"), (["--to", "."], "is not an empty folder"),
-    (["--scale", "huge"], "smoke"),
+    (["--scale", "huge"], "smoke"), (["--models", "adni,vae"], "vae: allowed are adni"),
 ])  # fmt: skip
 def test_what_cannot_be_built_is_refused_before_any_work(book, monkeypatch, capsys, words, said):
     monkeypatch.setattr(sys, "argv", ["ci/book", "--here", str(CI), *words])
@@ -216,77 +212,56 @@ def test_a_chapter_suits_the_cohort_or_is_left_out(chapters, monkeypatch, held_o
             assert isinstance(found, str) and expected[page.stem] in found
 
 
-def test_code_that_training_depends_on_is_found_by_its_imports(cache):
-    def names(*modules):
-        return {path.relative_to(cache.ROOT).as_posix() for path in cache.reached(modules)}
-
-    of_training = names("labkit.training")
-    assert {"labkit/updates.py", "labkit/losses.py", "labkit/networks.py", "labkit/convolutions.py"} <= of_training
-    assert not any(name.startswith(("labkit/figures", "labkit/judging", "labkit/widgets")) for name in of_training)
-    assert {"labkit/simulate/__init__.py", "labkit/simulate/scanner.py"} <= names("labkit.data.sources")
-    assert "labkit/segmentation/evidence.py" not in names("labkit.evidence.segmentation.experiment")
-
-
 @pytest.fixture
-def aside(cache, tmp_path):
-    """Set aside in a build folder: aside(notebook, settings)."""
+def tree(cache, chapters, tmp_path, monkeypatch):
+    """A repository of a few files: tree(name, text) writes one and gives the name of the run that it makes."""
+    for module in (cache, chapters):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
 
-    def call(notebook, settings=""):
-        stem = f"{notebook}_adni" if notebook == "02_train" else notebook
-        cache.set_aside(stem, notebook, "runs/adni", tmp_path, settings)
+    def written(name, text, **what):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        pages = chapters.pages("laptop", "phantom", None, ["adni"], **what)
+        return pages[1].parameters["run_dir"]
 
-    return call
-
-
-def make_run(folder, name):
-    for part in ("synthetic", "reconstructed", "segmentation", "judging"):
-        (folder / part).mkdir(parents=True)
-        (folder / part / name).touch()
-
-
-def parts(run):
-    return {path.name for path in run.iterdir() if path.is_dir()}
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "constraints.txt").write_text("jupyterlab==4.0\ntorch==2.6\ntorchmetrics==1\n")
+    return written
 
 
-def test_a_run_that_was_made_otherwise_is_moved_and_comes_back(aside, tmp_path):
-    run, before = tmp_path / "runs" / "adni", tmp_path / "before"
-    make_run(run, "old")
-    aside("02_train", "first")  # nobody knows what made it
-    assert not run.exists() and (before / "02_train_adni-unknown" / "adni" / "judging" / "old").exists()
-    make_run(run, "first")
-    aside("02_train", "first")  # also if it was interrupted: it goes on
-    assert (run / "judging" / "first").exists()
-    aside("02_train", "second")
-    assert not run.exists()
-    make_run(run, "second")
-    aside("02_train", "first")
-    assert (run / "judging" / "first").exists()
-    aside("02_train", "second")
-    assert (run / "judging" / "second").exists()
-    assert {path.name for path in tmp_path.rglob("judging/*")} == {"old", "first", "second"}  # nothing is deleted
+def test_a_run_is_named_after_all_that_makes_it_and_nothing_else(tree):
+    first = tree("labkit/training.py", "def train():\n    return 1\n")
+    assert re.fullmatch("runs/adni-[0-9a-f]{8}", first)
+    assert tree("labkit/training.py", 'def train():\n    """Words."""\n    return 1  # why\n') == first
+    assert tree("labkit/figures/slices.py", "x = 1\n") == tree("labkit/evidence/metrics/a.py", "x = 1\n") == first
+    assert tree("ci/constraints.txt", "jupyterlab==4.1\ntorch==2.6\ntorchmetrics==2\n") == first
+    names = {
+        first,
+        tree("labkit/figures/a.py", "", data="other scans"),
+        tree("ci/constraints.txt", "torch==2.7\n"),
+        tree("data_manifest/sigma.toml", "sha256 = 1\n"),
+        tree("labkit/data/simulate/scanner.py", "x = 1\n"),
+        tree("labkit/evidence/segmentation/network.py", "x = 1\n"),
+        tree("labkit/training.py", "def train():\n    return 2\n"),
+    }
+    assert len(names) == 7
 
 
-def test_only_the_folders_that_a_chapter_makes_are_moved(aside, cache, tmp_path, monkeypatch):
-    run = tmp_path / "runs" / "adni"
-    make_run(run, "x")
-    aside("03_inspect")
-    assert parts(run) == {"segmentation", "judging"}
-    (run / "synthetic").mkdir()
-    aside("03_inspect")
-    aside("07_judge")
-    assert parts(run) == {"synthetic", "segmentation", "judging"}
-    monkeypatch.setattr(cache, "meaning", lambda path: "other code")
-    aside("03_inspect")
-    aside("05_segmentation")
-    assert parts(run) == {"judging"}
+def test_of_chosen_models_all_chapters_are_made_and_the_others_have_no_page(book, tmp_path):
+    pages = {page.stem: page for page in book.pages("smoke", "phantom", None, ["sigmarat1", "adni"])}
+    assert {stem for stem in pages if stem.startswith("02")} == {"02_train_sigmarat1", "02_train_adni"}
+    assert pages["03_inspect"].parameters["run_dir"] == pages["02_train_adni"].parameters["run_dir"]
+    assert pages["04_quality"].parameters["run_dirs"].count(",") == 1
+    book.assemble(tmp_path / "source", ["sigmarat1", "adni"])
+    for name in ("_toc.yml", "intro.md"):
+        text = (tmp_path / "source" / name).read_text()
+        assert "02_train_adni" in text and "02_train_sigmarat2" not in text
 
 
-def test_a_run_that_is_being_trained_is_not_moved(aside, tmp_path):
-    run = tmp_path / "runs" / "adni"
-    make_run(run, "x")
-    with runs.locked(run), pytest.raises(SystemExit, match="being trained by another process"):
-        aside("02_train", "other")
-    assert (run / "judging" / "x").exists()
+def test_the_packages_that_compute_are_pinned(cache):
+    pins = (cache.ROOT / "ci" / "constraints.txt").read_text()
+    assert all(f"\n{name}==" in pins for name in cache.COMPUTING)
 
 
 def test_a_folder_is_replaced_if_nothing_is_lost_with_it(book, tmp_path):
@@ -304,20 +279,6 @@ def test_a_chapter_that_was_left_out_has_a_page_that_says_so(book, tmp_path):
     book.write_left_out("07_judge", "it needs more.", tmp_path)
     text = (tmp_path / "07_judge.md").read_text()
     assert text == "# Judge: can you tell?\n\nThis chapter was left out: it needs more.\n"
-
-
-def test_a_run_depends_on_packages_that_compute_and_on_no_other(cache, tmp_path, monkeypatch):
-    def key(text):
-        (tmp_path / "ci").mkdir(exist_ok=True)
-        (tmp_path / "ci" / "constraints.txt").write_text(text)
-        monkeypatch.setattr(cache, "ROOT", tmp_path)
-        return cache.pins_digest()
-
-    pins = (cache.ROOT / "ci" / "constraints.txt").read_text()
-    assert all(f"\n{name}==" in pins for name in cache.COMPUTING)
-    first = key("jupyterlab==4.0\ntorch==2.6\ntorchmetrics==1\n")
-    assert key("jupyterlab==4.1\ntorch==2.6\ntorchmetrics==2\n") == first
-    assert key("jupyterlab==4.0\ntorch==2.7\ntorchmetrics==1\n") != first
 
 
 def test_another_choice_of_members_is_fetched_again(book, tmp_path, monkeypatch):

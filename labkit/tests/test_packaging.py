@@ -122,6 +122,16 @@ def test_the_citation_names_the_paper_and_sigma():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no executable bits")
-@pytest.mark.parametrize("script", ["ci/environment", "ci/test", "ci/lint_notebooks", ".ci/run"])
+@pytest.mark.parametrize("script", ["ci/environment", "ci/test", "ci/lint_notebooks", "ci/chrome", ".ci/run"])
 def test_the_scripts_can_be_executed(script):
     assert os.access(ROOT / script, os.X_OK)
+
+
+def test_hooks_before_a_commit_are_those_of_the_check_and_at_its_versions():
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    assert [repository["repo"] for repository in repositories] == ["local"], "others bring a ruff of their own"
+    hooks = repositories[0]["hooks"]
+    check = (ROOT / "ci" / "test").read_text("utf-8")
+    assert all(hook["language"] == "system" and hook["entry"].startswith(".venv/bin/python ") for hook in hooks)
+    for words in ("-m ruff check", "-m ruff format", "ci/lint_notebooks.py"):
+        assert words in check and any(words in hook["entry"] for hook in hooks)

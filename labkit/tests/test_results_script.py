@@ -39,11 +39,11 @@ def metrics(script, left_out=()):
 def build(script, tmp_path):
     tmp_path = tmp_path / "laptop-sigma"
     for model in script.MODELS:
-        folder = tmp_path / "runs" / model
+        folder = tmp_path / model
         folder.mkdir(parents=True)
         sittings = [SITTING, SITTING | {"from": 600, "to": 1200}]
         (folder / "provenance.json").write_text(json.dumps({"sittings": sittings}))
-    shown = tmp_path / "runs" / script.SHOWN
+    shown = tmp_path / script.SHOWN
     (shown / "metrics.md").write_text(metrics(script))
     (shown / "config.json").write_text(json.dumps({"scale": {"size": 32}}))
     (shown / "segmentation" / "laptop-x").mkdir(parents=True)
@@ -85,8 +85,8 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
 
 def test_a_picture_from_a_gpu_names_it(script, build):
     sittings = [SITTING | {"device": "NVIDIA H100 80GB HBM3", "seconds": 3600.0}]
-    (build / "runs" / script.SHOWN / "provenance.json").write_text(json.dumps({"sittings": sittings}))
-    assert "after 60.0 minutes of training on NVIDIA H100 80GB HBM3 (32³ voxels)" in script.caption(build / "runs")
+    (build / script.SHOWN / "provenance.json").write_text(json.dumps({"sittings": sittings}))
+    assert "after 60.0 minutes of training on NVIDIA H100 80GB HBM3 (32³ voxels)" in script.caption(build)
 
 
 def test_what_is_missing_is_named(script, build, monkeypatch):
