@@ -1,7 +1,9 @@
 // What ci/check_book asks of every page, in the page: a list of faults in words.
 async () => {
   const faults = [], images = [...document.querySelectorAll("article img, main img")];
-  if (document.body.innerText.includes("Traceback (most recent call last)")) faults.push("a saved traceback");
+  // an example of the reference may show the error that it teaches
+  const tracebacks = [...document.querySelectorAll("pre")].filter((pre) => pre.innerText.includes("Traceback (most recent call last)"));
+  if (tracebacks.some((pre) => !pre.closest(".doctest"))) faults.push("a saved traceback");
   for (const image of images) {
     const name = (image.getAttribute("src") || "").slice(0, 60), alt = image.getAttribute("alt");
     if (getComputedStyle(image).display === "none" && image.closest(".interactive-figure")) continue; // drawn instead
