@@ -170,10 +170,10 @@ class Experiment:
         return real, {"labels": "none added"}
 
     def real(self, arm: Arm, seed: int) -> Examples:
-        """The real scans of an arm: whole animals, other ones for each seed."""
+        """The real scans of an arm, or none: whole animals, other ones for each seed."""
         animals = np.array(sorted(set(self.train.subjects)))
         order = np.random.default_rng([seed, 7]).permutation(animals)
-        mine = set(order[: max(arm.real > 0, round(arm.real * len(animals)))].tolist())
+        mine = set(order[: max(int(arm.real > 0), round(arm.real * len(animals)))].tolist())
         return self._real.take([i for i, subject in enumerate(self.train.subjects) if subject in mine])
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:
