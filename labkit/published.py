@@ -63,10 +63,9 @@ def draw(variant: Variant, scale: Scale, seed: int) -> Randomness:
     """Draw one iteration's codes and weights on the CPU, in the order of the fields."""
     g = torch.Generator().manual_seed(seed)
     b, z = scale.batch_size, variant.latent_dim
-    codes = [torch.randn(b, z, generator=g) for _ in range(3)]
-    return Randomness(
-        *codes, *(torch.rand(b, 1, 1, 1, 1, generator=g) for _ in range(2)), torch.rand(b, 1, generator=g)
-    )
+    z_rand, z_critic, z_code = (torch.randn(b, z, generator=g) for _ in range(3))
+    mix_rec, mix_rand = (torch.rand(b, 1, 1, 1, 1, generator=g) for _ in range(2))
+    return Randomness(z_rand, z_critic, z_code, mix_rec, mix_rand, torch.rand(b, 1, generator=g))
 
 
 def group(layer: nn.Module, norm: str, spectral: bool, slope: float | None) -> list[nn.Module]:

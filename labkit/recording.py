@@ -241,7 +241,7 @@ class Recorder:
 @contextlib.contextmanager
 def _stop_signals(asked: list[int]) -> Iterator[None]:
     """Collect SIGINT and SIGTERM in `asked`."""
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     with contextlib.suppress(ValueError):  # handlers belong to the main thread; elsewhere signals stay as they are
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, lambda which, frame: asked.append(which))

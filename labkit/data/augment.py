@@ -10,7 +10,7 @@ matrix products, which autocast would round to bfloat16.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from labkit.data.grids import STUDY_ZOOMS
 
 REFERENCE_SIZE = 64  # the cube in whose voxels the paper gives translations
-_OFF = {  # each transform's field, and the value of it that does nothing
+_OFF: dict[str, tuple[str, Any]] = {  # each transform's field, and the value of it that does nothing
     "rotation": ("rotation_rad", 0.0),
     "flip": ("flip_axis", None),
     "intensity": ("intensity", 0.0),
@@ -75,7 +75,7 @@ class Augmentation:
     translation_voxels: tuple[float, float, float] = (4.0, 4.0, 0.0)
     # paper: rotation up to 3 degrees; the release's is in voxels, which at 0.375 x 0.375 x 0.5 mm also stretches the
     # brain by 2 %. ours: in mm, so that no shape changes; (1, 1, 1) is the release's way.
-    voxel_mm: tuple[float, float, float] = STUDY_ZOOMS
+    voxel_mm: tuple[float, ...] = STUDY_ZOOMS
 
     def __post_init__(self) -> None:
         for name in ("zoom", "translation_voxels", "voxel_mm"):  # JSON gives lists; equality and hashing need tuples
@@ -158,7 +158,7 @@ def _to_draws(on: Tensor, u: Tensor, size: int, augmentation: Augmentation) -> D
     )
 
 
-def affine_matrices(draws: Draws, voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Tensor:
+def affine_matrices(draws: Draws, voxel_mm: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Tensor:
     """Where each output voxel comes from.
 
     The content is turned about axis 0, then 1, then 2 (fixed axes through the middle of the cube; a positive angle
@@ -248,8 +248,8 @@ def augment(
     shape = tuple(volumes.shape)
     if len(shape) != 5 or shape[1] != 1 or len(set(shape[2:])) != 1 or not volumes.is_floating_point():
         raise ValueError(f"volumes are {shape} of {volumes.dtype}; give (N, 1, S, S, S) of a floating dtype in [-1, 1]")
-    fits = labels is None or tuple(labels.shape) in (shape, shape[:1] + shape[2:])
-    if not fits or (labels is not None and labels.is_floating_point()):
+    fitting = (shape, shape[:1] + shape[2:])
+    if labels is not None and (tuple(labels.shape) not in fitting or labels.is_floating_point()):
         raise ValueError(f"labels are {tuple(labels.shape)} of {labels.dtype}; give integers, {shape} or without the 1")
     if generator.device.type != volumes.device.type:
         raise ValueError(f"the generator is on {generator.device}; make it with torch.Generator('{volumes.device}')")
@@ -265,7 +265,7 @@ def _transform(volumes: Tensor, labels: Tensor | None, draws: Draws, generator: 
     """Carry out `draws`; branches on data only where that makes nobody wait."""
     active, each = augmentation.transforms, (-1, 1, 1, 1, 1)
     stacks = [volumes] if labels is None else [volumes, labels.reshape(volumes.shape)]
-    if "flip" in active:
+    if augmentation.flip_axis is not None:
         stacks = [torch.where(draws.flip.view(each), s.flip(2 + augmentation.flip_axis), s) for s in stacks]
     if {"rotation", "zoom", "translation"} & set(active):
         matrices = affine_matrices(draws, augmentation.voxel_mm)

@@ -23,7 +23,7 @@ PROCESSING = ("desc-", "space-", "res-", "label-", "atlas-", "den-")
 
 NOT_MAGNITUDE = {"part-phase", "part-real", "part-imag"}
 
-_NAME = re.compile(r"^(?P<stem>.+?)\.nii(\.gz)?$", re.IGNORECASE)
+_ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ def parse_name(path: Path) -> Name | None:
     ``sub-03_ses-1_run-2_T2w.nii.gz`` is subject 03, session ``ses-1_run-2``; ``rat7_dseg.nii`` is subject rat7.
     Entities that describe processing (``desc``, ``space``, ``res``, ``label``, ``atlas``) do not tell scans apart.
     """
-    match = _NAME.match(path.name)
-    if match is None or path.name.startswith("."):
+    stem = _stem(path)
+    if stem == path.name or path.name.startswith("."):
         return None
-    parts = match["stem"].split("_")
+    parts = stem.split("_")
     if not parts[0].startswith("sub-"):
         known = {suffix.lower() for suffix in (*SUFFIXES, *NOT_SCANS)}
         has_suffix = parts[-1].lower() in known
-        return Name("_".join(parts[:-1] if has_suffix else parts) or match["stem"], "", parts[-1] if has_suffix else "")
+        return Name("_".join(parts[:-1] if has_suffix else parts) or stem, "", parts[-1] if has_suffix else "")
     suffix = parts.pop() if "-" not in parts[-1] else ""
     kept = [part for part in parts[1:] if not part.startswith(PROCESSING)]
     return Name(parts[0].removeprefix("sub-"), "_".join(kept), suffix)
@@ -92,8 +92,8 @@ def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[ScanFiles]
     label_files: dict[str, list[tuple[Path, Name]]] = {}
     for path, name in [*named, *_named_files(folder / "derivatives")]:
         if name.suffix.lower() == "dseg":
-            for key in {name.subject, f"file {_stem(path)}"}:
-                label_files.setdefault(key, []).append((path, name))
+            for whose in {name.subject, f"file {_stem(path)}"}:
+                label_files.setdefault(whose, []).append((path, name))
 
     wanted = suffix if suffix is not None else (_common_suffix(scans) if subjects else None)
     found: dict[tuple[str, str], ScanFiles] = {}
@@ -140,7 +140,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _stem(path: Path) -> str:
-    return _NAME.match(path.name)["stem"]
+    return _ENDING.sub("", path.name)
 
 
 def _fitting_labels(path: Path, name: Name, candidates: list[tuple[Path, Name]]) -> list[Path]:

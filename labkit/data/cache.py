@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Entry:
         """Keep a scan in place of what was kept of its file before; OSError where the disk does not take it."""
         record = {name: getattr(scan, name) for name in ("subject", "session", "suffix", "digest")}
         record |= {"key": self.key, "affine": scan.affine.tolist(), "origin": asdict(scan.origin)}
-        arrays = {"image": scan.image} | ({} if scan.labels is None else {"labels": scan.labels})
+        arrays: dict[str, Any] = {"image": scan.image} | ({} if scan.labels is None else {"labels": scan.labels})
         with whole_file(self.path) as partial:
             np.savez(partial, record=np.array(json.dumps(record)), **arrays)
 

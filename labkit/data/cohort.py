@@ -17,6 +17,7 @@ from typing import overload
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
 from labkit.data import bids, nifti, volumes
 from labkit.data.nifti import Origin
@@ -61,9 +62,9 @@ class Scan:
     digest: str
 
     @property
-    def zooms(self) -> tuple[float, float, float]:
+    def zooms(self) -> tuple[float, ...]:
         """Voxel size along the array's axes, mm."""
-        return tuple(float(zoom) for zoom in np.round(nib.affines.voxel_sizes(self.affine), 5))
+        return tuple(float(zoom) for zoom in np.round(voxel_sizes(self.affine), 5))
 
     def nifti(self) -> nib.Nifti1Image:
         """The scan on the cohort's grid as an image in memory (mm)."""
@@ -178,7 +179,7 @@ class Cohort(Sequence[Scan]):
         return tuple(scan.subject for scan in self)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Voxels of every scan along right, superior, anterior; (0, 0, 0) where there is none."""
         return tuple(self._scans[0].image.shape) if self._scans else (0, 0, 0)
 
@@ -274,14 +275,15 @@ class Cohort(Sequence[Scan]):
         >>> rats[:2].label_maps(32).unique().tolist()
         [0, 1, 2, 3]
         """
-        without = [scan.subject for scan in self if scan.labels is None]
-        if without:
+        maps = [scan.labels for scan in self if scan.labels is not None]
+        if len(maps) < len(self):
+            without = [scan.subject for scan in self if scan.labels is None]
             raise ValueError(
                 f"{len(without)} of {len(self)} scans of {self.name} have no labels ({', '.join(without[:5])}"
                 f"{', ...' if len(without) > 5 else ''}): put *_dseg.nii.gz beside them or under derivatives/"
             )
         out = torch.empty(len(self), 1, size, size, size, dtype=torch.uint8)
-        for index, cube in enumerate(self._cubes(scan.labels for scan in self)):
+        for index, cube in enumerate(self._cubes(maps)):
             out[index] = volumes.resize_labels(cube, size)[0]
         return out
 

@@ -16,6 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
 from labkit.data import grids, nifti
 from labkit.data.cohort import Scan
@@ -41,7 +42,7 @@ class FileTemplate:
         Smallest and largest intensity of each scan, the files' unit.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     suffix: str
     origin: Origin
     ranges: tuple[tuple[float, float], ...]
@@ -79,7 +80,7 @@ class FileTemplate:
         told: dict[str, Any] = {"grid": self.grid, "twins": True}
         believed, header = np.asarray(self.origin.affine), nifti.decode_header(self.origin.header).get_best_affine()
         if not np.allclose(believed, header, atol=1e-3):
-            told |= {"axes": self.origin.axes, "voxel_mm": [float(mm) for mm in nib.affines.voxel_sizes(believed)]}
+            told |= {"axes": self.origin.axes, "voxel_mm": [float(mm) for mm in voxel_sizes(believed)]}
         return told
 
     def check_grid(self, scans: Iterable[Scan]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
+from nibabel.affines import apply_affine, voxel_sizes
 
 STUDY_SHAPE = (64, 64, 40)
 STUDY_ZOOMS = (0.375, 0.375, 0.5)  # mm
@@ -58,7 +59,7 @@ def corrected_affine(
     if axes is None and voxel_mm is None:
         return affine
     start = orientations.io_orientation(affine) if axes is None else orientations.axcodes2ornt(tuple(axes))
-    zooms = nib.affines.voxel_sizes(affine) if voxel_mm is None else np.asarray(voxel_mm, float)
+    zooms = voxel_sizes(affine) if voxel_mm is None else np.asarray(voxel_mm, float)
     rebuilt = np.eye(4)
     rebuilt[:3, :3] = 0
     for axis, (world, sign) in enumerate(start):
@@ -78,14 +79,14 @@ def reorient(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def is_study_grid(shape: Sequence[int], affine: np.ndarray) -> bool:
     """Whether an array with axes right, superior, anterior has the study's matrix and voxel size."""
-    return tuple(shape) == STUDY_SHAPE and np.allclose(nib.affines.voxel_sizes(affine), STUDY_ZOOMS, rtol=0.01)
+    return tuple(shape) == STUDY_SHAPE and np.allclose(voxel_sizes(affine), STUDY_ZOOMS, rtol=0.01)
 
 
 def difference(
     shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
 ) -> str | None:
     """How a grid differs from another in voxels or their size, in words; None if to 1 % it does not."""
-    zooms, others = nib.affines.voxel_sizes(affine), nib.affines.voxel_sizes(other_affine)
+    zooms, others = voxel_sizes(affine), voxel_sizes(other_affine)
     if tuple(shape) == tuple(other_shape) and np.allclose(zooms, others, rtol=0.01):
         return None
     return f"{tuple(shape)} at {np.round(zooms, 4)} mm is not {tuple(other_shape)} at {np.round(others, 4)} mm"
@@ -105,11 +106,11 @@ def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
     bright = ndimage.binary_opening(array > 0.15 * np.percentile(array, 99))
     index = np.argwhere(bright if bright.any() else array > array.mean())
     corners = np.array(np.meshgrid(*zip(index.min(0), index.max(0), strict=True))).reshape(3, -1).T
-    world = nib.affines.apply_affine(affine, corners)
+    world = apply_affine(affine, corners)
     low, high = world.min(0), world.max(0)
     longest = float((high - low).max())
     if not HEAD_MM[0] <= longest <= HEAD_MM[1]:
-        zooms = tuple(round(float(z), 4) for z in nib.affines.voxel_sizes(affine))
+        zooms = tuple(round(float(z), 4) for z in voxel_sizes(affine))
         raise ScanFaultError(
             f"implausible voxel size {zooms} mm: the head would be {longest:.0f} mm long, a rat's imaged head is "
             f"{HEAD_MM[0]:.0f} to {HEAD_MM[1]:.0f} mm; if the header is wrong, pass voxel_mm=(x, y, z)"
@@ -123,7 +124,7 @@ def study_grid_for(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     size = np.asarray(STUDY_SHAPE) * np.asarray(STUDY_ZOOMS)
     size = size[[0, 2, 1]]  # world order: right, anterior, superior
     corners = np.array(np.meshgrid(*[(-0.5, extent - 0.5) for extent in array.shape])).reshape(3, -1).T
-    world = nib.affines.apply_affine(affine, corners)
+    world = apply_affine(affine, corners)
     field_low, field_high = world.min(0), world.max(0)
     inside_low, inside_high = field_low + size / 2, field_high - size / 2
     centre = np.clip((low + high) / 2, np.minimum(inside_low, inside_high), np.maximum(inside_low, inside_high))

@@ -190,9 +190,10 @@ def _sources(manifest: Manifest, folder: Path) -> list[Pooch]:
         if web := parts.scheme in ("http", "https"):
             mirror = value.rstrip("/")
         else:
-            mirror = located(url2pathname(parts.path) if parts.scheme == "file" else value).absolute()
-            if not mirror.is_dir():
-                raise NotADirectoryError(f"LABKIT_MIRROR={value!r}: {mirror} is not a folder; correct it or unset it")
+            place = located(url2pathname(parts.path) if parts.scheme == "file" else value).absolute()
+            if not place.is_dir():
+                raise NotADirectoryError(f"LABKIT_MIRROR={value!r}: {place} is not a folder; correct it or unset it")
+            mirror = str(place)
         base_url = f"{mirror}/{manifest.mirror_path}/"
         sources.insert(0, pooch.create(base_url=base_url, retry_if_failed=RETRIES if web else 0, **kept))
     return sources

@@ -49,7 +49,7 @@ class Origin:
     """
 
     path: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     axes: str
     affine: tuple
     header: str

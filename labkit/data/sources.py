@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -119,7 +120,7 @@ def open_cohort(
         folder = _existing_folder(source)
         name = bids.label(folder.resolve().name)
         asked = str(folder)
-    options = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
+    options: dict[str, Any] = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
     recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **options}
     scans, skipped = _open_folder(folder, n, skip_bad, twins=twins, **options)
     return Cohort(name, folder, scans, skipped, recipe)
@@ -164,8 +165,8 @@ def _open_folder(
     folder: Path, n: int | None, skip_bad: bool, suffix: str | None, twins: bool, **options
 ) -> tuple[list[Scan], dict[str, str]]:
     """Scans of a folder, and what was left out; one error for all that cannot be used, or a warning."""
-    found, faults = bids.find_scans(folder, suffix)
-    if not found and not faults:
+    found, unfit = bids.find_scans(folder, suffix)
+    if not found and not unfit:
         wanted = f" with suffix {suffix!r}" if suffix else ""
         raise CohortError(
             f"no NIfTI scans{wanted} in {folder}: expected sub-*/[ses-*/]{{func,anat}}/*.nii[.gz] (BIDS), "
@@ -173,7 +174,7 @@ def _open_folder(
         )
     if n is not None and n > len(found):
         raise CohortError(f"n={n} scans asked for, but {folder} holds {len(found)}: choose n <= {len(found)}")
-    faults = {str(path): fault for path, fault in faults.items()}
+    faults = {str(path): fault for path, fault in unfit.items()}
     scans = _read_all(folder, found[:n], faults, twins, options)
     apart = _not_on_one_grid(scans) if options["grid"] == "native" else {}
     faults |= apart
@@ -219,7 +220,7 @@ def _read_all(
         for array in (scan.image, scan.labels):
             if array is not None:
                 array.setflags(write=False)  # the digest is of these voxels
-        twin = voxels_of.setdefault(hashlib.sha256(scan.image).digest(), files.image)
+        twin = voxels_of.setdefault(hashlib.sha256(scan.image.data).digest(), files.image)
         if twin is not files.image and not twins:
             faults[str(files.image)] = f"duplicate: the same voxels as {twin.name}, so one rat would count twice"
         else:

@@ -84,7 +84,7 @@ def tissues(scans: Iterable[Scan]) -> pd.DataFrame:
         level = float(white(torch.from_numpy(np.array(scan.image))[None, None]))
         row = {}
         for label, name in TISSUE_NAMES.items():
-            mask = scan.labels == label
+            mask = np.asarray(scan.labels) == label
             row[f"{name} volume, mm³"] = int(mask.sum()) * voxel_mm3
             row[f"{name} intensity, %"] = 100 * float(scan.image[mask].mean(dtype=np.float64) / level)
         rows.append(row)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from labkit.data import nifti
 from labkit.data.cohort import Cohort, Scan
@@ -91,7 +92,7 @@ def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
                 "session": scan.session,
                 "kind": scan.suffix,
                 "file voxels": _times(origin.shape),
-                "file mm": _times(nifti.nib.affines.voxel_sizes(affine)),
+                "file mm": _times(voxel_sizes(affine)),
                 "file axes": origin.axes,
                 "file type": str(nifti.decode_header(origin.header).get_data_dtype()),
                 "grid voxels": _times(scan.image.shape),
@@ -236,7 +237,7 @@ def mean_and_sd(cohort: Iterable[Scan], scaled: bool = True) -> tuple[np.ndarray
     sd : numpy.ndarray or None
         Sample standard deviation, same shape; None for a single scan, which has none.
     """
-    count, mean, squares = 0, 0.0, 0.0
+    count, mean, squares = 0, np.zeros(()), np.zeros(())
     for scan in cohort:  # Welford's update: one pass, and no difference of large sums
         count += 1
         values = (unit_range(scan) if scaled else scan.image).astype(np.float64)

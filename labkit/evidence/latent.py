@@ -61,7 +61,7 @@ class Directions:
 class Near(NamedTuple):
     """The training scan that a volume is most like: place, animal, and root mean square difference in [-1, 1]."""
 
-    index: int
+    place: int
     subject: str
     distance: float
 
@@ -131,8 +131,8 @@ class LatentSpace:
         flat, squares = self._flat
         mine = volume.flatten()
         distances = (squares - 2 * (flat @ mine) + mine @ mine).clamp_min(0) / len(mine)  # no copy of the cohort
-        index = int(distances.argmin())
-        return Near(index, self.train.subjects[index], float(distances[index].sqrt()))
+        place = int(distances.argmin())
+        return Near(place, self.train.subjects[place], float(distances[place].sqrt()))
 
     @cached_property
     def usual_distance(self) -> float:
@@ -154,7 +154,8 @@ class LatentSpace:
         differ = [name for name in table if all(table[name].iloc[half].nunique() > 1 for half in halves)]
         if not differ:
             return None
-        return tuple(Gauge.fit(self.scans[half], table[differ].iloc[half]) for half in halves)
+        fitter, judge = (Gauge.fit(self.scans[half], table[differ].iloc[half]) for half in halves)
+        return fitter, judge
 
     @cached_property
     def _measured(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -165,6 +166,8 @@ class LatentSpace:
     @cached_property
     def gauge_quality(self) -> pd.Series:
         """R2 of the judging gauge on the scans that judge (:attr:`judges`): 1 is read without error, 0 not at all."""
+        if self.gauges is None:
+            raise ValueError("no attribute can be read off so few or so equal training scans: train on more")
         return self.gauges[1].r2(self.held_out_scans, self._measured[1])
 
     @cached_property
@@ -178,17 +181,18 @@ class LatentSpace:
         _, _, principal = torch.linalg.svd(centred, full_matrices=False)
         names, vectors = [f"principal {i + 1}" for i in range(count)], list(principal[:count])
         if self.gauges is not None:
-            gradients = self._mean_gradients(kind)
-            names += self.gauges[0].names
+            fitter, _ = self.gauges
+            gradients = self._mean_gradients(fitter, kind)
+            names += fitter.names
             vectors += list(nn.functional.normalize(gradients, dim=1))
         vectors = torch.stack(vectors)
         # random codes are N(0, I): one along every direction
         steps = torch.ones(len(vectors)) if kind == "random" else (centred @ vectors.T).std(0)
         return Directions(tuple(names), vectors, steps)
 
-    def _mean_gradients(self, kind: str) -> Tensor:
+    def _mean_gradients(self, gauge: Gauge, kind: str) -> Tensor:
         """Gradient of each attribute with respect to the code, (K, Z), averaged over codes of the kind."""
-        gauge, network = self.gauges[0], self.generators[kind]
+        network = self.generators[kind]
         codes = draw_codes(self.run, self.n_codes, self.seed) if kind == "random" else self.train_codes[: self.n_codes]
         total = torch.zeros(len(gauge.names), codes.shape[1])
         for part in progress_bar(codes.split(BATCH), f"directions of {kind} codes"):

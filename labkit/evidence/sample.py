@@ -19,7 +19,7 @@ from labkit.evidence.brightness import white
 class Sample:
     """Some scans of one source: cubes (N, 1, S, S, S) in [0, 1], of which scans of `shape` voxels are a part."""
 
-    def __init__(self, cubes: Tensor, shape: tuple[int, int, int]) -> None:
+    def __init__(self, cubes: Tensor, shape: tuple[int, ...]) -> None:
         self.cubes, self.shape = cubes, tuple(shape)
         self._cache: dict[Hashable, Any] = {}
 
@@ -50,7 +50,7 @@ class Sample:
         return len(self.cubes)
 
     @property
-    def slices(self) -> tuple[slice, slice, slice]:
+    def slices(self) -> tuple[slice, ...]:
         """Where in the cube the scan is, without its padding."""
         return scanned_slices(self.shape, self.cubes.shape[-1])
 
@@ -82,7 +82,7 @@ def at_resolution(sample: Sample, size: int) -> Sample:
     return Sample(volumes.resize(volumes.resize(sample.cubes, min(size, full)), full), sample.shape)
 
 
-def scanned_slices(shape: tuple[int, int, int], size: int) -> tuple[slice, slice, slice]:
+def scanned_slices(shape: tuple[int, ...], size: int) -> tuple[slice, ...]:
     """Where in a cube of `size` a scan of `shape` voxels is, without its padding."""
     side = volumes.cube_side(shape)
     return tuple(
@@ -107,7 +107,7 @@ def check_grid(real: Cohort, other: Cohort | None, name: str) -> None:
     """Refuse scans on another grid than the real ones, with a ValueError; `name` is what they are in its words."""
     if other is None:
         return
-    zooms = [cohort[0].zooms for cohort in (other, real)]
+    zooms = other[0].zooms, real[0].zooms
     if other.shape != real.shape or not np.allclose(*zooms, rtol=0.01):
         raise ValueError(
             f"{name} scans have {other.shape} voxels of {zooms[0]} mm, real ones {real.shape} of {zooms[1]} mm: open "

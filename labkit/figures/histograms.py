@@ -57,10 +57,8 @@ def intensity_histograms(cohort: Sequence[Scan], bins: int = 80) -> Figure:
 def _by_tissue(ax: Axes, scans: Sequence[Scan], edges: np.ndarray) -> None:
     middles = (edges[1:] + edges[:-1]) / 2
     for (label, name), line in zip(TISSUE_NAMES.items(), ("-", "--", ":"), strict=True):
-        counts = sum(
-            np.histogram(2 * describe.unit_range(scan)[np.asarray(scan.labels) == label] - 1, edges)[0]
-            for scan in scans
-        )
+        values = [2 * describe.unit_range(scan)[np.asarray(scan.labels) == label] - 1 for scan in scans]
+        counts = np.histogram(np.concatenate(values), edges)[0]
         if counts.sum():
             ax.plot(middles, counts / counts.sum(), line, color=TISSUE_COLOURS[name], linewidth=2, label=name)
     ax.set(title="by tissue, all labelled scans together", xlabel="scaled intensity", ylabel="share of voxels")

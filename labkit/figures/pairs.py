@@ -48,8 +48,8 @@ def slice_pairs(real: Scan, synthetic: Scan, plane: str = "coronal", n: int = 5,
     positions = style.positions_mm(real.affine, real.image.shape, cut.axis)
     mask, _ = describe.region(real)
     inside = np.flatnonzero(mask.any(tuple(axis for axis in range(3) if axis != cut.axis)))
-    ends = inside[0] + np.array([0.05, 0.95]) * (inside[-1] - inside[0])
-    chosen = positions[np.unique(np.round(np.linspace(*ends, n)).astype(int))]
+    first, last = inside[0] + np.array([0.05, 0.95]) * (inside[-1] - inside[0])
+    chosen = positions[np.unique(np.round(np.linspace(first, last, n)).astype(int))]
     left, right, bottom, top = style.extent_mm(real.affine, real.image.shape, cut)
     height = WIDTH / len(chosen) * (top - bottom) / (right - left)
     figure = plt.figure(figsize=(WIDTH, 2 * height + (0.9 if colour else 0.3)))
@@ -102,10 +102,9 @@ def mean_and_variance(real: Sequence[Scan], synthetic: Sequence[Scan], plane: st
         raise ValueError(f"a variance needs two scans or more, got {len(real)} real and {len(synthetic)} synthetic")
     pairs = [describe.mean_and_sd(scans, scaled=False) for scans in (real, synthetic)]
     unit = float(np.median([scan.origin.high for scan in real]))  # so that numbers are about 0 to 1
-    pairs = [(mean / unit, sd / unit) for mean, sd in pairs]
     rows = {
-        "mean": ([mean for mean, _ in pairs], "gray"),
-        "variance": ([sd**2 for _, sd in pairs], "cividis"),
+        "mean": ([mean / unit for mean, _ in pairs], "gray"),
+        "variance": ([(sd / unit) ** 2 for _, sd in pairs if sd is not None], "cividis"),
     }
     affine, shape = real[0].affine, pairs[0][0].shape
     index = (shape[cut.axis] - 1) // 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
-import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from nibabel.affines import apply_affine
 
 from labkit.data.cohort import Scan
 from labkit.data.labels import TISSUE_NAMES
@@ -225,8 +225,8 @@ def _true_to_scale(ax: Axes) -> None:
             image.set_extent((left - across, right + across, bottom - up, top + up))
 
 
-def _middle(scan: Scan) -> tuple[float, float, float]:
+def _middle(scan: Scan) -> tuple[float, ...]:
     """World position, mm, of the voxel in the middle of the box that holds the scan's brain (head, without labels)."""
     mask, _ = describe.region(scan)
     middle = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))[[0, -1]].mean() for axis in range(3)]
-    return tuple(float(mm) for mm in nib.affines.apply_affine(scan.affine, np.round(middle)))
+    return tuple(float(mm) for mm in apply_affine(scan.affine, np.round(middle)))

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, ParamSpec
 
 import matplotlib.pyplot as plt
-import nibabel as nib
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from nibabel.affines import apply_affine
 
 P = ParamSpec("P")
 
@@ -101,7 +101,7 @@ def positions_mm(affine: np.ndarray, shape: Sequence[int], axis: int) -> np.ndar
     """World coordinate, mm, of each slice across array axis `axis`, on the line through the middle of the grid."""
     index = np.tile((np.asarray(shape, float) - 1) / 2, (shape[axis], 1))
     index[:, axis] = np.arange(shape[axis])
-    return nib.affines.apply_affine(affine, index)[:, _WORLD[axis]]
+    return apply_affine(affine, index)[:, _WORLD[axis]]
 
 
 def where_mm(axis: int, mm: float) -> str:

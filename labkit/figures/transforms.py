@@ -17,7 +17,7 @@ from labkit.figures.style import PLANES, WIDTH
 def augmentations(
     volume: torch.Tensor,
     augmentation: augment.Augmentation = augment.FULL,
-    zooms: tuple[float, float, float] | None = None,
+    zooms: tuple[float, ...] | None = None,
     seed: int = 0,
 ) -> Figure:
     """One scan, then each transform of the augmentation alone at the end of its range, with what it changed.

@@ -3,8 +3,9 @@ import pytest
 
 import labkit
 from labkit import generation
-from labkit.evidence.metrics.compare import compare
+from labkit.evidence.metrics.compare import Comparison, compare
 from labkit.evidence.metrics.measures import Measurement
+from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train
@@ -78,6 +79,8 @@ def test_training_scans_among_the_real_ones_are_refused(real):
         compare(real[:8], real[8:16], size=32)
     with pytest.raises(ValueError, match="not of the real scans"):
         compare(real, real[:12], reconstructions=real[:12], size=32)
+    with pytest.raises(ValueError, match="pass real"):
+        Comparison(Yardstick(real, 6, size=32), real[:12], reconstructions=real)
 
 
 def test_copies_are_looked_for_and_planted_ones_found(real, others, tmp_path):

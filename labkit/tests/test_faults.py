@@ -59,7 +59,10 @@ def test_ventricles_are_filled_with_what_surrounds_them_and_nothing_else_changes
     filled = fault.apply(cubes, 1.0, scene)
     assert torch.allclose(filled[mask], torch.tensor(0.4), atol=1e-3) and torch.equal(filled[~mask], cubes[~mask])
     assert fault in faults.possible(scene)
-    assert fault not in faults.possible(faults.Scene(scene.zooms, scene.slices, None, 0))
+    unlabelled = faults.Scene(scene.zooms, scene.slices, None, 0)
+    assert fault not in faults.possible(unlabelled)
+    with pytest.raises(ValueError, match="without tissue labels"):
+        faults.spoil(Sample(cubes, (16, 16, 16)), fault, 1.0, unlabelled)
 
 
 def test_released_measures_prefer_the_collapsed_generator_and_the_others_do_not(control):

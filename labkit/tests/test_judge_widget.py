@@ -171,6 +171,8 @@ def test_the_live_widget_keeps_each_answer_before_the_next_scan(fresh):
     assert len(fresh.path("ana").read_text().splitlines()) == 6
     asking = widgets.judge(fresh, live=True)
     sent, asking.send = [], lambda reply: sent.append(reply)
+    asking._hear(asking, {"id": 0, "what": "finish"}, [])
+    assert "rater=''" in sent.pop()["error"]  # nobody has said who answers
     for rater in ("ana", "simulated 1"):
         asking._hear(asking, {"id": 0, "what": "open", "rater": rater}, [])
     assert asking.asks and sent[0]["value"] == list(range(6)) and "not human" in sent[1]["error"]

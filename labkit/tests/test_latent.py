@@ -85,7 +85,7 @@ def test_principal_directions_are_those_of_the_encoded_codes(space):
 
 def test_the_nearest_training_scan_of_a_training_scan_is_itself(space):
     near = space.nearest(space.scans[3])
-    assert near.index == 3 and near.distance < 1e-3 and near.subject == space.train.subjects[3]
+    assert near.place == 3 and near.distance < 1e-3 and near.subject == space.train.subjects[3]
     noisy = space.nearest((space.scans[3] + 0.01).clamp(-1, 1))
     assert near.distance < noisy.distance < 0.02
     assert space.usual_distance > 0.01
@@ -106,6 +106,8 @@ def test_too_few_scans_leave_principal_directions(rats, tmp_path):
     space = LatentSpace(run, rats[:4])
     assert space.gauges is None and all(name.startswith("principal") for name in space.directions["random"].names)
     assert list(space.effects("random").columns) == ["image", "share"]
+    with pytest.raises(ValueError, match="no attribute can be read"):
+        space.gauge_quality  # noqa: B018
 
 
 def test_three_linked_planes_pass_through_one_point():

@@ -102,6 +102,8 @@ def test_every_package_of_the_tree_is_in_the_wheel():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "labkit").rglob("__init__.py")}
     packages = {".".join(folder.parts) for folder in folders if "tests" not in folder.parts}
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages | {"labkit.data_manifest"}
+    assert PYPROJECT["tool"]["setuptools"]["package-data"]["labkit"] == ["py.typed"]  # its types are for users, too
+    assert (ROOT / "labkit" / "py.typed").is_file()
 
 
 def test_the_version_is_the_same_everywhere():

@@ -107,6 +107,8 @@ def test_an_arm_has_the_scans_its_name_says(run, done):
     quarter, all_of_them = (done.real(arms.ARMS[name], 0) for name in ("r25", "r100"))
     assert len(quarter) == 2 and len(all_of_them) == 8
     assert {len(done.real(arms.ARMS["r25"], seed)) for seed in range(5)} == {2}
+    assert len(done.real(arms.ARMS["s200"], 0)) == 0
+    assert len(done._data(arms.ARMS["s200"], 0)[0]) == arms.ARMS["s200"].counts(len(done.train))[1]
     firsts = {done.real(arms.ARMS["r25"], seed).images.sum().item() for seed in range(5)}
     assert len(firsts) > 1  # other animals for other seeds
     labelled = done.labelled(arms.ARMS["r25+s200"], 0)

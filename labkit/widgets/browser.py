@@ -63,7 +63,7 @@ def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | Non
     ipywidgets.link((number, "value"), (slider, "value"))
     labels = ipywidgets.Checkbox(False, description="labels", indent=False)
     picture = ipywidgets.HTML()
-    shown = []
+    shown: list[tuple] = []
 
     def draw(*_: object) -> None:
         chosen = (rat.value, other.value, plane.value, number.value - 1, labels.value)

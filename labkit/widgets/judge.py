@@ -145,7 +145,7 @@ def _widget_class() -> type:
         asks = traitlets.Bool().tag(sync=True)
 
         def __init__(self, session: Session, rater: str | None) -> None:
-            self._session, self._rater = session, rater
+            self._session, self._rater = session, rater or ""  # which is nobody's name
             super().__init__(session=without_truth(session), asks=rater is None)
             self.on_msg(self._hear)
 

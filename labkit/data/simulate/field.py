@@ -10,9 +10,7 @@ GYROMAGNETIC_MHZ_PER_T = 42.577
 AIR_LESS_TISSUE_PPM = 9.4
 
 
-def field_map(
-    solid: torch.Tensor, brain: torch.Tensor, spacing_mm: tuple[float, float, float], b0_tesla: float
-) -> torch.Tensor:
+def field_map(solid: torch.Tensor, brain: torch.Tensor, spacing_mm: tuple[float, ...], b0_tesla: float) -> torch.Tensor:
     """Off-resonance of a shimmed head whose long axis lies along the magnet's bore.
 
     Every voxel that holds air shifts the field around it like a dipole; the sum over all is one multiplication in

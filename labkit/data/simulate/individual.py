@@ -83,7 +83,7 @@ def clipped_normal(*shape: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator).clamp(-2.5, 2.5)
 
 
-def draw_variation(individual: Individual, seed: int, index: int, n_tissues: int, shape: tuple[int, int, int],
+def draw_variation(individual: Individual, seed: int, index: int, n_tissues: int, shape: tuple[int, ...],
          spacing_mm: float) -> Variation:  # fmt: skip
     """Draw one rat of a cohort: `n_tissues` contrasts, and a warp on a grid of `shape` points `spacing_mm` apart."""
     stream = random_stream(seed, index, "individual")
@@ -100,7 +100,7 @@ def draw_variation(individual: Individual, seed: int, index: int, n_tissues: int
     )
 
 
-def smooth_noise(shape: tuple[int, int, int], length: float, generator: torch.Generator) -> torch.Tensor:
+def smooth_noise(shape: tuple[int, ...], length: float, generator: torch.Generator) -> torch.Tensor:
     """White noise smoothed with a Gaussian of `length` points, float32 (3, *shape), variance 1 even at its edges."""
     reach = max(1, int(3 * length + 0.5))
     noise = torch.randn(3, *(n + 2 * reach for n in shape), generator=generator)

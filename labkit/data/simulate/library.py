@@ -119,7 +119,7 @@ def meaning(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
-            node.body = [part for part in body if not _only_words(part)] or [ast.Pass()]
+            body[:] = [part for part in body if not _only_words(part)] or [ast.Pass()]
     return ast.unparse(tree)
 
 

@@ -48,7 +48,7 @@ class Head:
     """
 
     anatomy: Anatomy
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     spins: torch.Tensor
     fractions: torch.Tensor
     field: torch.Tensor
@@ -130,7 +130,7 @@ def balanced_weights(shares: torch.Tensor, iterations: int = 60) -> torch.Tensor
     return weights
 
 
-def coarse_spacing() -> tuple[float, float, float]:
+def coarse_spacing() -> tuple[float, ...]:
     """Spacing of the coarse grid, mm."""
     sizes = zip(STUDY_SHAPE, STUDY_ZOOMS, FINE, COARSE, strict=True)
     return tuple(n * zoom * (1 - 1 / fine) / (coarse - 1) for n, zoom, fine, coarse in sizes)
@@ -143,17 +143,17 @@ def coarse_points(device: torch.device) -> torch.Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
-def upsample(coarse: torch.Tensor, shape: tuple[int, int, int] = FINE) -> torch.Tensor:
+def upsample(coarse: torch.Tensor, shape: tuple[int, ...] = FINE) -> torch.Tensor:
     """Trilinear interpolation, (B, C, x, y, z) -> (B, C, *shape); the outermost points stay where they are."""
     return F.interpolate(coarse, shape, mode="trilinear", align_corners=True)
 
 
-def spacing_of(anatomy: Anatomy) -> tuple[float, float, float]:
+def spacing_of(anatomy: Anatomy) -> tuple[float, ...]:
     """Voxel size, mm."""
     return tuple(float(length) for length in np.linalg.norm(anatomy.affine[:3, :3], axis=0))
 
 
-def _shape_at(anatomy: Anatomy, spacing_mm: float) -> tuple[int, int, int]:
+def _shape_at(anatomy: Anatomy, spacing_mm: float) -> tuple[int, ...]:
     sizes = zip(anatomy.air.shape, spacing_of(anatomy), strict=True)
     return tuple(max(4, round(n * d / spacing_mm)) for n, d in sizes)
 
@@ -174,9 +174,7 @@ def _slice_average(maps: torch.Tensor, spacing_mm: float) -> torch.Tensor:
     return sum(tap / sum(taps) * padded.narrow(-1, i, maps.shape[-1]) for i, tap in enumerate(taps))
 
 
-def _ventricles(
-    labels: torch.Tensor, spacing_mm: tuple[float, float, float], shape: tuple[int, int, int]
-) -> torch.Tensor:
+def _ventricles(labels: torch.Tensor, spacing_mm: tuple[float, ...], shape: tuple[int, ...]) -> torch.Tensor:
     """Direction towards the CSF that lies more than 1.5 mm deep in the brain, (3, *shape)."""
     surroundings = (labels.sum(0) < 0.5).to(labels.dtype)[None]
     for axis, spacing in enumerate(spacing_mm):

@@ -170,7 +170,7 @@ def _loops(scanner: Scanner, points: torch.Tensor) -> torch.Tensor:
     return power.sqrt()
 
 
-def dephasing(scanner: Scanner, hz: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
+def dephasing(scanner: Scanner, hz: torch.Tensor, spacing_mm: tuple[float, ...]) -> torch.Tensor:
     """Signal left, (0, 1], when the field `hz` (B, X, Y, Z) varies within a voxel.
 
     For a linear variation of D Hz across a voxel the signal falls by sinc(D TE) (Reichenbach et al. 1997, J Magn Reson

@@ -18,7 +18,7 @@ KINDS = ("human", "simulated", "model")
 SURE = {1: "guess", 2: "fairly sure", 3: "sure"}
 """Levels of confidence."""
 
-FIELDS = {
+FIELDS: dict[str, type | tuple[type, ...]] = {
     "format": int, "session": str, "task": str, "trials": int, "seed": int, "cohorts": dict, "kind": str, "rater": str,
     "trial": int, "sources": list, "scans": list, "answer": (str, dict), "time": str,
 }  # fmt: skip

@@ -95,14 +95,14 @@ def classify(x: np.ndarray, truth: np.ndarray, names: Sequence[str], seed: int =
     varies = np.ptp(x, 0) > 1e-9
     if not varies.any():
         return CueCheck(0.5, 1.0, "none differs", real, synthetic, 0, total)
-    x, names = x[:, varies], np.array(names)[varies]
+    x, varying = x[:, varies], np.array(names)[varies]
     folds = StratifiedKFold(min(5, real, synthetic), shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), RidgeClassifier(class_weight="balanced"))
     accuracy, _, p = permutation_test_score(
         model, x, truth, cv=folds, n_permutations=shuffles, scoring="balanced_accuracy", random_state=seed
     )
     areas = [0.5 + abs(roc_auc_score(truth, column) - 0.5) for column in x.T]
-    telling = f"{names[np.argmax(areas)]} (AUC {max(areas):.2f})"
+    telling = f"{varying[np.argmax(areas)]} (AUC {max(areas):.2f})"
     return CueCheck(float(accuracy), float(p), telling, real, synthetic, x.shape[1], total)
 
 

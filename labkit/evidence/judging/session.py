@@ -184,7 +184,7 @@ class Session:
         return [self.sources[item.source].slices(item.place) for item in trial.items]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Slices, rows and columns of every stack."""
         width, height, depth = self.real.shape
         return depth, height, width

@@ -96,8 +96,8 @@ def rank_share(graded: Sequence[float], truth: Sequence[bool]) -> float:
     """
     from sklearn.metrics import roc_auc_score
 
-    truth = np.asarray(truth, bool)
-    return float(roc_auc_score(truth, graded)) if truth.any() and not truth.all() else float("nan")
+    synthetic = np.asarray(truth, bool)
+    return float(roc_auc_score(synthetic, graded)) if synthetic.any() and not synthetic.all() else float("nan")
 
 
 class Trend(NamedTuple):
@@ -138,8 +138,8 @@ def trend(correct: Sequence[bool], position: Sequence[float] | None = None) -> T
         ratio = float("inf") if right.min() >= wrong.max() else 0.0
         return Trend(ratio, float("nan"), float("nan"), float(mannwhitneyu(right, wrong).pvalue))
     fitted = Logit(y, np.stack([np.ones_like(x), x], 1)).fit(disp=False)
-    ends = np.exp([fitted.params[1], *fitted.conf_int()[1]])
-    return Trend(*(float(value) for value in ends), float(fitted.pvalues[1]))
+    ratio, low, high = np.exp([fitted.params[1], *fitted.conf_int()[1]]).tolist()
+    return Trend(ratio, low, high, float(fitted.pvalues[1]))
 
 
 class Agreement(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -123,6 +123,8 @@ class Comparison:
         reconstructions: Cohort | None = None,
     ) -> None:
         check_synthetic(yardstick.held_out, synthetic)
+        if reconstructions is not None and real is None:
+            raise ValueError("reconstructions without the scans that they are of: pass real")
         n = len(yardstick.reference)
         if len(synthetic) < n:
             raise ValueError(f"{len(synthetic)} synthetic scans for {n} real ones: generate {n} or more")
@@ -135,7 +137,9 @@ class Comparison:
         """The table of :func:`compare`."""
         import pandas as pd
 
-        parts = [partial(self.yardstick.beside_floors, family, self.made) for family in self.yardstick.families]
+        parts: list[Callable[[], Iterable[Measurement]]] = [
+            partial(self.yardstick.beside_floors, family, self.made) for family in self.yardstick.families
+        ]
         parts += [self._copies, self._reconstructions]
         rows = [row for part in progress_bar(parts, "measuring") for row in part()]
         return pd.DataFrame(rows, columns=Measurement._fields)
@@ -202,7 +206,7 @@ class Comparison:
                 yield Measurement(metric, flavour, value, NAN, NAN, *floor, many, direction, f"{how}; {NORMALISED}")
 
     def _reconstructions(self) -> Iterator[Measurement]:
-        if self._back is None:
+        if self._real is None or self._back is None:
             return
         first = first_scans(self._real)
         scans, made = self._real.subset(first), self._back.subset(first)

@@ -15,7 +15,7 @@ from labkit.evidence import describe
 Embedding = Callable[[Tensor], np.ndarray]
 """(N, 1, S, S, S) in [0, 1] -> (N, F) float64."""
 
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]
 """Part of a cube."""
 
 COMPONENTS = 32

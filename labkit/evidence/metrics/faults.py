@@ -53,8 +53,8 @@ class Scene:
         Of the fault's own chance: the same at every strength.
     """
 
-    zooms: tuple[float, float, float]
-    slices: tuple[slice, slice, slice]
+    zooms: tuple[float, ...]
+    slices: tuple[slice, ...]
     ventricles: Tensor | None
     seed: int
 
@@ -125,6 +125,8 @@ def _flip(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
 def _no_ventricles(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
     from scipy.ndimage import gaussian_filter
 
+    if scene.ventricles is None:
+        raise ValueError("no ventricles to fill in scans without tissue labels: give a fault of possible(scene)")
     sigma = [0, 0, *(0.6 / zoom for zoom in scene.zooms)]
     keep = (~scene.ventricles).float()
     around = gaussian_filter((cubes * keep).numpy(), sigma) / np.maximum(gaussian_filter(keep.numpy(), sigma), 1e-3)

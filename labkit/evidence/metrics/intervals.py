@@ -37,7 +37,8 @@ def of_pairs(
     weights = (counts[0][:, first] * counts[1][:, second]).astype(np.float64)
     sums = weights.sum(1)
     means = (weights @ values)[sums > 0] / sums[sums > 0]
-    return tuple(float(end) for end in np.quantile(means, ENDS))
+    low, high = np.quantile(means, ENDS).tolist()
+    return low, high
 
 
 def of_mean(values: np.ndarray, rng: np.random.Generator, times: int = 500) -> tuple[float, float]:
@@ -45,7 +46,8 @@ def of_mean(values: np.ndarray, rng: np.random.Generator, times: int = 500) -> t
     if times == 0:
         return UNKNOWN
     means = values[rng.integers(len(values), size=(times, len(values)))].mean(1)
-    return tuple(float(end) for end in np.quantile(means, ENDS))
+    low, high = np.quantile(means, ENDS).tolist()
+    return low, high
 
 
 def of_halves(

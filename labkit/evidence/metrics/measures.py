@@ -114,7 +114,7 @@ def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort 
     value = distributions.linear_mmd(x, y)
     interval = intervals.of_halves(distributions.linear_mmd, x, y, value, rng, effort.halves, least=0.0)
     yield Measurement("MMD", "paper", value, *interval, how=f"{kernel}; all scans at once")
-    released = np.mean([_batched_mmd(x, y, rng) for _ in range(effort.repeats)])
+    released = float(np.mean([_batched_mmd(x, y, rng) for _ in range(effort.repeats)]))
     # one round a half: rounds are of the same scans, and are no more animals
     interval = intervals.of_halves(partial(_batched_mmd, rng=rng), x, y, released, rng, effort.halves, least=0.0)
     how = f"{kernel}; mean over batches of {BATCH}, both sides' spread counts, so collapse pays"
@@ -181,7 +181,8 @@ def similar_pairs(
             x, y = left.normalised[(..., *box)], other.normalised[(..., *box)]
             values = similarity.ms_ssim(x[torch.from_numpy(first)], y[torch.from_numpy(second)])
             found.append(Pairs(first, second, *(part.numpy() for part in values)))
-        return tuple(found)
+        within, between = found
+        return within, between
 
     return other.once(("MS-SSIM", real, count), compute)
 
@@ -201,8 +202,8 @@ def distribution(name: str, embed: embeddings.Embedding, seed: int = 0) -> Famil
             if most == 1 and effort.halves:  # shares: halves of few scans saturate, and 18 of 18 is no certainty
                 own = intervals.of_share(value, len(z) if metric == "precision" else len(x))
                 interval = np.nanmin([own[0], interval[0]]), np.nanmax([own[1], interval[1]])
-            return Measurement(metric, name, value, *np.clip(interval, least, most), direction=direction,
-                               how=f"{how}; {on}")  # fmt: skip
+            low, high = np.clip(interval, least, most)
+            return Measurement(metric, name, value, low, high, direction=direction, how=f"{how}; {on}")
 
         yield measured("RBF-MMD", lambda u, v: distributions.rbf_mmd(u, v, width), "lower",
                        f"unbiased, bandwidth {width:.3g} (median distance of real scans)")  # fmt: skip
@@ -235,7 +236,10 @@ def _mean_auc(x: np.ndarray, z: np.ndarray, seed: int, resamples: int) -> tuple[
 class Instrument(Protocol):
     """Reads attributes off cubes in [-1, 1], (N, 1, S, S, S) -> (N, K): a linear gauge, or a segmentation network."""
 
-    names: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is read, with units."""
+        ...
 
     def __call__(self, cubes: Tensor) -> Tensor:
         """Read."""
@@ -292,8 +296,9 @@ def reconstruction(real: Sample, back: Sample, rng: np.random.Generator) -> Iter
     own = np.arange(len(x))
     how = "scan against its own reconstruction; floor: the mean of the other scans in its place; [0, 1]"
     for name, measure, direction in (*ERRORS, ("SSIM", similarity.ssim, "higher")):
-        ends = []
+        found = []
         for other in (y, others):
             values = _over_pairs(measure, x, other, own, own)
-            ends += [values.mean(), *intervals.of_mean(values, rng, FULL.resamples)]
-        yield Measurement(name, "reconstruction", *ends, len(x), direction, how)
+            interval = intervals.of_mean(values, rng, FULL.resamples)
+            found.append(Measurement(name, "reconstruction", values.mean(), *interval, direction=direction, how=how))
+        yield found[0].beside(found[1], len(x))

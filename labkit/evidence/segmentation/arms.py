@@ -24,7 +24,7 @@ class Arm:
     added: float = 0.0  # scans, in parts of all real training scans; 2 is 348 for the paper's 174
     source: str = "none"  # of the added scans' labels, a key of SOURCES
     augmentation: str = "full"  # the paper's conventional one, or "none"
-    reference: str | None = None  # the arm it is compared with
+    reference: str = ""  # the arm it is compared with, if any
 
     def counts(self, n_train: int) -> tuple[int, int]:
         """Real and added scans, where there are `n_train` real ones to train on."""
@@ -42,7 +42,7 @@ def _arms() -> list[Arm]:
     found = []
     for plain in ("", "-plain"):
         how = "none" if plain else "full"
-        found.append(Arm(f"r100{plain}", 1.0, augmentation=how, reference=None if plain else "r100-plain"))
+        found.append(Arm(f"r100{plain}", 1.0, augmentation=how, reference="" if plain else "r100-plain"))
         found += [
             Arm(f"r100+s{dose}{plain}", 1.0, dose / 100, "teacher", how, f"r100{plain}") for dose in (50, 100, 200)
         ]

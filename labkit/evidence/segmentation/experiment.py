@@ -103,7 +103,7 @@ class Experiment:
         self.plan = plan_called(scale or self.run.scale.name)
         self.seeds = whole("seeds", self.plan.seeds if seeds is None else seeds, 1, "how often every arm is repeated")
         recipe = self.run.config["cohort"].get("recipe") or {}
-        self.simulated = recipe if recipe.get("source") in SIMULATED else None
+        self.simulated = recipe if recipe.get("source") in SIMULATED else {}
         usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
         self.arms = chosen(arms or usual, bool(self.simulated))
         if train is None or test is None:
@@ -169,13 +169,11 @@ class Experiment:
             return labelled.examples.join(real), about
         return real, {"labels": "none added"}
 
-    def real(self, arm: Arm, seed: int) -> Examples | None:
-        """The real scans of an arm: whole animals, other ones for each seed."""
-        if arm.real == 0:
-            return None
+    def real(self, arm: Arm, seed: int) -> Examples:
+        """The real scans of an arm, or none: whole animals, other ones for each seed."""
         animals = np.array(sorted(set(self.train.subjects)))
         order = np.random.default_rng([seed, 7]).permutation(animals)
-        mine = set(order[: max(1, round(arm.real * len(animals)))].tolist())
+        mine = set(order[: max(int(arm.real > 0), round(arm.real * len(animals)))].tolist())
         return self._real.take([i for i, subject in enumerate(self.train.subjects) if subject in mine])
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:
@@ -215,7 +213,7 @@ class Experiment:
         return examples(self.train, self.plan)
 
     @cached_property
-    def _tested(self) -> tuple[torch.Tensor, tuple[slice, slice, slice]]:
+    def _tested(self) -> tuple[torch.Tensor, tuple[slice, ...]]:
         return inputs(self.test, self.plan)
 
     @cached_property
@@ -277,7 +275,7 @@ class Experiment:
         return [self.folder / name for name in contents]
 
 
-def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, int, int]) -> Sample:
+def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, ...]) -> Sample:
     """Scans as a generator makes them, brought to cubes of `size`; the padding is black, as real scans' is."""
     made = volumes.resize(decode(run, draw_codes(run, n, seed)), size)
     sample = Sample(torch.zeros_like(made), shape)

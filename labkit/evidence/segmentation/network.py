@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,18 +76,16 @@ class Examples:
 
     images: Tensor
     labels: Tensor
-    box: tuple[slice, slice, slice]
-    zooms: tuple[float, float, float] = STUDY_ZOOMS
+    box: tuple[slice, ...]
+    zooms: tuple[float, ...] = STUDY_ZOOMS
 
-    def take(self, index: np.ndarray | list[int]) -> Examples:
+    def take(self, index: np.ndarray | Sequence[int]) -> Examples:
         """Some of them."""
         chosen = torch.as_tensor(np.asarray(index), dtype=torch.long)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
-    def join(self, other: Examples | None) -> Examples:
+    def join(self, other: Examples) -> Examples:
         """Both, one after the other."""
-        if other is None:
-            return self
         pairs = (self.images, other.images), (self.labels, other.labels)
         return replace(self, images=torch.cat(pairs[0]), labels=torch.cat(pairs[1]))
 
@@ -94,7 +93,7 @@ class Examples:
         return len(self.images)
 
 
-def inputs(scans: Cohort, plan: Plan) -> tuple[Tensor, tuple[slice, slice, slice]]:
+def inputs(scans: Cohort, plan: Plan) -> tuple[Tensor, tuple[slice, ...]]:
     """Images of a cohort as :class:`Examples` has them, and the box."""
     sample = Sample.of(scans, plan.size)
     return sample.normalised * 2 - 1, padded_box(sample.shape, plan)
@@ -106,7 +105,7 @@ def examples(scans: Cohort, plan: Plan) -> Examples:
     return Examples(images, scans.label_maps(plan.size), box, scans[0].zooms)
 
 
-def padded_box(shape: tuple[int, int, int], plan: Plan) -> tuple[slice, slice, slice]:
+def padded_box(shape: tuple[int, ...], plan: Plan) -> tuple[slice, ...]:
     """Where in a cube scans of `shape` are, widened until the network can halve it."""
     by, size = 2 ** (len(plan.channels) - 1), plan.size
     slices = scanned_slices(shape, size)
@@ -169,7 +168,7 @@ def probabilities(networks: list[nn.Module], images: Tensor, box: tuple[slice, .
     return out
 
 
-def full_labels(chances: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def full_labels(chances: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Labels on the scans' own grid: probabilities brought there, the largest wins. -> uint8 (N, X, Y, Z)."""
     side = volumes.cube_side(shape)
     out = torch.empty(len(chances), *shape, dtype=torch.uint8)

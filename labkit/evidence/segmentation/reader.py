@@ -35,8 +35,8 @@ class Reader:
 
     network: nn.Module  # of the experiment
     plan: Plan
-    shape: tuple[int, int, int]  # of the scans, voxels
-    zooms: tuple[float, float, float]  # mm
+    shape: tuple[int, ...]  # of the scans, voxels
+    zooms: tuple[float, ...]  # mm
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class Reader:
         return NAMES
 
     @property
-    def box(self) -> tuple[slice, slice, slice]:
+    def box(self) -> tuple[slice, ...]:
         """The part of the cube that the network looks at."""
         return padded_box(self.shape, self.plan)
 
@@ -103,7 +103,7 @@ def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> TrainedNetwo
     return TrainedNetwork(load_network(plan, newest / MODEL_FILE), plan, newest)
 
 
-def find_reader(run_path: Path, shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> Reader | None:
+def find_reader(run_path: Path, shape: tuple[int, ...], zooms: tuple[float, ...]) -> Reader | None:
     """The newest network that the segmentation experiment of a run trained on all its real scans, if there is one."""
     found = find_network(run_path)
     return None if found is None else Reader(found.network, found.plan, tuple(shape), tuple(zooms))

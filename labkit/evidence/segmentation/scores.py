@@ -52,7 +52,7 @@ def _masks(labels: Tensor) -> Tensor:
     ).float()
 
 
-def _hausdorff(own: Tensor, theirs: Tensor, zooms: tuple[float, float, float]) -> Tensor:
+def _hausdorff(own: Tensor, theirs: Tensor, zooms: tuple[float, ...]) -> Tensor:
     from monai.metrics import compute_hausdorff_distance
 
     with warnings.catch_warnings():

@@ -23,7 +23,7 @@ from labkit.data.simulate.phantom.curves import (
     smooth_curve,
 )
 
-Box = tuple[slice, slice, slice]  # slices along (A, R, S): the canvas keeps coronal sections contiguous
+Box = tuple[slice, ...]  # slices along (A, R, S): the canvas keeps coronal sections contiguous
 FAR = -9.0  # signed distance (mm) given to everything outside a shape's box
 
 
