@@ -13,7 +13,7 @@ PICTURE = (
 )
 BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 GOOD = f'<h1 id="top">Page</h1><p><a href="#top">up</a></p><img src="{PICTURE}" alt="half black">'
-GOOD += '<div class="doctest"><pre>Traceback (most recent call last): an example that teaches an error</pre></div>'
+GOOD += '<div class="doctest"><pre>Traceback (most recent call last)</pre></div>'
 
 
 @pytest.fixture(scope="module")
