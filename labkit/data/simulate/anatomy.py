@@ -16,22 +16,12 @@ from labkit.data.labels import BACKGROUND, CSF, GREY, WHITE
 
 @dataclass(frozen=True)
 class Tissue:
-    """MR properties of one tissue at 11.7 T.
+    """MR properties of one tissue at 11.7 T."""
 
-    Attributes
-    ----------
-    label : int
-        Segmentation label the tissue counts as: 0 background (not brain), 1 CSF, 2 grey, 3 white matter.
-    density : float
-        Proton density relative to free water, [0, 1].
-    t1_ms, t2star_ms : float
-        Longitudinal and effective transverse relaxation time, ms.
-    """
-
-    label: int
-    density: float
-    t1_ms: float
-    t2star_ms: float
+    label: int  # segmentation label it counts as: 0 background (not brain), 1 CSF, 2 grey, 3 white matter
+    density: float  # of protons, relative to free water, [0, 1]
+    t1_ms: float  # longitudinal relaxation time
+    t2star_ms: float  # effective transverse relaxation time
 
 
 # T1 at 11.7 T after de Graaf et al. 2006 (Magn Reson Med 56:386, 4.0/9.4/11.7 T, rat brain in vivo) and Pohmann et
@@ -63,38 +53,19 @@ TISSUE_PROPERTIES: dict[str, Tissue] = {
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One rat head as tissue fractions on a fine grid.
+    """One rat head as tissue fractions on a fine grid, whose axes run right, superior, anterior."""
 
-    Attributes
-    ----------
-    name : str
-        ``"phantom"`` or ``"sigma"``; part of the name of every cohort made from it.
-    tissues : tuple of str
-        Keys of :data:`TISSUE_PROPERTIES`, one per channel of `maps`.
-    maps : torch.Tensor
-        float32 (T, X, Y, Z), volume fraction of each tissue in [0, 1]; the sum over T is at most 1, what is missing
-        to 1 is air. Axes run right, superior, anterior, as the study's grid does.
-    air : torch.Tensor
-        float32 (X, Y, Z), fraction of air enclosed by the head (ear canals, bullae, nasal cavity): the sources of
-        susceptibility drop-out and distortion. Air around the head is not part of it.
-    affine : numpy.ndarray
-        (4, 4), voxel index to mm (right, anterior, superior world axes, as in NIfTI).
-    centre_mm : tuple of float
-        World position (right, anterior, superior), mm, on which the scanner's field of view is centred and about
-        which an animal's pose turns.
-    sources : tuple of str
-        Where the anatomy comes from, as citations; written to every data set made from it.
-    texture : torch.Tensor or None
-        float32 (X, Y, Z), mean 1: factor on the signal that carries detail the fractions lack. None is no detail.
-    """
-
-    name: str
-    tissues: tuple[str, ...]
-    maps: torch.Tensor
+    name: str  # "phantom" or "sigma"; part of the name of every cohort made from it
+    tissues: tuple[str, ...]  # keys of TISSUE_PROPERTIES, one per channel of `maps`
+    maps: torch.Tensor  # float32 (T, X, Y, Z), volume fractions in [0, 1]; what their sum lacks to 1 is air
+    # float32 (X, Y, Z), fraction of air enclosed by the head (ear canals, bullae, nasal cavity), not around it: the
+    # sources of susceptibility drop-out and distortion
     air: torch.Tensor
-    affine: np.ndarray
+    affine: np.ndarray  # (4, 4), voxel index to mm (right, anterior, superior world axes, as in NIfTI)
+    # world position on which the field of view is centred and about which an animal's pose turns
     centre_mm: tuple[float, float, float]
-    sources: tuple[str, ...]
+    sources: tuple[str, ...]  # citations; written to every data set made from it
+    # float32 (X, Y, Z), mean 1: factor on the signal for detail that the fractions lack
     texture: torch.Tensor | None = None
 
     def label_maps(self) -> torch.Tensor:

@@ -20,20 +20,9 @@ KEEP_EVERY = 10
 def simulated_dataset(name: str, n: int, seed: int = 0) -> Path:
     """Folder of a BIDS data set with at least the first `n` simulated rats of `seed`; makes those that are missing.
 
-    Parameters
-    ----------
-    name : {"phantom", "sigma"}
-        Anatomy.
-    n : int
-        Rats 0..n-1.
-    seed : int
-        Rat i of a seed is the same whatever `n`.
-
-    Returns
-    -------
-    pathlib.Path
-        Under the data folder (``LABKIT_DATA``), named after the anatomy, the seed and a hash of every parameter, of
-        the simulator's source and of the anatomy's files, so that changed physics never opens old rats.
+    Rat i of a seed is the same whatever `n`. The folder lies under the data folder (``LABKIT_DATA``), named after the
+    anatomy (``"phantom"`` or ``"sigma"``), the seed and a hash of every parameter, of the simulator's source and of the
+    anatomy's files, so that changed physics never opens old rats.
     """
     described = parameters(name)  # the anatomy itself takes seconds, and is built only if rats are missing
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]

@@ -11,28 +11,15 @@ AIR_LESS_TISSUE_PPM = 9.4
 
 
 def field_map(solid: torch.Tensor, brain: torch.Tensor, spacing_mm: tuple[float, ...], b0_tesla: float) -> torch.Tensor:
-    """Off-resonance of a shimmed head whose long axis lies along the magnet's bore.
+    """Off-resonance, Hz, float32 (X, Y, Z), of a shimmed head whose long axis lies along the magnet's bore.
 
     Every voxel that holds air shifts the field around it like a dipole; the sum over all is one multiplication in
     k-space (Salomir et al. 2003, Concepts Magn Reson B 19:26; Marques & Bowtell 2005, ibid. 25:65). The shim is the
     second-order polynomial that fits the field in the brain best, and is taken away.
 
-    Parameters
-    ----------
-    solid : torch.Tensor
-        (X, Y, Z), fraction that is tissue rather than air; axes run right, superior, anterior. The head is taken to
-        go on past the edges as it is there.
-    brain : torch.Tensor
-        (X, Y, Z), weight of each voxel in the shim.
-    spacing_mm : tuple of float
-        Voxel size, mm.
-    b0_tesla : float
-        Field strength; it points along the third axis, as in a horizontal-bore animal magnet.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 (X, Y, Z), Hz.
+    `solid` (X, Y, Z) is the fraction that is tissue rather than air, axes right, superior, anterior; the head is taken
+    to go on past the edges as it is there. `brain` (X, Y, Z) is each voxel's weight in the shim. The field of
+    `b0_tesla` points along the third axis, as in a horizontal-bore animal magnet.
     """
     reach = 16
     padded = F.pad((1 - solid)[None, None], (reach,) * 6, mode="replicate")[0, 0]

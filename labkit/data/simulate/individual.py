@@ -17,58 +17,31 @@ JACOBIAN_FLOOR = 0.2  # a warp that squeezes tissue to less than a fifth is made
 
 @dataclass(frozen=True)
 class Individual:
-    """How much rats differ. Spreads are standard deviations of normals cut off at 2.5 standard deviations.
+    """How much rats differ. Spreads are standard deviations of normals cut off at 2.5 standard deviations."""
 
-    Attributes
-    ----------
-    volume_cv : float
-        Spread of a rat's overall volume relative to the anatomy's; its length scales with the cube root. The local
-        growth and shrinkage of the warp adds to it.
-    rotation_deg, shift_mm : float
-        Pose about each axis and along it. The cut-off keeps them within 3 degrees and 0.5 mm.
-    warp_mm, warp_length_mm : float
-        Standard deviation of the velocity field along each axis, and of the Gaussian it is smoothed with.
-    ventricle_mm : float
-        Velocity with which ventricle walls move in or out at the place where they move most.
-    density_cv, t1_cv, t2star_cv : float
-        Spread of each tissue's MR properties, relative, drawn for every tissue on its own.
-    """
-
+    # of a rat's overall volume relative to the anatomy's (length: its cube root); the local growth and shrinkage of the
+    # warp adds to it
     volume_cv: float = 0.04
-    rotation_deg: float = 1.2
-    shift_mm: float = 0.2
-    warp_mm: float = 0.35
-    warp_length_mm: float = 2.5
-    ventricle_mm: float = 0.15
-    density_cv: float = 0.02
+    rotation_deg: float = 1.2  # about each axis; the cut-off keeps it within 3 degrees
+    shift_mm: float = 0.2  # along each axis; the cut-off keeps it within 0.5 mm
+    warp_mm: float = 0.35  # of the velocity field along each axis
+    warp_length_mm: float = 2.5  # of the Gaussian that the velocity field is smoothed with
+    ventricle_mm: float = 0.15  # velocity of ventricle walls, in or out, at the place where they move most
+    density_cv: float = 0.02  # of each tissue's MR properties, relative, drawn for every tissue on its own
     t1_cv: float = 0.03
     t2star_cv: float = 0.05
 
 
 @dataclass(frozen=True)
 class Variation:
-    """The random numbers of one rat, float32 on the CPU.
+    """The random numbers of one rat, float32 on the CPU."""
 
-    Attributes
-    ----------
-    size : float
-        Length relative to the anatomy's.
-    rotation_deg, shift_mm : torch.Tensor
-        (3,), about and along right, superior, anterior.
-    velocity_mm : torch.Tensor
-        (3, X, Y, Z), velocity field on the warp grid.
-    ventricle_mm : float
-        Signed; positive widens the ventricles.
-    contrast : torch.Tensor
-        (3, T), factors near 1 on density, T1 and T2* of each tissue.
-    """
-
-    size: float
-    rotation_deg: torch.Tensor
-    shift_mm: torch.Tensor
-    velocity_mm: torch.Tensor
-    ventricle_mm: float
-    contrast: torch.Tensor
+    size: float  # length relative to the anatomy's
+    rotation_deg: torch.Tensor  # (3,), about right, superior, anterior
+    shift_mm: torch.Tensor  # (3,), along them
+    velocity_mm: torch.Tensor  # (3, X, Y, Z), velocity field on the warp grid
+    ventricle_mm: float  # positive widens the ventricles
+    contrast: torch.Tensor  # (3, T), factors near 1 on density, T1 and T2* of each tissue
 
 
 def random_stream(seed: int, index: int, purpose: str) -> torch.Generator:
@@ -136,12 +109,7 @@ def jacobian(displacement: torch.Tensor) -> torch.Tensor:
 def diffeomorphism(velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Flow of a velocity field (B, 3, X, Y, Z), points, the field weakened until the flow folds nowhere.
 
-    Returns
-    -------
-    displacement : torch.Tensor
-        (B, 3, X, Y, Z), in points.
-    smallest : torch.Tensor
-        (B,), smallest Jacobian determinant of each, at least :data:`JACOBIAN_FLOOR`.
+    With it comes the smallest Jacobian determinant of each, (B,), at least :data:`JACOBIAN_FLOOR`.
     """
     strength = torch.ones(len(velocity), 1, 1, 1, 1, device=velocity.device)
     while True:

@@ -20,15 +20,7 @@ ANATOMIES = ("phantom", "sigma")
 
 @cache
 def load_anatomy(name: str) -> Anatomy:
-    """One of the study's :data:`ANATOMIES`, built once a process; SIGMA's maps are fetched if need be.
-
-    Raises
-    ------
-    ValueError
-        If there is no anatomy of that name.
-    labkit.data.manifest.DataUnavailableError
-        If the SIGMA maps are neither here nor within reach.
-    """
+    """One of :data:`ANATOMIES`, built once a process; SIGMA's maps are fetched if need be."""
     _check(name)
     if name == "sigma":
         return sigma_anatomy(fetch("sigma"))
@@ -42,21 +34,10 @@ def parameters(
 ) -> dict[str, object]:
     """Everything a simulated data set follows from but its seed, ready for JSON.
 
-    Parameters
-    ----------
-    anatomy : Anatomy or str
-        An anatomy, or the name of one, which does not have to be built or fetched for this.
-    individual : Individual, optional
-        How rats differ.
-    scanner : Scanner, optional
-        How they are scanned.
-
-    Returns
-    -------
-    dict
-        ``anatomy``: its name and the sha256 of each file (or of its own content, if it is none of
-        :data:`ANATOMIES`); ``individual`` and ``scanner``: their fields; ``source``: sha256 over what the
-        simulator's source does; ``acquisition``: the scan in BIDS terms, seconds and degrees.
+    An anatomy given by name does not have to be built or fetched for this. In the result ``anatomy`` is its name and
+    the sha256 of each file (or of its own content, if it is none of :data:`ANATOMIES`), ``individual`` and ``scanner``
+    are their fields, ``source`` is the sha256 over what the simulator's source does, and ``acquisition`` the scan in
+    BIDS terms, seconds and degrees.
     """
     individual, scanner = individual or Individual(), scanner or Scanner()
     return {

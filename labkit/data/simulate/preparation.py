@@ -27,33 +27,17 @@ WARP_MM, FIELD_MM = 1.0, 0.8
 
 @dataclass(frozen=True)
 class Head:
-    """An anatomy on the device, with V voxels, T tissues.
-
-    Attributes
-    ----------
-    anatomy : Anatomy
-        What it was made from.
-    shape : tuple of int
-        Its grid.
-    spins : torch.Tensor
-        (V, T), share of each tissue in the signal of a voxel, texture included, averaged over a slice's thickness.
-    fractions : torch.Tensor
-        (V, 3), fractions of CSF, grey and white matter, averaged likewise.
-    field : torch.Tensor
-        (x, y, z), off-resonance in Hz, on a coarser grid over the same box.
-    ventricles : torch.Tensor
-        (3, x, y, z), velocity field that widens the ventricles, largest length 1; its grid is the warp's.
-    label_weights : torch.Tensor
-        (4,), see :func:`balanced_weights`.
-    """
+    """An anatomy on the device, with V voxels, T tissues."""
 
     anatomy: Anatomy
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the anatomy's grid
+    # (V, T), share of each tissue in a voxel's signal, texture included, averaged over a slice's thickness
     spins: torch.Tensor
-    fractions: torch.Tensor
-    field: torch.Tensor
+    fractions: torch.Tensor  # (V, 3), fractions of CSF, grey and white matter, averaged likewise
+    field: torch.Tensor  # (x, y, z), off-resonance in Hz, on a coarser grid over the same box
+    # (3, x, y, z), velocity field that widens the ventricles, largest length 1, on the warp's grid
     ventricles: torch.Tensor
-    label_weights: torch.Tensor
+    label_weights: torch.Tensor  # (4,), see balanced_weights
 
     def index(self, points: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """From mm, (B, 3, ...), to points of a grid of `shape` whose cells fill the anatomy's box."""
@@ -73,13 +57,7 @@ class Head:
 
 
 def prepare(anatomy: Anatomy, b0_tesla: float, device: torch.device) -> Head:
-    """Make an anatomy ready for a field strength and a device.
-
-    Raises
-    ------
-    ValueError
-        If the anatomy's array axes do not run right, superior, anterior.
-    """
+    """Make an anatomy ready for a field strength and a device; ValueError if its axes are not the study's."""
     spacing = spacing_of(anatomy)
     upright = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]]) * spacing
     if not np.allclose(anatomy.affine[:3, :3], upright, atol=1e-4):

@@ -23,58 +23,31 @@ READ, PHASE, SLICE = 0, 1, 2  # array axes: right, superior, anterior
 
 @dataclass(frozen=True)
 class Scanner:
-    """Acquisition parameters.
+    """Acquisition parameters; a spread (cv) is between rats."""
 
-    Attributes
-    ----------
-    te_ms, tr_ms, flip_deg : float
-        Echo time, repetition time, flip angle.
-    b0_tesla : float
-        Field strength.
-    averages : int
-        Complex averages.
-    echo_spacing_ms : float
-        Time between neighbouring lines of k-space, divided by the number of segments where there are several. With
-        the matrix it sets the bandwidth along the phase-encoding axis, and so distortion and T2* blur.
-    noise : float
-        Standard deviation of the noise of one average in each of the real and imaginary part, in units of the signal
-        of fully relaxed water at the coil's reference point.
-    gain : float
-        Grey values per unit of that signal, the same for all rats.
-    gain_cv : float
-        Spread of coil loading between rats.
-    ghost, ghost_cv : float
-        Amplitude of the N/2 ghost relative to the image, and its spread between rats.
-    coil_radius_mm, coil_distance_mm, coil_angle_deg, coil_spacing_mm, coil_shift_mm : float
-        Radius of each of the four loops; distance of their centres from the long axis through the middle of the field
-        of view; angle of the left and the right pair from the vertical; distance of the front from the rear pair; and
-        spread of the whole coil's position along each axis.
-    field_cv, shim_hz_per_mm : float
-        Spread between rats of the strength of the field of ear canals and sinuses, and of the linear shim that is
-        left over along each axis.
-    largest_shift : float
-        Distortion is held below this many voxels, where a real image holds no signal any more.
-    """
-
-    te_ms: float = 17.5
-    tr_ms: float = 2000.0
+    te_ms: float = 17.5  # echo time
+    tr_ms: float = 2000.0  # repetition time
     flip_deg: float = 80.0
     b0_tesla: float = 11.7
-    averages: int = 9
+    averages: int = 9  # complex ones
+    # time between neighbouring lines of k-space, divided by the number of segments where there are several; with the
+    # matrix it sets the bandwidth along the phase-encoding axis, and so distortion and T2* blur
     echo_spacing_ms: float = 0.125
+    # SD of one average's noise in each of the real and imaginary part; unit: signal of fully relaxed water at the
+    # coil's reference
     noise: float = 0.015
-    gain: float = 40000.0
-    gain_cv: float = 0.05
-    ghost: float = 0.03
+    gain: float = 40000.0  # grey values per unit of that signal, the same for all rats
+    gain_cv: float = 0.05  # of coil loading
+    ghost: float = 0.03  # amplitude of the N/2 ghost relative to the image
     ghost_cv: float = 0.2
-    coil_radius_mm: float = 11.0
-    coil_distance_mm: float = 18.0
-    coil_angle_deg: float = 42.0
-    coil_spacing_mm: float = 14.0
-    coil_shift_mm: float = 0.5
-    field_cv: float = 0.15
-    shim_hz_per_mm: float = 2.0
-    largest_shift: float = 4.0
+    coil_radius_mm: float = 11.0  # of each of the four loops
+    coil_distance_mm: float = 18.0  # of the loops' centres from the long axis through the middle of the field of view
+    coil_angle_deg: float = 42.0  # of the left and the right pair from the vertical
+    coil_spacing_mm: float = 14.0  # between the front and the rear pair
+    coil_shift_mm: float = 0.5  # spread of the whole coil's position along each axis
+    field_cv: float = 0.15  # of the field of ear canals and sinuses
+    shim_hz_per_mm: float = 2.0  # spread of the linear shim left over along each axis
+    largest_shift: float = 4.0  # distortion is held below this many voxels, where a real image holds no signal any more
 
     @property
     def hz_per_voxel(self) -> float:
@@ -124,24 +97,12 @@ def steady_state(scanner: Scanner, tissues: tuple[str, ...], contrast: torch.Ten
 
 
 def coil_sensitivity(scanner: Scanner, points_mm: torch.Tensor, shift_mm: torch.Tensor) -> torch.Tensor:
-    """Sum of squares of the receive sensitivities of four circular loops bent over the head.
+    """Sum of squares of the receive sensitivities of four circular loops bent over the head, (B, X, Y, Z).
 
     By reciprocity a loop receives what its current would excite: the part of its Biot-Savart field that is transverse
-    to the main field, which lies along the third axis.
-
-    Parameters
-    ----------
-    scanner : Scanner
-        Geometry of the coil.
-    points_mm : torch.Tensor
-        (3, X, Y, Z), right, superior, anterior of the middle of the field of view.
-    shift_mm : torch.Tensor
-        (B, 3), displacement of the coil.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, X, Y, Z), 1 at 5 mm above the middle of the field of view for the coil in its place.
+    to the main field, which lies along the third axis. `points_mm` (3, X, Y, Z) are right, superior, anterior of the
+    middle of the field of view, `shift_mm` (B, 3) displacements of the coil. For the coil in its place the value is 1
+    at 5 mm above the middle.
     """
     reference = torch.tensor([0.0, 5.0, 0.0], device=points_mm.device)[:, None]
     fields = torch.stack([_loops(scanner, points_mm.flatten(1) - shift[:, None]) for shift in shift_mm])
@@ -184,23 +145,12 @@ def dephasing(scanner: Scanner, hz: torch.Tensor, spacing_mm: tuple[float, ...])
 def acquire(scanner: Scanner, signal: torch.Tensor, conditions: list[ScanConditions]) -> torch.Tensor:
     """From the continuous picture to the averaged magnitude image, by way of k-space.
 
-    The matrix cuts k-space off (Gibbs ringing), T2* decay along its lines blurs, the phase that odd lines have and
-    even lines have not makes the ghost. Noise is added to the combined, averaged complex image, so that its magnitude
-    is Rician; a sum of four magnitude channels would be non-central chi.
+    The matrix cuts k-space off (Gibbs ringing), T2* decay along its lines blurs, the phase that odd lines have and even
+    lines have not makes the ghost. Noise is added to the combined, averaged complex image, so that its magnitude is
+    Rician; a sum of four magnitude channels would be non-central chi.
 
-    Parameters
-    ----------
-    scanner : Scanner
-        Echo spacing, noise, gain.
-    signal : torch.Tensor
-        (B, 128, 128, 40), transverse magnetisation times sensitivity on a grid twice as fine in the slice's plane.
-    conditions : list of ScanConditions
-        One for each rat.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 (B, 64, 64, 40), grey values, 0 or more.
+    `signal` (B, 128, 128, 40) is transverse magnetisation times sensitivity on a grid twice as fine in the slice's
+    plane; the result is float32 (B, 64, 64, 40), grey values, 0 or more.
     """
     n = STUDY_SHAPE[PHASE]
     # (B, S, R, P): slices are independent, and the last two axes are the ones that are transformed.

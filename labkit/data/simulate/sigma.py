@@ -40,23 +40,7 @@ SCALP_MM = 0.7
 
 
 def sigma_anatomy(files: dict[str, Path]) -> Anatomy:
-    """Build the rat head of the SIGMA maps.
-
-    Parameters
-    ----------
-    files : dict of str to Path
-        Local files by their published name, :data:`FILES`.
-
-    Returns
-    -------
-    Anatomy
-        138 x 118 x 120 voxels of 0.2 mm.
-
-    Raises
-    ------
-    ValueError
-        If files are missing.
-    """
+    """The rat head of the SIGMA maps, 138 x 118 x 120 voxels of 0.2 mm, of files by their name in :data:`FILES`."""
     missing = [name for name in FILES if name not in files]
     if missing:
         raise ValueError(f"the SIGMA anatomy needs {', '.join(FILES)}; not given: {', '.join(missing)}")
@@ -91,21 +75,12 @@ def sigma_anatomy(files: dict[str, Path]) -> Anatomy:
 
 
 def white_matter_rim(white: Volume, mask: Volume) -> torch.Tensor:
-    """The part of the white-matter map that is a thin sheet on the surface of the cerebrum.
+    """The part of the white-matter map that is a thin sheet on the surface of the cerebrum, (X, Y, Z).
 
     A voxel there holds cortex and skull and so looks as dark as white matter. What a grey opening with a ball of two
     voxels removes is thinner than five voxels (0.75 mm); of that, what lies within 0.6 mm of the surface of the brain
-    is the rim. The middle of the base and the hindbrain are left alone: tracts do run on their surface.
-
-    Parameters
-    ----------
-    white, mask : Volume
-        Maps of white matter and of the brain.
-
-    Returns
-    -------
-    torch.Tensor
-        (X, Y, Z), to be taken from white and given to grey matter; 80 mm3 within the study's field of view.
+    is the rim, which counts as grey matter instead: 80 mm3 within the study's field of view. The middle of the base and
+    the hindbrain are left alone: tracts do run on their surface.
     """
     from scipy import ndimage
 

@@ -25,27 +25,14 @@ from .scanner import PHASE, ScanConditions, Scanner, acquire, coil_sensitivity, 
 
 @dataclass(frozen=True)
 class SimulatedRat:
-    """One rat's scan.
+    """One rat's scan."""
 
-    Attributes
-    ----------
-    index : int
-        Which rat of its seed.
-    image : numpy.ndarray
-        int16 (64, 64, 40), magnitude in arbitrary units, 0 or more, on one scale for all rats.
-    labels : numpy.ndarray
-        uint8 (64, 64, 40): 0 background, 1 CSF, 2 grey, 3 white matter, where the distorted image shows them.
-    affine : numpy.ndarray
-        (4, 4), voxel index to mm; the scanner's, and so the same for all rats.
-    properties : dict
-        What is true of this rat: size, pose, smallest Jacobian, and the volumes of its tissues within the field of
-        view by their fractions, mm3.
-    """
-
-    index: int
-    image: np.ndarray
+    index: int  # which rat of its seed
+    image: np.ndarray  # int16 (64, 64, 40), magnitude in arbitrary units, 0 or more, on one scale for all rats
+    # uint8 (64, 64, 40): 0 background, 1 CSF, 2 grey, 3 white matter, where the distorted image shows them
     labels: np.ndarray
-    affine: np.ndarray
+    affine: np.ndarray  # (4, 4), voxel index to mm; the scanner's, and so the same for all rats
+    # size, pose, smallest Jacobian, and volumes of tissues in the field of view by their fractions, mm3
     properties: dict[str, float]
 
 
@@ -58,35 +45,11 @@ def simulate(
     scanner: Scanner | None = None,
     batch_size: int = 2,
 ) -> Iterator[SimulatedRat]:
-    """Simulate rats.
+    """Simulate the rats of `indices`, counted from 0, in their order, `batch_size` at a time.
 
-    Parameters
-    ----------
-    anatomy : Anatomy
-        Such as :func:`load_anatomy` gives.
-    indices : iterable of int
-        Which rats, counted from 0. Rat i of a seed is the same whatever the others are, their order and the batch
-        size (bit for bit on the CPU).
-    seed : int
-        The cohort's seed.
-    device : str or torch.device
-        Where to compute. Random numbers are drawn on the CPU, so that devices agree to rounding.
-    individual : Individual, optional
-        How rats differ.
-    scanner : Scanner, optional
-        How they are scanned.
-    batch_size : int
-        Rats at a time.
-
-    Yields
-    ------
-    SimulatedRat
-        In the order of `indices`.
-
-    Raises
-    ------
-    ValueError
-        If an index is negative, `batch_size` is less than 1 or the anatomy's axes are not the study's.
+    Rat i of a seed is the same whatever the others are, their order and the batch size (bit for bit on the CPU). Random
+    numbers are drawn on the CPU, so that devices agree to rounding. ValueError before any work if an index is negative,
+    `batch_size` is less than 1 or the anatomy's axes are not the study's.
     """
     indices = [int(index) for index in indices]
     if any(index < 0 for index in indices):

@@ -34,23 +34,10 @@ SOURCES = (
 
 
 def phantom_anatomy(spacing_mm: float = 0.2) -> Anatomy:
-    """Procedural rat head with labelled tissues.
+    """Procedural rat head with labelled tissues, exactly left-right symmetric.
 
-    Parameters
-    ----------
-    spacing_mm : float
-        Isotropic voxel size, mm, in [0.1, 0.6]. The default takes about 1 s of one core and 0.5 GB.
-
-    Returns
-    -------
-    labkit.data.simulate.anatomy.Anatomy
-        Name ``"phantom"``; exactly left-right symmetric; the world's origin lies near bregma's level on the midline,
-        as in the SIGMA space.
-
-    Raises
-    ------
-    ValueError
-        If `spacing_mm` is out of range.
+    `spacing_mm` is the isotropic voxel size, 0.1 to 0.6 mm; the default takes about 1 s of one core and 0.5 GB. The
+    world's origin lies near bregma's level on the midline, as in the SIGMA space.
     """
     with one_thread():
         canvas = _painted(_checked(spacing_mm))
@@ -65,10 +52,7 @@ def phantom_anatomy(spacing_mm: float = 0.2) -> Anatomy:
 def phantom_structures(spacing_mm: float = 0.2) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
     """The phantom's named structures: which one each voxel of its grid belongs to.
 
-    Returns
-    -------
-    tuple
-        uint8 array (X, Y, Z) of indices into the names, the names (index 0 is "none"), and the affine (4, 4).
+    A uint8 array (X, Y, Z) of indices into the names, the names (index 0 is "none"), and the affine (4, 4).
     """
     with one_thread():
         canvas = _painted(_checked(spacing_mm))

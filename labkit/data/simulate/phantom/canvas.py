@@ -29,21 +29,11 @@ FAR = -9.0  # signed distance (mm) given to everything outside a shape's box
 
 @dataclass(frozen=True)
 class Shape:
-    """Signed distance in a box of the canvas.
-
-    Attributes
-    ----------
-    box : tuple of slice
-        Where on the canvas.
-    d : torch.Tensor
-        (A, R, S), mm to the surface, positive inside.
-    limit : torch.Tensor or float
-        Largest coverage a voxel can have; below 1 where the shape is thinner than a voxel.
-    """
+    """Signed distance in a box of the canvas."""
 
     box: Box
-    d: Tensor
-    limit: Tensor | float = 1.0
+    d: Tensor  # (A, R, S), mm to the surface, positive inside
+    limit: Tensor | float = 1.0  # largest coverage a voxel can have; below 1 where the shape is thinner than a voxel
 
     def grow(self, mm: float) -> Shape:
         """The shape with its surface moved outwards by `mm` (inwards if negative)."""
@@ -65,16 +55,8 @@ class Shape:
 class Canvas:
     """The right half of a head on a fine isotropic grid, painted structure by structure.
 
-    Parameters
-    ----------
-    spacing_mm : float
-        Voxel size, mm.
-    extent_mm : tuple of float
-        Least full size along right, anterior, superior, mm.
-    centre_mm : tuple of float
-        World position of the middle of the grid (right, anterior, superior), mm; the first is 0.
-    tissues : tuple of str
-        Names of the channels.
+    The full grid has at least `extent_mm` along right, anterior, superior, about `centre_mm`, whose first is 0;
+    `tissues` are the names of its channels.
     """
 
     def __init__(
@@ -109,22 +91,10 @@ class Canvas:
         )
 
     def loft(self, text: str, midline: bool = False, ribbon: bool = False, margin: float = 0.5) -> Shape:
-        """Shape from an outline table (see :func:`sections`).
+        """Shape from an outline table (see :func:`sections`); its distance holds up to `margin` mm outside.
 
-        Parameters
-        ----------
-        text : str
-            Table of outlines, or of centre lines ``x z h`` if `ribbon`.
-        midline : bool
-            Whether the outline runs from midline to midline.
-        ribbon : bool
-            Whether the table gives open centre lines with half thicknesses instead of outlines.
-        margin : float
-            How far outside the shape the distance is wanted, mm.
-
-        Returns
-        -------
-        Shape
+        A `midline` outline runs from midline to midline. With `ribbon` the table gives open centre lines with half
+        thicknesses, ``x z h``, instead of outlines.
         """
         levels, points = sections(text, 3 if ribbon else 2)
         box = self.box(
@@ -214,16 +184,9 @@ class Canvas:
     ) -> None:
         """Replace what a shape covers.
 
-        Parameters
-        ----------
-        shape : Shape
-            What to cover.
-        mix : str or mapping
-            A tissue, ``"air"``, or the share of each tissue (numbers or tensors that broadcast to the box).
-        name : str, optional
-            Name under which voxels covered by half or more are found again in :attr:`ids`.
-        texture : float or torch.Tensor, optional
-            Signal factor inside the shape; 1 if not given.
+        `mix` is a tissue, ``"air"``, or the share of each tissue (numbers or tensors that broadcast to the box);
+        `texture` a signal factor inside the shape, 1 if not given. Voxels covered by half or more are found again under
+        `name` in :attr:`ids`.
         """
         cover = self.cover(shape)
         rest = 1 - cover

@@ -6,24 +6,10 @@ import numpy as np
 
 
 def sections(text: str, columns: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Read an outline table: one line a coronal level, ``y | x z  x z ...`` in mm, caudal levels last.
+    """Read an outline table: one line a coronal level, ``y | x z x z ...`` in mm, caudal levels last.
 
-    Parameters
-    ----------
-    text : str
-        The table. With three columns every point is ``x z h``, `h` being half the thickness of a ribbon.
-    columns : int
-        Numbers a point, 2 or 3.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Levels (L,), ascending, and points (L, K, columns).
-
-    Raises
-    ------
-    ValueError
-        If the levels do not all have the same whole number of points.
+    With three columns every point is ``x z h``, `h` being half the thickness of a ribbon. Gives the levels (L,),
+    ascending, and their points (L, K, columns); ValueError if levels differ in the number of points.
     """
     rows = [line.split("|") for line in text.strip().splitlines()]
     values = [np.array(points.split(), float) for _, points in rows]
@@ -65,23 +51,11 @@ def monotone_cubic(knots: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.
 
 
 def smooth_curve(points: np.ndarray, closed: bool, midline: bool, pieces: int = 3) -> np.ndarray:
-    """Catmull-Rom curve through the points of every level.
+    """Catmull-Rom curve through the points (N, K, C) of every level, a polyline (N, M, C); C begins with x and z.
 
-    Parameters
-    ----------
-    points : numpy.ndarray
-        (N, K, C), control points; the first two columns are x and z.
-    closed : bool
-        Whether the last point joins the first.
-    midline : bool
-        Whether the curve begins and ends on the midline and crosses it at a right angle, as its mirror image does.
-    pieces : int
-        Straight pieces between two control points.
-
-    Returns
-    -------
-    numpy.ndarray
-        (N, M, C), a finer polyline; a midline outline is closed well beyond the midline, so that no edge lies on it.
+    A `closed` curve joins its last point to its first. A `midline` one begins and ends on the midline and crosses it at
+    a right angle, as its mirror image does; closed, it is closed well beyond the midline, so that no edge lies on it.
+    `pieces` are the straight ones between two control points.
     """
     if closed and not midline:
         padded = np.concatenate([points[:, -1:], points, points[:, :2]], 1)

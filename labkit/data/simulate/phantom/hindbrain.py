@@ -57,14 +57,8 @@ LOBULES = 10  # in a full turn round it; the roof of the fourth ventricle takes 
 def midbrain_and_brainstem(canvas: Canvas, stem: Shape, hemisphere: Tensor) -> None:
     """Paint midbrain, pons, medulla and cord, with their nuclei, tracts and the cisterns round them.
 
-    Parameters
-    ----------
-    canvas : Canvas
-        What to paint on.
-    stem : Shape
-        The brainstem.
-    hemisphere : torch.Tensor
-        Signed distance (mm) of the hemispheres on the whole canvas, from which the ambient cistern parts it.
+    `hemisphere` is the signed distance (mm) of the hemispheres on the whole canvas, from which the ambient cistern
+    parts `stem`.
     """
     bx, by, bz = canvas.grid(stem.box)
     behind = torch.minimum(hemisphere + 0.5, -5.4 - canvas.grid()[1])
