@@ -158,9 +158,9 @@ if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = f
 def tidy(page: str) -> str:
     """A built page without what the theme puts in twice, for a live kernel on another host, or for other pages.
 
-    Every script once, where it first stands, none of Thebe's, the megabytes of MathJax
-    where there are equations, those of plotly where the page itself asks for them at its end; and without the list role
-    that the bibliography gives to something that holds no list items.
+    Every script once, where it first stands, none of Thebe's, the megabytes of MathJax where there are equations, those
+    of plotly where the page itself asks for them at its end; and without the list role that the bibliography gives to
+    something that holds no list items.
     """
     seen: set[str] = set()
     head, end, body = page.partition("</head>")
@@ -279,13 +279,7 @@ def arguments() -> argparse.Namespace:
 
 
 def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> Path:
-    """Put every chapter into the book: executed if it changed, left out with a reason where the cohort forbids it.
-
-    Returns
-    -------
-    pathlib.Path
-        The run that chapters about a single one show.
-    """
+    """Put every chapter into the book, or why the cohort forbids it; the run that chapters about a single one show."""
     data = data_digest(args.cohort)
     chapters = pages(args.scale, args.cohort, args.n, args.models, data)
     runs = {page.parameters["model"]: page.parameters["run_dir"] for page in chapters if page.notebook == "02_train"}

@@ -63,15 +63,7 @@ def shown(models: Sequence[str]) -> str:
 
 
 def pages(scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS, data: str = "") -> list[Page]:
-    """All chapters in an order in which they can be executed.
-
-    Parameters
-    ----------
-    scale, cohort, n, models : str, str, int, sequence of str
-        As they were asked for.
-    data : str
-        What is known of the cohort's content; the names of runs depend on it.
-    """
+    """All chapters in an order in which they can be executed; `data` is what is known of the cohort's content."""
     rats = {"cohort": cohort} | ({"n": n} if n else {})
     few = FEW if scale == "smoke" and cohort in SIMULATED else {}
     size = defaultdict(dict, SIZED.get(scale, {}) | few)
@@ -104,14 +96,7 @@ def _making() -> list[str]:
 def fitted(page: Page, run: Path, cohort: str) -> Page | str:
     """A chapter about trained runs as it suits what they were trained on, or why it is left out.
 
-    Parameters
-    ----------
-    page : Page
-        As :func:`pages` has it.
-    run : pathlib.Path
-        One of the runs: all have the same cohort and held out the same animals.
-    cohort : str
-        What was given to ``--cohort``.
+    `run` is one of them: all have the same cohort and held out the same animals.
     """
     import labkit
     from labkit.evidence.metrics.yardstick import LEAST_REAL

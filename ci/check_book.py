@@ -72,19 +72,9 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def check(folder: Path, axe: Path | None = None) -> list[str]:
-    """What is wrong with the pages in a folder.
+    """What is wrong with the pages in and below a folder, ``page (how it was opened): what``.
 
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Of built pages, ``*.html`` in it and below.
-    axe : pathlib.Path, optional
-        ``axe.min.js``; without it accessibility is not scanned.
-
-    Returns
-    -------
-    list of str
-        A line a fault, ``page (how it was opened): what``; empty if all is well.
+    Without `axe`, its ``axe.min.js``, accessibility is not scanned.
     """
     pages = sorted(path for path in folder.rglob("*.html") if "_static" not in path.relative_to(folder).parts)
     # a page that only sends on to another is checked where it leads

@@ -30,18 +30,7 @@ MACHINE_PATH = re.compile(rf"(?<![\w.])/(?:{_UNIX_ROOTS})/|\b[A-Za-z]:[\\/]+User
 
 
 def lint(path: Path) -> list[str]:
-    """Every fault of one notebook.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The notebook.
-
-    Returns
-    -------
-    list of str
-        Faults as ``name: cell 3: text``, empty for a notebook in good form.
-    """
+    """Every fault of one notebook, as ``name: cell 3: text``."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         cells = notebook["cells"]

@@ -20,13 +20,7 @@ KEPT = ROOT / "build" / "vendor"
 
 
 def fetch(name: str) -> Path:
-    """The folder of a vendored package, fetched if it is not there at the listed version.
-
-    Raises
-    ------
-    SystemExit
-        There is no npm, it could not fetch, or what came is not what the list says.
-    """
+    """The folder of a vendored package, fetched if it is not there as listed; SystemExit if it cannot be."""
     entry = tomllib.loads(LIST.read_text(encoding="utf-8"))[name]
     target, stamp, wanted = KEPT / name, KEPT / f"{name}.json", json.dumps(entry, sort_keys=True)
     KEPT.mkdir(parents=True, exist_ok=True)

@@ -123,20 +123,9 @@ class Draws(NamedTuple):
 
 
 def draw(n: int, size: int, generator: Generator, augmentation: Augmentation = FULL) -> Draws:
-    """Decide what happens to each scan; a transform draws the same, whichever others are switched on.
+    """Decide what happens to each of `n` scans of `size` voxels a side, on the generator's device.
 
-    Parameters
-    ----------
-    n, size : int
-        Number of scans; side of their cube, voxels.
-    generator : torch.Generator
-        The only source of randomness, and the device of the result.
-    augmentation : Augmentation
-        What may happen.
-
-    Returns
-    -------
-    Draws
+    A transform draws the same, whichever others are switched on.
     """
     u = torch.rand(n, 14, generator=generator, device=generator.device)
     return _to_draws(u[:, :6] < augmentation.probability, u[:, 6:], size, augmentation)
@@ -159,25 +148,14 @@ def _to_draws(on: Tensor, u: Tensor, size: int, augmentation: Augmentation) -> D
 
 
 def affine_matrices(draws: Draws, voxel_mm: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Tensor:
-    """Where each output voxel comes from.
+    """Where each output voxel comes from: input position = M[:, :3] @ output position + M[:, 3], M (N, 3, 4).
 
-    The content is turned about axis 0, then 1, then 2 (fixed axes through the middle of the cube; a positive angle
-    about axis 0 carries axis 1 towards axis 2, and so on round), enlarged about the middle, then shifted. The matrix is
-    the inverse of that, as resampling needs it. MONAI's ``Affine`` describes this inverse: its ``rotate_params`` are
-    minus these angles, its ``scale_params`` 1 / zoom, its ``translate_params`` minus the translation / zoom.
-
-    Parameters
-    ----------
-    draws : Draws
-        The parameters of N scans.
-    voxel_mm : tuple of float
-        Voxel size along each array axis, of which only the ratio matters.
-
-    Returns
-    -------
-    torch.Tensor
-        (N, 3, 4): input position = M[:, :3] @ output position + M[:, 3], in voxels from the middle of the cube, in the
-        order of the array axes.
+    Positions are voxels from the middle of the cube, in the order of the array axes. The content is turned about axis
+    0, then 1, then 2 (fixed axes through the middle of the cube; a positive angle about axis 0 carries axis 1 towards
+    axis 2, and so on round), enlarged about the middle, then shifted. The matrix is the inverse of that, as resampling
+    needs it. MONAI's ``Affine`` describes this inverse: its ``rotate_params`` are minus these angles, its
+    ``scale_params`` 1 / zoom, its ``translate_params`` minus the translation / zoom. Of `voxel_mm` only the ratio
+    matters.
     """
     (ca, cb, cc), (sa, sb, sc) = draws.angles_rad.cos().unbind(1), draws.angles_rad.sin().unbind(1)
     inverse_rotation = (
@@ -194,19 +172,9 @@ def affine_matrices(draws: Draws, voxel_mm: tuple[float, ...] = (1.0, 1.0, 1.0))
 def apply_affine(volumes: Tensor, matrices: Tensor, mode: str = "bilinear") -> Tensor:
     """Resample cubes through affine matrices; what comes from outside the cube is background.
 
-    Parameters
-    ----------
-    volumes : torch.Tensor
-        (N, 1, S, S, S): intensities in [-1, 1], background -1; or labels of an integer dtype, background 0.
-    matrices : torch.Tensor
-        (N, 3, 4) as from :func:`affine_matrices`.
-    mode : str
-        ``"bilinear"`` (torch's name for trilinear), or ``"nearest"``, which labels need.
-
-    Returns
-    -------
-    torch.Tensor
-        (N, 1, S, S, S), dtype of `volumes`.
+    `volumes` (N, 1, S, S, S) are intensities in [-1, 1], background -1, or labels of an integer dtype, background 0,
+    which need the mode ``"nearest"``; ``"bilinear"`` is torch's name for trilinear. `matrices` (N, 3, 4) are as from
+    :func:`affine_matrices`.
     """
     size, background = volumes.shape[-1], -1 if volumes.is_floating_point() else 0
     positions = torch.arange(size, device=matrices.device, dtype=matrices.dtype) - (size - 1) / 2
@@ -295,23 +263,10 @@ def _transform(volumes: Tensor, labels: Tensor | None, draws: Draws, generator: 
 
 
 def preview(volume: Tensor, seed: int = 0, augmentation: Augmentation = FULL, at: float = 1.0) -> dict[str, Tensor]:
-    """Show each transform that is switched on alone, at an extreme of its range, on one scan.
+    """Each transform that is switched on, by name: a scan (1, S, S, S) in [-1, 1] with it alone.
 
-    Parameters
-    ----------
-    volume : torch.Tensor
-        (1, S, S, S), [-1, 1].
-    seed : int
-        Of the noise.
-    augmentation : Augmentation
-        Gives the ranges.
-    at : float
-        Position in every range, [0, 1]: 1 the upper end (all three angles, all shifts, brighter), 0 the lower.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        Name of the transform -> (1, S, S, S).
+    `at`, [0, 1], is the position in every range: 1 the upper end (all three angles, all shifts, brighter), 0 the lower;
+    `seed` is of the noise.
     """
     on, generator = torch.eye(6, device=volume.device).bool(), torch.Generator(volume.device).manual_seed(seed)
     draws = _to_draws(on, torch.full((6, 8), at, device=volume.device), volume.shape[-1], augmentation)

@@ -66,23 +66,13 @@ def parse_name(path: Path) -> Name | None:
 
 
 def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[ScanFiles], dict[Path, str]]:
-    """List the scans of a BIDS data set or of a flat folder.
+    """The scans of a BIDS data set or of a flat folder, sorted by subject and session, and their faults by path.
 
-    Parameters
-    ----------
-    folder : pathlib.Path
-        With ``sub-*`` folders it is read as BIDS (``sub-*/[ses-*/]{func,anat,...}/``; a file in there whose own name
-        says no subject is its folder's), else as a flat folder.
-    suffix : str, optional
-        The kind of scan to take, e.g. ``"T2w"``, in upper or lower case. Default: of a BIDS data set the one of
-        :data:`SUFFIXES` that most subjects have, so that one cohort is one kind of scan; of a flat folder all.
-
-    Returns
-    -------
-    found : list of ScanFiles
-        Sorted by subject and session.
-    faults : dict of Path to str
-        Scans that stand twice under one name, and scans that more than one label file fits.
+    With ``sub-*`` folders it is read as BIDS (``sub-*/[ses-*/]{func,anat,...}/``; a file in there whose own name says
+    no subject is its folder's), else as a flat folder. `suffix` is the kind of scan to take, e.g. ``"T2w"``, in upper
+    or lower case; by default of a BIDS data set the one of :data:`SUFFIXES` that most subjects have, so that one cohort
+    is one kind of scan, and of a flat folder all. Faults are scans that stand twice under one name, and scans that more
+    than one label file fits.
     """
     subjects = sorted(path for path in folder.glob("sub-*") if path.is_dir())
     named = [found for subject in subjects for found in _named_files(subject, subject.name.removeprefix("sub-"))]

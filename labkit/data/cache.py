@@ -23,12 +23,7 @@ FORMAT = 5
 class Entry:
     """Where one scan is kept, and what it must have been made from to serve.
 
-    Parameters
-    ----------
-    files : labkit.data.bids.ScanFiles
-        The scan's file and its labels', which are told by path, size and time of change.
-    options : dict
-        How they are read, JSON-able.
+    Its file and its labels' are told by path, size and time of change; `options`, JSON-able, say how they are read.
     """
 
     def __init__(self, files: ScanFiles, options: dict):

@@ -28,34 +28,16 @@ SYNTHETIC = "synthetic: made by a generator, no animal was scanned"
 
 @dataclass(frozen=True)
 class FileTemplate:
-    """Grid, header and intensity ranges of scans, without names, paths or free text of them.
+    """Grid, header and intensity ranges of scans, without names, paths or free text of them."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Voxels of the cohort's grid, axes right, superior, anterior.
-    suffix : str
-        BIDS suffix, the kind of scan.
-    origin : labkit.data.nifti.Origin
-        The file to be like; its `path` is empty, its header's texts are :data:`SYNTHETIC` or empty.
-    ranges : tuple of (float, float)
-        Smallest and largest intensity of each scan, the files' unit.
-    """
-
-    shape: tuple[int, ...]
-    suffix: str
-    origin: Origin
-    ranges: tuple[tuple[float, float], ...]
+    shape: tuple[int, ...]  # voxels of the cohort's grid, axes right, superior, anterior
+    suffix: str  # of BIDS, the kind of scan
+    origin: Origin  # the file to be like; its path is empty, its header's texts are SYNTHETIC or empty
+    ranges: tuple[tuple[float, float], ...]  # smallest and largest intensity of each scan, the files' unit
 
     @classmethod
     def of(cls, scans: Iterable[Scan]) -> FileTemplate:
-        """FileTemplate of scans: grid and header of the first, intensity ranges of all.
-
-        Parameters
-        ----------
-        scans : iterable of Scan
-            At least one; a cohort, or a list of one scan.
-        """
+        """FileTemplate of one scan or more: grid and header of the first, intensity ranges of all."""
         first, ranges = None, []
         for scan in scans:
             first = first or scan
@@ -84,13 +66,7 @@ class FileTemplate:
         return told
 
     def check_grid(self, scans: Iterable[Scan]) -> None:
-        """Refuse scans on another grid than the one this file_template has: a network knows voxels, not mm.
-
-        Raises
-        ------
-        ValueError
-            Names both grids.
-        """
+        """Refuse scans on another grid than the one this file_template has: a network knows voxels, not mm."""
         for scan in scans:
             apart = grids.difference(scan.image.shape, scan.affine, self.shape, np.asarray(self.origin.grid_affine))
             if apart:
@@ -100,22 +76,11 @@ class FileTemplate:
                 )
 
     def image(self, volume: torch.Tensor, rng: np.random.Generator) -> nib.Nifti1Image:
-        """Post-process a generated volume: crop, bring to the file's grid and unit.
+        """A generated volume (1, S, S, S) in [-1, 1] as an image like the file: cropped, in its grid, type and unit.
 
-        [-1, 1] becomes the intensity range of one of the scans. The volume's own range is not stretched first: a
-        smooth sample lacks the one brightest voxel that sets the scale of a scan, and would come out too bright.
-
-        Parameters
-        ----------
-        volume : torch.Tensor
-            (1, S, S, S) in [-1, 1].
-        rng : numpy.random.Generator
-            Chooses whose intensity range the scan gets.
-
-        Returns
-        -------
-        nibabel.Nifti1Image
-            Shape, affine, header, orientation and data type of the file.
+        [-1, 1] becomes the intensity range of one of the scans, which `rng` chooses. The volume's own range is not
+        stretched first: a smooth sample lacks the one brightest voxel that sets the scale of a scan, and would come out
+        too bright.
         """
         low, high = self.draw_range(rng)
         return nifti.restore(volume, self.shape, replace(self.origin, low=low, high=high))
@@ -154,12 +119,7 @@ def written_range(scan: Scan) -> tuple[float, float]:
 def without_identity(header: nib.Nifti1Header, text: str = SYNTHETIC) -> nib.Nifti1Header:
     """A copy of a header whose free texts, which may name an animal, a study or a person, are gone.
 
-    Parameters
-    ----------
-    header : nibabel.Nifti1Header
-        NIfTI-1 or 2; extensions are not part of it.
-    text : str
-        The new description, 79 characters at most.
+    `text` is the new description, of which 79 characters are kept; extensions are not part of a header.
     """
     fresh = header.copy()
     for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):

@@ -29,21 +29,10 @@ def grid_affine(
     zooms: tuple[float, ...] = STUDY_ZOOMS,
     centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> np.ndarray:
-    """Affine of a grid whose array axes run right, superior, anterior.
+    """Affine (4, 4), voxel index to mm, of a grid whose array axes run right, superior, anterior.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Voxels along each array axis.
-    zooms : tuple of float
-        Voxel size along each array axis, mm.
-    centre_mm : tuple of float
-        World position (right, anterior, superior) of the middle of the field of view, mm.
-
-    Returns
-    -------
-    numpy.ndarray
-        (4, 4), voxel index to mm; the middle of the field of view is index ``(shape - 1) / 2``.
+    `zooms` are mm along the array axes; `centre_mm` is the world position (right, anterior, superior) of the middle of
+    the field of view, which is index ``(shape - 1) / 2``.
     """
     affine = np.eye(4)
     affine[:3, :3] = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]]) * np.asarray(zooms, float)
@@ -95,10 +84,7 @@ def difference(
 def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """World-space corners, mm, of the box that holds the voxels brighter than 15 % of the 99th percentile.
 
-    Raises
-    ------
-    ScanFaultError
-        If the box's longest side is not one a rat's head can have (:data:`HEAD_MM`).
+    ScanFaultError if its longest side is not one a rat's head can have (:data:`HEAD_MM`).
     """
     from scipy import ndimage  # only cohorts that are not cached yet come here
 
@@ -136,16 +122,11 @@ def study_grid_for(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def resample(
     array: np.ndarray, affine: np.ndarray, shape: Sequence[int], target_affine: np.ndarray, labels: bool = False
 ) -> np.ndarray:
-    """Bring an array onto another grid in world space, anti-aliased.
+    """Bring an array onto another grid in world space, anti-aliased: float32, or uint8 for labels, of `shape`.
 
     Where the target's voxels are larger than the source's, the source is first blurred to the target's voxel size
     (Gaussian, full width at half maximum of the difference in quadrature), then interpolated linearly; outside is 0.
     Label maps (`labels`) go through the same, label by label, and the largest share wins.
-
-    Returns
-    -------
-    numpy.ndarray
-        `shape`, float32, or uint8 for labels.
     """
     from scipy import ndimage
 

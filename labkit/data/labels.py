@@ -20,20 +20,10 @@ LABEL_NAMES = {BACKGROUND: "background", CSF: "cerebrospinal fluid", GREY: "grey
 
 
 def has_tissues(labels: np.ndarray | None, need_all: bool = True) -> bool:
-    """Whether a label map is the study's, so that tissues can be told.
+    """Whether a label map is the study's, so that tissues can be told; None for a scan without labels.
 
-    Parameters
-    ----------
-    labels : numpy.ndarray or None
-        Whole numbers of any shape; None for a scan without labels.
-    need_all : bool
-        Each tissue has to be there. Otherwise grey or white matter is enough: with CSF's number alone the map may as
-        well be a mask of the brain.
-
-    Returns
-    -------
-    bool
-        False also where there is any number above 3: in an atlas of regions, 1 is not CSF.
+    A number above 3 says no: in an atlas of regions, 1 is not CSF. With `need_all` each tissue has to be there;
+    otherwise grey or white matter is enough: with CSF's number alone the map may as well be a mask of the brain.
     """
     present = set() if labels is None else set(np.unique(labels).tolist()) - {BACKGROUND}
     enough = present >= set(TISSUE_NAMES) if need_all else bool(present & {GREY, WHITE})

@@ -83,12 +83,9 @@ def data_folder() -> Path:
 
 
 def load_manifest(name: str) -> Manifest:
-    """Read the manifest of one of :func:`datasets`.
+    """The manifest of one of :func:`datasets`.
 
-    Raises
-    ------
-    ValueError
-        There is no such dataset, or its TOML file is not as ``data_manifest/README.md`` describes.
+    ValueError if there is none, or its TOML file is not as ``data_manifest/README.md`` describes.
     """
     path = manifest_folder() / f"{known('dataset', name, datasets())}.toml"
     table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -113,30 +110,10 @@ def fetch(name: str, files: str | Iterable[str] | None = None, progress: bool = 
     ``LABKIT_MIRROR`` (a folder, or an http(s) or file address) is asked first, for ``<mirror>/<mirror_path>/<name>``,
     then the address in the manifest. Pooch sees to it that a name never stands for half a file.
 
-    Parameters
-    ----------
-    name : str
-        One of :func:`datasets`.
-    files : str or iterable of str, optional
-        File names wanted; all of them by default.
-    progress : bool
-        Show a progress bar for each download.
-
-    Returns
-    -------
-    dict of str to pathlib.Path
-        File name to local path, in the manifest's order.
-
-    Raises
-    ------
-    ValueError
-        Unknown dataset or file name.
-    NotADirectoryError
-        ``LABKIT_MIRROR`` names a folder that does not exist.
-    HashMismatchError
-        The mirror or the published address gave a file with another hash.
-    DataUnavailableError
-        Some files could not be had; lists each with address, size, sha256 and the folder to put it in.
+    `files` are names of files, by default all; the result has them in the manifest's order. HashMismatchError where a
+    source gave a file with another hash, DataUnavailableError where files could not be had: it lists each with address,
+    size, sha256 and the folder to put it in. NotADirectoryError where ``LABKIT_MIRROR`` names a folder that is not
+    there.
     """
     import pooch
 

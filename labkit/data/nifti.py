@@ -26,36 +26,16 @@ from labkit.files import whole_file
 
 @dataclass(frozen=True)
 class Origin:
-    """What a scan's file was: enough to write any volume back as if it came from there.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    shape : tuple of int
-        Its three spatial extents, voxels, in stored order.
-    axes : str
-        Its array axes' directions, e.g. ``"RAS"``.
-    affine : tuple of tuple of float
-        (4, 4) voxel index to mm that the study believes: the header's, unless the caller corrected it.
-    header : str
-        The NIfTI header's bytes, base64.
-    grid_affine : tuple of tuple of float
-        (4, 4) of the cohort's grid the scan was brought to.
-    resampled : bool
-        Whether voxels were interpolated on the way (False: only axes were permuted or flipped, which is exact).
-    low, high : float
-        Intensity range on the cohort's grid with its zero padding, the file's own unit.
-    """
+    """What a scan's file was: enough to write any volume back as if it came from there."""
 
     path: str
-    shape: tuple[int, ...]
-    axes: str
-    affine: tuple
-    header: str
-    grid_affine: tuple
-    resampled: bool
-    low: float
+    shape: tuple[int, ...]  # its three spatial extents, voxels, in stored order
+    axes: str  # its array axes' directions, e.g. "RAS"
+    affine: tuple  # (4, 4), voxel index to mm that the study believes: the header's, unless the caller corrected it
+    header: str  # the NIfTI header's bytes, base64
+    grid_affine: tuple  # (4, 4), of the cohort's grid the scan was brought to
+    resampled: bool  # whether voxels were interpolated on the way; axes permuted or flipped are exact
+    low: float  # intensity range on the cohort's grid with its zero padding, the file's own unit
     high: float
 
     @classmethod
@@ -66,29 +46,14 @@ class Origin:
 
 
 def read_array(path: str | os.PathLike, constant: bool = False) -> tuple[np.ndarray, nib.Nifti1Header]:
-    """Read a file as one real-valued 3-D array, in stored orientation.
+    """Read a file as one real-valued 3-D array, float32 (X, Y, Z), in stored orientation; with its header.
 
-    A 4-D series is averaged over time, complex values become their magnitude.
+    Header scaling is applied. A 4-D series is averaged over time, complex values become their magnitude. `constant`
+    allows one value everywhere (it is no scan, but may be a label map). The header is as stored (NIfTI-2 alike), with
+    the scaling of its integers.
 
-    Parameters
-    ----------
-    path : path
-        The file.
-    constant : bool
-        Whether one value everywhere is allowed (it is no scan, but may be a label map).
-
-    Returns
-    -------
-    array : numpy.ndarray
-        float32 (X, Y, Z), header scaling applied.
-    header : nibabel.Nifti1Header
-        As stored (NIfTI-2 alike), with the scaling of its integers.
-
-    Raises
-    ------
-    ScanFaultError
-        Not there or not readable, empty, truncated, not NIfTI, misnamed, colour, 2-D, more than 4-D, NaN or infinite
-        voxels, constant, singular affine.
+    ScanFaultError: not there or not readable, empty, truncated, not NIfTI, misnamed, colour, 2-D, more than 4-D, NaN or
+    infinite voxels, constant, singular affine.
     """
     path = Path(path)
     _check_beginning(path)
@@ -158,10 +123,8 @@ def _check_beginning(path: Path) -> None:
 def read_labels(path: str | os.PathLike, like_shape: Sequence[int], like_affine: np.ndarray) -> np.ndarray:
     """Read a label map that must share its scan's grid: uint8 (X, Y, Z) in stored orientation.
 
-    Raises
-    ------
-    ScanFaultError
-        As for scans, and if the shape or affine is not the scan's, or values are not whole numbers in 0..255.
+    ScanFaultError as for scans, and if the shape or affine is not the scan's, or values are not whole numbers in
+    0..255.
     """
     array, header = read_array(path, constant=True)
     if array.shape != tuple(like_shape):
@@ -174,21 +137,10 @@ def read_labels(path: str | os.PathLike, like_shape: Sequence[int], like_affine:
 
 
 def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
-    """Write values on the cohort's grid as an image like the scan's file.
+    """Write values (X, Y, Z) on the cohort's grid, in the file's intensity unit, as an image like the scan's file.
 
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (X, Y, Z) on the cohort's grid (axes right, superior, anterior), in the file's intensity unit; an integer
-        array is taken as labels (nearest majority, written as uint8).
-    origin : Origin
-        The file to be like.
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        The file's shape, affine, header and orientation; its data type where that is a plain integer or float type,
-        float32 otherwise.
+    It has the file's shape, affine, header and orientation, and its data type where that is a plain integer or float
+    type, float32 otherwise. An integer array is taken as labels (nearest majority, written as uint8).
     """
     labels = np.issubdtype(values.dtype, np.integer)
     if origin.resampled:
@@ -208,16 +160,9 @@ def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
 
 
 def restore(volume: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:
-    """Bring a volume (1, S, S, S) or (S, S, S) in [-1, 1] to a file's grid and intensity range.
+    """Bring a volume (1, S, S, S) or (S, S, S) in [-1, 1], any S, to a file's grid and intensity range.
 
-    Parameters
-    ----------
-    volume : torch.Tensor or numpy.ndarray
-        Any S; as made by :meth:`labkit.data.cohort.Cohort.volumes` or a generator.
-    shape : sequence of int
-        Voxels of the cohort's grid.
-    origin : Origin
-        The file to be like.
+    `shape` are the voxels of the cohort's grid.
     """
     cube = volumes.resize(_cube(volume).float(), volumes.cube_side(tuple(shape)))
     values = volumes.from_unit_range(cube, origin.low, origin.high)

@@ -19,33 +19,14 @@ def cube_side(shape: tuple[int, ...]) -> int:
 
 
 def padding(shape: tuple[int, ...], side: int) -> list[tuple[int, int]]:
-    """Voxels added (before, after) along each axis to make a cube; 12 and 12 on the study's third axis.
-
-    Raises
-    ------
-    ValueError
-        If the scan is larger than the cube.
-    """
+    """Voxels added (before, after) along each axis to make a cube; 12 and 12 on the study's third axis."""
     if max(shape) > side:
         raise ValueError(f"a scan of {tuple(shape)} voxels does not fit a cube of side {side}; side must be >= shape")
     return [((side - extent) // 2, side - extent - (side - extent) // 2) for extent in shape]
 
 
 def pad_to_cube(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Zero-pad scans to cubes.
-
-    Parameters
-    ----------
-    images : torch.Tensor
-        (N, X, Y, Z), any intensity unit and dtype.
-    side : int
-        Side of the cube, voxels.
-
-    Returns
-    -------
-    torch.Tensor
-        (N, 1, side, side, side), same dtype and unit.
-    """
+    """Zero-pad scans (N, X, Y, Z), any unit and dtype, to cubes (N, 1, side, side, side)."""
     (x0, x1), (y0, y1), (z0, z1) = padding(tuple(images.shape[1:]), side)
     return F.pad(images, (z0, z1, y0, y1, x0, x1)).unsqueeze(1)
 
@@ -57,19 +38,9 @@ def crop_from_cube(cubes: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def to_unit_range(cubes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per-scan min-max to [-1, 1].
+    """Per-scan min-max of cubes (N, 1, S, S, S) to [-1, 1], with each scan's minimum and maximum, (N,).
 
-    Parameters
-    ----------
-    cubes : torch.Tensor
-        float (N, 1, S, S, S), any unit.
-
-    Returns
-    -------
-    volumes : torch.Tensor
-        Same shape, [-1, 1]; a constant scan becomes -1 throughout.
-    low, high : torch.Tensor
-        (N,), each scan's minimum and maximum in its own unit.
+    A constant scan becomes -1 throughout.
     """
     flat = cubes.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
@@ -100,17 +71,7 @@ def resize(cubes: torch.Tensor, size: int) -> torch.Tensor:
 def resize_labels(maps: torch.Tensor, size: int) -> torch.Tensor:
     """Resample label maps by majority: every label's share is resampled as an image is, the largest share wins.
 
-    Parameters
-    ----------
-    maps : torch.Tensor
-        uint8 (N, 1, S, S, S).
-    size : int
-        New side, voxels.
-
-    Returns
-    -------
-    torch.Tensor
-        uint8 (N, 1, size, size, size), only labels that `maps` holds; ties go to the smaller label.
+    uint8 (N, 1, S, S, S) -> (N, 1, size, size, size), only labels that `maps` holds; ties go to the smaller label.
     """
     if size == maps.shape[-1]:
         return maps

@@ -19,37 +19,18 @@ NAMES = {"G": "generator", "D": "discriminator", "E": "encoder", "C": "code disc
 
 
 class LayerRow(NamedTuple):
-    """One row of a :func:`summary`.
+    """One row of a :func:`summary`."""
 
-    Attributes
-    ----------
-    layer : str
-        Layer, norms and activation; n channels, k kernel, s stride, p padding.
-    output_shape : tuple of int
-        With the batch first.
-    parameters : int
-        Trained numbers in it.
-    """
-
-    layer: str
-    output_shape: tuple[int, ...]
-    parameters: int
+    layer: str  # layer, norms and activation; n channels, k kernel, s stride, p padding
+    output_shape: tuple[int, ...]  # with the batch first
+    parameters: int  # trained numbers in it
 
 
 def summary(network: nn.Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
-    """List a network's layers with what they put out, for a table.
+    """List a network's layers in order with what they put out; the network is left as it was.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-        One of the four; left as it was.
-    input_shape : tuple of int
-        With the batch first: (1, Z) for G and C, (1, 1, S, S, S) for D and E.
-
-    Returns
-    -------
-    list of LayerRow
-        In order; the last layer of G with its tanh.
+    `input_shape` has the batch first: (1, Z) for G and C, (1, 1, S, S, S) for D and E. The last layer of G comes with
+    its tanh.
     """
     rows = []
     x = torch.zeros(input_shape, device=next(network.parameters()).device)

@@ -55,21 +55,9 @@ def three_linked_planes(
 ) -> np.ndarray:
     """Coronal, sagittal and horizontal section through one point, side by side, true to scale.
 
-    Parameters
-    ----------
-    volume : numpy.ndarray
-        (S, S, S) in [-1, 1], axes right, superior, anterior.
-    at : sequence of float
-        The point, as parts of the field of view from left, base and caudal end, [0, 1].
-    shape, zooms : sequence
-        Of the scans the cube stands for.
-    cross : bool
-        Mark the point in each plane by lines.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (rows, columns), black -1 and white 1, with a bar of 5 mm.
+    Of a volume (S, S, S) in [-1, 1], axes right, superior, anterior, which stands for scans of `shape` and `zooms`;
+    `at` is the point, as parts of the field of view from left, base and caudal end, [0, 1], and `cross` marks it by
+    lines. The picture is uint8 (rows, columns), black -1 and white 1, with a bar of 5 mm.
     """
     from PIL import Image
 
@@ -141,16 +129,9 @@ _STEP = """
 class Card:
     """Pictures under a slider, in one piece of HTML that works from a file, without a kernel and without a network.
 
-    Parameters
-    ----------
-    pictures : sequence of numpy.ndarray
-        uint8 (rows, columns), or (rows, columns, 3) in colour; all of one shape.
-    words, label : sequence of str, str
-        What each shows, and what the slider moves.
-    start : int, optional
-        The picture shown first; default the middle one.
-    size_mm : (float, float), optional
-        Height and width that a picture stands for, where its pixels are not square.
+    Pictures are uint8 (rows, columns), or (rows, columns, 3) in colour, all of one shape; `words` say what each shows,
+    `label` what the slider moves. The middle one is shown first unless `start` says another. `size_mm` is the height
+    and width that a picture stands for, where its pixels are not square.
     """
 
     def __init__(

@@ -33,19 +33,10 @@ _DRAW = """
 
 
 class Interactive:
-    """A plotly figure and a still picture of the same.
+    """A plotly figure, and `still`, a picture of the same for every other reader, with `alt`, words for it.
 
     A live notebook draws the plotly figure. A built page shows the picture at once, and the plotly figure in its place
     if the page carries plotly's script; nothing is fetched from anywhere.
-
-    Parameters
-    ----------
-    figure : plotly.graph_objects.Figure
-        To interact with.
-    still : matplotlib.figure.Figure
-        The same, for every other reader.
-    alt : str
-        What the figure shows, in words.
     """
 
     def __init__(self, figure: go.Figure, still: Figure, alt: str) -> None:

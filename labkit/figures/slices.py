@@ -128,30 +128,11 @@ def one_slice(
     labels: bool = False,
     window: tuple[float, float] | None = None,
 ) -> Figure:
-    """A single slice, large, with axes in mm.
+    """A single slice, large, with axes in mm; the title gives the position and the intensity window.
 
-    Parameters
-    ----------
-    scan : Scan
-        One scan.
-    plane : {"coronal", "sagittal", "horizontal"}
-        Which section.
-    index : int, optional
-        Slice, from 0; default the middle one.
-    labels : bool
-        Colour CSF, grey and white matter, where there are labels.
-    window : tuple of float, optional
-        Intensities shown black and white; default :func:`.intensity_window` of this scan.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One axes in mm; the title gives the position and the intensity window.
-
-    Raises
-    ------
-    ValueError
-        If there is no such plane or slice.
+    `index` counts from 0, by default the middle slice; `labels` colours CSF, grey and white matter, where there are
+    labels; `window` are the intensities shown black and white, default :func:`.intensity_window` of this scan.
+    ValueError if there is no such plane or slice.
     """
     cut = style.plane_called(plane)
     depth = scan.image.shape[cut.axis]

@@ -85,27 +85,12 @@ def append(path: str | os.PathLike, line: dict[str, Any]) -> None:
 
 
 def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read files of answers, of one rater or of several.
+    """Read files of answers, or folders of ``*.jsonl``, of one rater or of several: the lines, and what was left out.
 
-    Parameters
-    ----------
-    paths : path or iterable of path
-        Files, or folders whose ``*.jsonl`` are taken.
-
-    Returns
-    -------
-    lines : list of dict
-        In the files' order; of a trial that a rater answered twice in a session, the earlier answer.
-    left_out : list of str
-        ``file:number`` and why: half a line (a crash while writing), or a second, different answer of one rater to one
-        trial, which two people under one name would give, too.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file, or no answers in a folder.
-    ValueError
-        Lines that are whole but wrong, all named: nothing is left out in silence.
+    Lines are in the files' order; of a trial that a rater answered twice in a session, the earlier answer counts. Left
+    out, as ``file:number`` and why, are half a line (a crash while writing), and a second, different answer of one
+    rater to one trial, which two people under one name would give, too. ValueError for lines that are whole but wrong,
+    all named: nothing is left out in silence. FileNotFoundError where there are none.
     """
     files = _files([paths] if isinstance(paths, str | os.PathLike) else list(paths))
     lines: dict[tuple, tuple[str, dict[str, Any]]] = {}

@@ -33,16 +33,9 @@ POOL = 60
 class Stimuli:
     """Some scans of one source as raters see them: all sources go through one chain, so that only the scan can tell.
 
-    Parameters
-    ----------
-    cohort : Cohort
-        The scans.
-    resolution : int
-        Side of the cubes that every scan is averaged to and brought back from; 64 leaves the study's scans as they are.
-        A real scan beside one from a generator of 32³ would otherwise be known by its sharpness alone; one from that
-        generator is taken as it is.
-    size : int
-        Side of the cubes they are shown from, voxels.
+    Every scan is averaged to cubes of side `resolution` and brought back; 64 leaves the study's scans as they are. A
+    real scan beside one from a generator of 32³ would otherwise be known by its sharpness alone; one from that
+    generator is taken as it is. `size` is the side of the cubes they are shown from, voxels.
     """
 
     def __init__(self, cohort: Cohort, resolution: int = 64, size: int = 64) -> None:

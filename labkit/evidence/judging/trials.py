@@ -59,31 +59,15 @@ def check_task(task: str) -> None:
 
 
 def plan(task: str, synthetic: Sequence[str], n: int, seed: int = 0) -> list[Trial]:
-    """Draw the trials of a session.
+    """Draw the `n` trials of a session over real scans and `synthetic` ones, which are named by their generators.
 
-    Parameters
-    ----------
-    task : str
-        One of :data:`TASKS`.
-    synthetic : sequence of str
-        Names of the generators; real scans are a source besides them.
-    n : int
-        Trials.
-    seed : int
-        Of order, sides, and which source gets what does not divide evenly. Raters who are to be compared get one seed.
+    ``real_or_synthetic``: half of the scans real, of an odd number one more or less, the other half in equal parts from
+    the generators. ``pair``: a real scan and one of a generator. ``rating``: in equal parts from all sources.
+    ``preference``: all pairs of sources equally often. Each kind of scan stands equally often on either side, no scan
+    is shown twice (a memory would be a cue), and scans of a source are taken in order from the first.
 
-    Returns
-    -------
-    list of Trial
-        ``real_or_synthetic``: half of the scans real, of an odd number one more or less, the other half in equal parts
-        from the generators. ``pair``: a real scan and one of a generator. ``rating``: in equal parts from all sources.
-        ``preference``: all pairs of sources equally often. Each kind of scan stands equally often on either side, no
-        scan is shown twice (a memory would be a cue), and scans of a source are taken in order from the first.
-
-    Raises
-    ------
-    ValueError
-        An unknown task, no trials, or no generator.
+    `seed` is of order, sides, and which source gets what does not divide evenly; raters who are to be compared get one
+    seed. ValueError for an unknown task, no trials, or no generator.
     """
     check_task(task)
     n, seed = whole("trials", n, 2), whole("seed", seed, 0)

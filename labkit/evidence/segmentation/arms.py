@@ -72,14 +72,9 @@ SETS = {
 def chosen(arms: str | Sequence[str], simulated: bool) -> list[Arm]:
     """Arms by name of a set, or by their own, in the order of :data:`ARMS`, with the arms they are compared with.
 
-    An arm's reference is trained on the same real scans, and so it is also the teacher of its synthetic ones.
-
-    Parameters
-    ----------
-    arms : str or sequence of str
-        A key of :data:`SETS`, or names, which one text may hold with commas; ValueError for others.
-    simulated : bool
-        Whether new rats can be simulated; without, true controls are left out of a set, and refused by name.
+    An arm's reference is trained on the same real scans, and so it is also the teacher of its synthetic ones. `arms` is
+    a key of :data:`SETS`, or names, which one text may hold with commas. Where no new rats can be `simulated`, true
+    controls are left out of a set, and refused by name.
     """
     names, a_set = arms, isinstance(arms, str) and arms in SETS
     if isinstance(arms, str):

@@ -23,12 +23,9 @@ SCORES = ("dice", "hd95_mm", "volume_bias")
 def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
     """Score label maps, uint8 (N, X, Y, Z), against the animals' own labels, on the scans' grid.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row an animal and tissue: ``subject``, ``session``, ``tissue``, ``dice`` [0, 1], ``hd95_mm`` (distance that
-        95 % of the surface points stay below, the larger of both directions; the diagonal of the grid where a tissue is
-        missing), ``volume_bias`` (predicted over true volume, minus 1).
+    One row an animal and tissue: ``subject``, ``session``, ``tissue``, ``dice`` [0, 1], ``hd95_mm`` (distance that 95 %
+    of the surface points stay below, the larger of both directions; the diagonal of the grid where a tissue is
+    missing), ``volume_bias`` (predicted over true volume, minus 1).
     """
     import pandas as pd
     from monai.metrics import compute_dice
