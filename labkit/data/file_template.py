@@ -38,14 +38,12 @@ class FileTemplate:
     @classmethod
     def of(cls, scans: Iterable[Scan]) -> FileTemplate:
         """FileTemplate of one scan or more: grid and header of the first, intensity ranges of all."""
-        first, ranges = None, []
-        for scan in scans:
-            first = first or scan
-            ranges.append((float(scan.origin.low), float(scan.origin.high)))
-        if first is None:
+        scans = list(scans)
+        if not scans:
             raise ValueError("no scans to be like: give at least one")
+        first, ranges = scans[0], tuple((float(scan.origin.low), float(scan.origin.high)) for scan in scans)
         header = nifti.encode_header(without_identity(nifti.decode_header(first.origin.header)))
-        return cls(tuple(first.image.shape), first.suffix, replace(first.origin, path="", header=header), tuple(ranges))
+        return cls(tuple(first.image.shape), first.suffix, replace(first.origin, path="", header=header), ranges)
 
     @property
     def grid(self) -> str:

@@ -103,7 +103,7 @@ def load_manifest(name: str) -> Manifest:
     return manifest
 
 
-def fetch(name: str, files: str | Iterable[str] | None = None, progress: bool = True) -> dict[str, Path]:
+def fetch(name: str, files: str | Iterable[str] | None = None) -> dict[str, Path]:
     """Local paths of a dataset's files, each verified at every call; what is missing comes from mirror or network.
 
     A file already in ``data_folder() / name`` is used if its sha256 is right, whoever put it there, and else replaced.
@@ -126,11 +126,11 @@ def fetch(name: str, files: str | Iterable[str] | None = None, progress: bool = 
     found = {file: pooch.file_hash(folder / file) for file in wanted if (folder / file).is_file()}
     missing = [file for file in manifest.files if file.name in wanted and found.get(file.name) != file.sha256]
     if missing:
-        _bring(manifest, missing, folder, found, progress)
+        _bring(manifest, missing, folder, found)
     return {file: folder / file for file in names if file in wanted}
 
 
-def _bring(manifest: Manifest, missing: list[RemoteFile], folder: Path, found: dict[str, str], progress: bool) -> None:
+def _bring(manifest: Manifest, missing: list[RemoteFile], folder: Path, found: dict[str, str]) -> None:
     """Bring each file from the first source that has it; `found` are hashes of what stands in their places."""
     from requests import RequestException  # what pooch downloads with
 
@@ -139,7 +139,7 @@ def _bring(manifest: Manifest, missing: list[RemoteFile], folder: Path, found: d
     for file in missing:
         for source in tuple(sources):
             try:
-                source.fetch(file.name, downloader=lambda url, path, _: _receive(url, Path(path), progress))
+                source.fetch(file.name, downloader=lambda url, path, _: _receive(url, Path(path)))
                 break
             except (FileNotFoundError, RequestException) as fault:  # and not a full disk
                 reason = f"{type(fault).__name__}: {fault}"
@@ -176,19 +176,19 @@ def _sources(manifest: Manifest, folder: Path) -> list[Pooch]:
     return sources
 
 
-def _receive(source: str, path: Path, progress: bool) -> None:
+def _receive(source: str, path: Path) -> None:
     """Bring a file of a mirror folder or of an http(s) address to `path`, pooch's temporary file."""
     path.unlink()  # only its owner may read pooch's; a new one may be read by those whom the umask allows
     if urlparse(source).scheme in ("http", "https"):
-        _download(source, path, progress)
+        _download(source, path)
     else:
         shutil.copyfile(source, path)
 
 
-def _download(url: str, path: Path, progress: bool) -> None:
+def _download(url: str, path: Path) -> None:
     import pooch
 
-    pooch.HTTPDownloader(progressbar=progress, timeout=60)(url, str(path), None)
+    pooch.HTTPDownloader(progressbar=True, timeout=60)(url, str(path), None)
 
 
 def _what_to_do(manifest: Manifest, files: list[RemoteFile], folder: Path, found: dict[str, str], reason: str) -> str:

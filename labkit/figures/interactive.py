@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import json
 import zlib
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from labkit.figures.frames import image_html
 from labkit.files import in_live_kernel
 
 if TYPE_CHECKING:
@@ -51,13 +50,12 @@ class Interactive:
     def _html(self, content: dict[str, Any]) -> str:
         picture = io.BytesIO()
         self.still.savefig(picture, format="png", dpi=130, bbox_inches="tight")
-        data = base64.b64encode(picture.getvalue()).decode("ascii")
         # the same figure has the same name in every build, and two on a page differ
-        name = f"interactive-{zlib.crc32(data.encode()):08x}"
+        name = f"interactive-{zlib.crc32(picture.getvalue()):08x}"
         carried = json.dumps({"data": content["data"], "layout": content["layout"]}).replace("</", "<\\/")
         return (
             f'<div id="{name}" class="interactive-figure"><div></div>'
-            f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.alt, quote=True)}" style="max-width:100%">'
+            f"{image_html(picture.getvalue(), self.alt, 'max-width:100%')}"
             f'<script type="application/json">{carried}</script></div>'
             f"<script>{_DRAW % {'id': name}}</script>"
         )

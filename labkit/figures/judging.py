@@ -39,9 +39,7 @@ def judged_scans(session: Session, n: int = 4) -> Figure:
             else:
                 ax.set_visible(False)
         style.write_on(row[0], 0.03, 0.97, name, ha="left", va="top")
-    style.bare(grid.flat)
-    style.scale_bar(grid[0, 0])
-    style.name_sides(grid[0, 0], style.PLANES["coronal"])
+    style.label_first(grid, style.PLANES["coronal"])
     return figure
 
 

@@ -46,8 +46,7 @@ def slice_pairs(real: Scan, synthetic: Scan, plane: str = "coronal", n: int = 5,
     cut = style.plane_called(plane)
     low, high = intensity_window([real, synthetic])
     positions = style.positions_mm(real.affine, real.image.shape, cut.axis)
-    mask, _ = describe.region(real)
-    inside = np.flatnonzero(mask.any(tuple(axis for axis in range(3) if axis != cut.axis)))
+    inside = style.inside(describe.region(real)[0], cut.axis)
     first, last = inside[0] + np.array([0.05, 0.95]) * (inside[-1] - inside[0])
     chosen = positions[np.unique(np.round(np.linspace(first, last, n)).astype(int))]
     left, right, bottom, top = style.extent_mm(real.affine, real.image.shape, cut)
@@ -120,9 +119,7 @@ def mean_and_variance(real: Sequence[Scan], synthetic: Sequence[Scan], plane: st
         apart = style.show_section(axes[2], difference, affine, cut, index, cmap="RdBu_r", vmin=-reach, vmax=reach)
         axes[2].set_title("synthetic − real")
         figure.colorbar(apart, ax=axes[2], location="bottom", shrink=0.9, extend="both")
-    style.bare(grid.flat)
-    style.name_sides(grid[0, 0], cut)
-    style.scale_bar(grid[0, 0])
+    style.label_first(grid, cut)
     return figure
 
 
@@ -142,26 +139,22 @@ def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str
         raise ValueError("scans and reconstructions are not of the same animals in the same order")
     cut = style.plane_called(plane)
     count = min(4, len(real))
-    figure, grid = plt.subplots(3, count, figsize=(WIDTH, WIDTH / count * 3 + 0.9), squeeze=False, layout="compressed")
+    figure, grid = style.picture_grid(3, count, 0.9)
     for column in range(count):
         low, high = real[column].origin.low, real[column].origin.high
         pair = [(scans[column].image.astype(np.float32) - low) / (high - low) for scans in (real, back)]
         difference = pair[1] - pair[0]
         index = (pair[0].shape[cut.axis] - 1) // 2
         affine = real[column].affine
-        for row, (values, options) in enumerate(
-            ((pair[0], {}), (pair[1], {}), (difference, {"cmap": "RdBu_r", "vmin": -0.5, "vmax": 0.5}))
-        ):
-            image = style.show_section(
-                grid[row, column], values, affine, cut, index, **({"vmin": 0, "vmax": 0.8} | options)
-            )
+        for ax, values in zip(grid[:2, column], pair, strict=True):
+            style.show_section(ax, values, affine, cut, index, vmin=0, vmax=0.8)
+        looks = {"cmap": "RdBu_r", "vmin": -0.5, "vmax": 0.5}
+        image = style.show_section(grid[2, column], difference, affine, cut, index, **looks)
         grid[0, column].set_title(f"rat {describe.scan_name(real[column])}")
         grid[2, column].set_title(f"RMSE {np.sqrt((difference**2).mean()):.3f}")
     for ax, name in zip(grid[:, 0], ("scan", "reconstruction", "difference"), strict=True):
         ax.set_ylabel(name)
-    style.bare(grid.flat)
-    style.name_sides(grid[0, 0], cut)
-    style.scale_bar(grid[0, 0])
+    style.label_first(grid, cut)
     figure.colorbar(image, ax=grid[2], location="bottom", shrink=0.6, label="too dark (blue), too bright (red)",
                     extend="both")  # fmt: skip
     return figure
@@ -174,18 +167,15 @@ def contact_sheet(scans: Sequence[Scan], plane: str = "coronal", columns: int = 
     cut = style.plane_called(plane)
     low, high = intensity_window(scans)
     columns = min(columns, len(scans))
-    rows = -(-len(scans) // columns)
     left, right, bottom, top = style.extent_mm(scans[0].affine, scans[0].image.shape, cut)
-    size = WIDTH / columns * (top - bottom) / (right - left)
-    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, size * rows + 0.4), squeeze=False, layout="compressed")
+    tall = (top - bottom) / (right - left)
+    figure, grid = style.picture_grid(-(-len(scans) // columns), columns, 0.4, tall)
     for ax, scan in zip(grid.flat, scans, strict=False):
         index = (scan.image.shape[cut.axis] - 1) // 2
         style.show_section(ax, scan.image, scan.affine, cut, index, vmin=low, vmax=high)
     for ax in list(grid.flat)[len(scans) :]:
         ax.set_visible(False)
-    style.bare(grid.flat)
-    style.name_sides(grid.flat[0], cut)
-    style.scale_bar(grid.flat[0])
+    style.label_first(grid, cut)
     figure.suptitle(f"one window: {style.number(low)} to {style.number(high)}", fontsize=10)
     return figure
 

@@ -149,11 +149,11 @@ def _fault_frame(view: np.ndarray, watched: list[tuple[str, str]], rows: list[pd
     return figure
 
 
-def _pixels(figure: Figure, dpi: int = 120) -> np.ndarray:
+def _pixels(figure: Figure) -> np.ndarray:
     """A figure as a picture, uint8 (rows, columns, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.set_dpi(dpi)
+    figure.set_dpi(120)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -251,9 +251,7 @@ def triplets(comparison: Comparison, source: str = AUDITED[0], n: int = 4) -> Fi
     cut = style.PLANES["coronal"]
     scan = comparison.yardstick.held_out[0]
     left, right, bottom, top = style.extent_mm(scan.affine, scan.image.shape, cut)
-    height = WIDTH / 3 * (top - bottom) / (right - left)
-    figure, grid = plt.subplots(len(found), 3, figsize=(WIDTH, len(found) * height + 0.5), squeeze=False,
-                                layout="compressed")  # fmt: skip
+    figure, grid = style.picture_grid(len(found), 3, 0.5, (top - bottom) / (right - left))
     for axes, triplet in zip(grid, found, strict=True):
         notes = ("", f"distance {triplet.to_train:.2f}", f"distance {triplet.to_held_out:.2f}")
         for ax, cube, note in zip(axes, triplet[:3], notes, strict=True):

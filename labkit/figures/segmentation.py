@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from labkit.data import volumes
 from labkit.data.cohort import Scan
-from labkit.data.labels import TISSUE_NAMES
 from labkit.evidence.segmentation.arms import ARMS
 from labkit.evidence.segmentation.experiment import Experiment, synthetic
 from labkit.evidence.segmentation.gains import PAPER_GAINS
 from labkit.evidence.segmentation.network import confidence, full_labels, inputs, probabilities
 from labkit.evidence.segmentation.scores import SCORED_TISSUES
 from labkit.figures import style
-from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, TISSUE_COLOURS, WIDTH
+from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, WIDTH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 KINDS = {"none": ("real scans alone", BLUE), "teacher": ("+ synthetic", ORANGE),
          "true": ("+ new simulated, true labels", GREEN)}  # fmt: skip
-LABEL_COLOURS = ListedColormap([TISSUE_COLOURS[name] for name in TISSUE_NAMES.values()])
 
 
 @style.drawn
@@ -182,16 +179,10 @@ def predictions(experiment: Experiment, arm: str = "r100", seed: int = 0) -> Fig
 
 def _overlay(ax: Axes, scan: Scan, labels: np.ndarray, plane: style.Plane) -> None:
     """The slice through the middle of a scan's own labels, with labels over it."""
-    inside = np.flatnonzero((np.asarray(scan.labels) > 0).any(tuple(a for a in range(3) if a != plane.axis)))
+    inside = style.inside(np.asarray(scan.labels) > 0, plane.axis)
     index = int(inside[len(inside) // 2]) if len(inside) else scan.image.shape[plane.axis] // 2
     style.show_section(ax, scan.image, scan.affine, plane, index, vmin=0, vmax=float(np.percentile(scan.image, 99.5)))
-    _show_labels(ax, labels, scan.affine, plane, index)
-
-
-def _show_labels(ax: Axes, labels: np.ndarray, affine: np.ndarray, plane: style.Plane, index: int) -> None:
-    """Colours over a section, the background clear: label 1 is the first colour."""
-    over = np.ma.masked_equal(labels, 0)
-    style.show_section(ax, over, affine, plane, index, cmap=LABEL_COLOURS, vmin=1, vmax=3, alpha=0.55)
+    style.show_labels(ax, labels, scan.affine, plane, index)
 
 
 @style.drawn
@@ -217,7 +208,7 @@ def teacher_labels(experiment: Experiment, arm: str = "r100+s200", seed: int = 0
         index = (shape[cut.axis] - 1) // 2
         for ax in axes[:2]:
             style.show_section(ax, image, first.affine, cut, index, vmin=0, vmax=1)
-        _show_labels(axes[1], full_labels(chances[which][None], shape)[0].numpy(), first.affine, cut, index)
+        style.show_labels(axes[1], full_labels(chances[which][None], shape)[0].numpy(), first.affine, cut, index)
         axes[0].set_ylabel(f"{name}: {certain[which]:.2f}")
         shown = style.show_section(axes[2], sure, first.affine, cut, index, cmap="cividis", vmin=0.25, vmax=1)
     titles = ("synthetic scan", "teacher's labels", "probability of label")

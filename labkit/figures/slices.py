@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from nibabel.affines import apply_affine
@@ -97,27 +96,17 @@ def slice_series(
     left, right, bottom, top = style.extent_mm(scan.affine, scan.image.shape, cut)
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
-    size = WIDTH / columns * (top - bottom) / (right - left) + 0.3
-    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, size * rows + 0.4), squeeze=False, layout="compressed")
+    figure, grid = style.picture_grid(rows, columns, 0.3 * rows + 0.4, (top - bottom) / (right - left))
     for ax, index in zip(grid.flat, chosen, strict=False):
         style.show_section(ax, scan.image, scan.affine, cut, index, vmin=low, vmax=high)
         if labels and scan.labels is not None:
-            _overlay(ax, scan, cut, index)
+            style.show_labels(ax, scan.labels, scan.affine, cut, index)
         ax.set_title(style.where_mm(cut.axis, positions[index]))
-    style.bare(grid.flat)
-    style.name_sides(grid.flat[0], cut)
-    style.scale_bar(grid.flat[0])
+    style.label_first(grid, cut)
     if labels and scan.labels is not None:
         handles = [Patch(color=TISSUE_COLOURS[name], label=name) for name in TISSUE_NAMES.values()]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
-
-
-def _overlay(ax: Axes, scan: Scan, plane: style.Plane, index: int) -> None:
-    """Colour the labels of a slice, half transparent; labels past 3 are left out."""
-    shown = np.ma.masked_outside(np.asarray(scan.labels), 1, 3)
-    colours = ListedColormap([TISSUE_COLOURS[name] for name in TISSUE_NAMES.values()])
-    style.show_section(ax, shown, scan.affine, plane, index, cmap=colours, vmin=0.5, vmax=3.5, alpha=0.5)
 
 
 @style.drawn
@@ -143,7 +132,7 @@ def one_slice(
     figure, ax = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
     style.show_section(ax, scan.image, scan.affine, cut, index, vmin=low, vmax=high)
     if labels and scan.labels is not None:
-        _overlay(ax, scan, cut, index)
+        style.show_labels(ax, scan.labels, scan.affine, cut, index)
     style.name_sides(ax, cut)
     where = style.where_mm(cut.axis, style.positions_mm(scan.affine, scan.image.shape, cut.axis)[index])
     ax.set(title=f"{where}; black {style.number(low)}, white {style.number(high)}", xlabel="mm", ylabel="mm")
@@ -209,5 +198,5 @@ def _true_to_scale(ax: Axes) -> None:
 def _middle(scan: Scan) -> tuple[float, ...]:
     """World position, mm, of the voxel in the middle of the box that holds the scan's brain (head, without labels)."""
     mask, _ = describe.region(scan)
-    middle = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))[[0, -1]].mean() for axis in range(3)]
+    middle = [style.inside(mask, axis)[[0, -1]].mean() for axis in range(3)]
     return tuple(float(mm) for mm in apply_affine(scan.affine, np.round(middle)))

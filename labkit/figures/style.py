@@ -10,9 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from nibabel.affines import apply_affine
+
+from labkit.data.labels import TISSUE_NAMES
 
 P = ParamSpec("P")
 
@@ -35,6 +38,7 @@ STYLE = {
 BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7"
 GREY = "#555555"
 TISSUE_COLOURS = {"CSF": SKY, "grey matter": ORANGE, "white matter": PURPLE, "brain": GREY}
+LABEL_COLOURS = ListedColormap([TISSUE_COLOURS[name] for name in TISSUE_NAMES.values()])
 
 
 class Plane(NamedTuple):
@@ -71,9 +75,9 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
-def picture_grid(rows: int, columns: int, more: float = 0.0) -> tuple[Figure, np.ndarray]:
-    """Axes (rows, columns) for square pictures across a page's width, and `more` inches for what is written."""
-    size = (WIDTH, WIDTH / columns * rows + more)
+def picture_grid(rows: int, columns: int, more: float = 0.0, tall: float = 1.0) -> tuple[Figure, np.ndarray]:
+    """Axes (rows, columns) for pictures `tall` times as high as wide across a page, and `more` inches for writing."""
+    size = (WIDTH, WIDTH / columns * tall * rows + more)
     return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="compressed")
 
 
@@ -130,11 +134,22 @@ def section(array: np.ndarray, plane: Plane, index: int) -> np.ndarray:
     return cut.T if plane.across < plane.up else cut
 
 
+def inside(mask: np.ndarray, axis: int) -> np.ndarray:
+    """The slices across array axis `axis` in which a mask (X, Y, Z) has voxels."""
+    return np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
+
+
 def show_section(ax: Axes, array: np.ndarray, affine: np.ndarray, plane: Plane, index: int, **image) -> AxesImage:
     """Draw a slice with axes in mm, voxel by voxel (no smoothing); `image` goes to matplotlib's imshow."""
     extent = extent_mm(affine, array.shape, plane)
     options = {"cmap": "gray", "interpolation": "nearest"} | image
     return ax.imshow(section(array, plane, index), origin="lower", extent=extent, aspect="equal", **options)
+
+
+def show_labels(ax: Axes, labels: np.ndarray, affine: np.ndarray, plane: Plane, index: int) -> None:
+    """The tissues of a label map (X, Y, Z) in colour over a section, half transparent; labels past 3 are left out."""
+    shown = np.ma.masked_outside(labels, 1, 3)
+    show_section(ax, shown, affine, plane, index, cmap=LABEL_COLOURS, vmin=0.5, vmax=3.5, alpha=0.5)
 
 
 def write_on(ax: Axes, x: float, y: float, text: str, **options) -> None:
@@ -151,14 +166,15 @@ def name_sides(ax: Axes, plane: Plane) -> None:
     write_on(ax, 0.5, 0.98, plane.top, ha="center", va="top")
 
 
-def scale_bar(ax: Axes, mm: float = 5) -> None:
-    """Draw a bar of `mm` into the lower right of a section, with its length over it."""
+def scale_bar(ax: Axes) -> None:
+    """Draw a bar of 5 mm into the lower right of a section, with its length over it."""
+    mm = 5
     left, right = ax.get_xlim()
     bottom, top = ax.get_ylim()
     end, height = right - 0.05 * (right - left), bottom + 0.05 * (top - bottom)
     ax.plot([end - mm, end], [height, height], color="white", linewidth=2, solid_capstyle="butt")
     middle = 0.95 - mm / 2 / (right - left)
-    write_on(ax, middle, 0.065, f"{mm:g} mm", ha="center", va="bottom")
+    write_on(ax, middle, 0.065, f"{mm} mm", ha="center", va="bottom")
 
 
 def bare(axes: Iterable[Axes]) -> None:
@@ -167,3 +183,10 @@ def bare(axes: Iterable[Axes]) -> None:
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
+
+
+def label_first(grid: np.ndarray, plane: Plane) -> None:
+    """No ticks and frames around sections (rows, columns); the first has directions and a scale bar for all."""
+    bare(grid.flat)
+    name_sides(grid.flat[0], plane)
+    scale_bar(grid.flat[0])

@@ -90,9 +90,7 @@ def traversals(
     """
     directions = space.directions[kind]
     names, places = list(names or directions.names), np.linspace(-reach, reach, 5)
-    figure, grid = plt.subplots(
-        len(names), 6, figsize=(WIDTH, WIDTH / 6 * len(names) + 0.6), squeeze=False, layout="compressed"
-    )
+    figure, grid = style.picture_grid(len(names), 6, 0.6)
     for row, name in zip(grid, names, strict=True):
         codes = torch.stack([directions.move(code, {name: float(place)}) for place in places])
         cubes = space.volumes(codes, kind)[:, 0].numpy()

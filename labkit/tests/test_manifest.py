@@ -61,7 +61,7 @@ def tiny_mirror(tiny, tmp_path, monkeypatch):
 def offline(monkeypatch) -> list[str]:
     asked = []
 
-    def download(url, path, progress):
+    def download(url, path):
         asked.append(url)
         Path(path).write_bytes(b"half")
         raise requests.ConnectionError("no route to data.invalid")
@@ -73,7 +73,7 @@ def offline(monkeypatch) -> list[str]:
 def online(monkeypatch, content=CONTENT) -> list[str]:
     asked = []
 
-    def download(url, path, progress):
+    def download(url, path):
         asked.append(url)
         Path(path).write_bytes(content[url.rsplit("/", 1)[-1]])
 
@@ -180,7 +180,7 @@ def test_a_download_that_breaks_off_is_tried_again(tiny, monkeypatch):
 
 
 def test_a_server_that_lacks_one_file_is_asked_for_the_others(tiny, monkeypatch):
-    def download(url, path, progress):
+    def download(url, path):
         if url.endswith("brain.nii.gz"):
             raise requests.HTTPError("404 Not Found", response=requests.Response())
         Path(path).write_bytes(CONTENT["mask.nii.gz"])
@@ -192,7 +192,7 @@ def test_a_server_that_lacks_one_file_is_asked_for_the_others(tiny, monkeypatch)
 
 
 def test_a_full_disk_is_not_called_missing_data(tiny, monkeypatch):
-    def download(url, path, progress):
+    def download(url, path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(manifest, "_download", download)

@@ -22,13 +22,13 @@ class Share(NamedTuple):
     p: float
 
 
-def share(k: int, n: int, chance: float = 0.5) -> Share:
-    """The share of `k` in `n` trials, tested against a `chance` in [0, 1]; NaN where there are no trials."""
+def share(k: int, n: int) -> Share:
+    """The share of `k` in `n` trials, tested against guessing, one half; NaN where there are no trials."""
     from scipy.stats import binomtest
 
     if n == 0:
         return Share(0, 0, *[float("nan")] * 4)
-    test = binomtest(int(k), int(n), chance)
+    test = binomtest(int(k), int(n), 0.5)
     interval = test.proportion_ci(LEVEL, method="wilson")
     return Share(int(k), int(n), k / n, float(interval.low), float(interval.high), float(test.pvalue))
 

@@ -7,7 +7,7 @@ import os
 import nibabel as nib
 
 from labkit.data import bids
-from labkit.data.cohort import Cohort, Scan
+from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.labels import LABEL_NAMES
 from labkit.data.sources import open_cohort
@@ -78,14 +78,10 @@ def segment(
             for index, scan in enumerate(progress_bar(cohort, "segmenting")):
                 chances = probabilities([found.network], images[index : index + 1], box)
                 labels = chances.argmax(1, keepdim=True).byte()[0]
+                original = nib.Nifti1Image.from_image(nib.load(scan.origin.path))  # every voxel of the file
                 path = bids.scan_path(names[scan.subject], scan.session, scan.suffix)
-                bids.save_scan(fresh, path, _as_it_was(scan), scan.restore_labels(labels))
+                bids.save_scan(fresh, path, original, scan.restore_labels(labels))
             bids.write_label_names(fresh, LABEL_NAMES)
             bids.write_description(fresh, f"{cohort.name}, segmented", "derivative", Arm=arm, Seed=seed,
                                    Run=generator.path.name, Scans=cohort.fingerprint)  # fmt: skip
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
-
-
-def _as_it_was(scan: Scan) -> nib.Nifti1Image:
-    """The scan's file again, every voxel of it."""
-    return nib.Nifti1Image.from_image(nib.load(scan.origin.path))
