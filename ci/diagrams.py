@@ -49,9 +49,9 @@ WIDTH = 480
 KINDS = {"transposed": "transposed conv", "upsample": "double, conv", "conv": "conv", "linear": "linear"}
 
 
-def networks_svg(model: str = "sigmarat2", scale: str = "paper") -> str:
-    """The four networks as rows of boxes: what each layer with weights puts out, a larger cube as a taller box."""
-    variant, size = labkit.resolve(model, scale)
+def networks_svg() -> str:
+    """SigmaRat2's networks as rows of boxes: what each layer with weights puts out, a larger cube as a taller box."""
+    variant, size = labkit.resolve("sigmarat2", "paper")
     table = architecture.networks_table(variant, size)
     parts, y = [], 24
     for title, rows in table.groupby(level="network", sort=False):
@@ -70,16 +70,15 @@ def networks_svg(model: str = "sigmarat2", scale: str = "paper") -> str:
             if place:
                 parts.append(_arrow((x - 12, middle), (x - 1, middle)))
             parts.append(_box(x, middle - height / 2, width, height, COLOURS[title[0]]))
-            words = (
-                KINDS[name.split(" ")[0]].split(" ") if name.startswith("transposed") else [KINDS[name.split(" ")[0]]]
-            )
+            kind = KINDS[name.split(" ")[0]]
+            words = kind.split(" ") if name.startswith("transposed") else [kind]
             shape = f"{channels} × {sides[0]}³" if sides else channels
             for line, word in enumerate([*words, shape]):
                 lift = middle + 4 + 15 * (line - len(words) / 2)
                 parts.append(_text(x + width / 2, lift, word, 12, weight="bold" if word == shape else "normal"))
             x += width + 13
         y += 142
-    return _svg(WIDTH + 10, y - 20, parts, f"The four networks of {model}")
+    return _svg(WIDTH + 10, y - 20, parts, "The four networks of sigmarat2")
 
 
 def updates_svg() -> str:
