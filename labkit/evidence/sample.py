@@ -22,6 +22,7 @@ class Sample:
     def __init__(self, cubes: Tensor, shape: tuple[int, ...]) -> None:
         self.cubes, self.shape = cubes, tuple(shape)
         self._cache: dict[Hashable, Any] = {}
+        self._whole: tuple[Sample, np.ndarray] | None = None
 
     @classmethod
     def of(cls, scans: Iterable[Scan], size: int = 64, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:
@@ -73,7 +74,16 @@ class Sample:
 
     def features(self, name: str, embed: Callable[[Tensor], np.ndarray]) -> np.ndarray:
         """(N, F), `embed` of :attr:`normalised`; computed once for a `name`."""
+        if self._whole is not None:
+            whole, index = self._whole
+            return whole.features(name, embed)[index]
         return self.once(name, lambda: embed(self.normalised))
+
+    def take(self, index: np.ndarray) -> Sample:
+        """The scans at `index`; features are those of this sample, computed once for all its parts."""
+        part = Sample(self.cubes[torch.from_numpy(index)], self.shape)
+        part._whole = self, index
+        return part
 
 
 def at_resolution(sample: Sample, size: int) -> Sample:

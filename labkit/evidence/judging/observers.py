@@ -110,14 +110,17 @@ def model_observer(session: Session, seed: int = 1) -> list[dict[str, Any]]:
 
 def _learn(session: Session, seed: int) -> Callable[[str, int], float]:
     """Evidence that a scan of the session is synthetic: above 0 the classifier says so."""
-    train = session.train.subset(range(min(LEARNED, len(session.train))))
+    order = np.random.default_rng([session.seed, 2]).permutation(len(session.train)).tolist()
+    # components fit the scans that they are found from best: the classifier must not learn to know them by that
+    half = len(order) // 2
+    teaching, train = session.train.subset(order[:half]), session.train.subset(order[half : half + LEARNED])
     real = Stimuli(train, session.resolution)
     share = max(2, -(-len(train) // len(session.runs)))
     made = [
         Stimuli(generate(run, share, seed=session.seed + seed), session.seen_at(name))
         for name, run in session.runs.items()
     ]
-    embed = embeddings.pca(real.cubes, embeddings.brain_box(train, real.size))
+    embed = embeddings.pca(Stimuli(teaching, session.resolution).cubes, embeddings.brain_box(session.train, real.size))
     points = [embed(stimuli.cubes) for stimuli in (real, *made)]
     truth = np.repeat([0, 1], [len(points[0]), sum(map(len, points[1:]))])
     model = classifier().set_params(svc__class_weight="balanced").fit(np.concatenate(points), truth)

@@ -6,7 +6,7 @@ their floors, and with scans that somebody spoiled on purpose what the measure n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -24,6 +24,12 @@ BATCH = 4
 
 FOLDINGS = 3
 """Foldings that a classifier's AUC is the mean of."""
+
+SHARES = ("precision", "recall", "coverage", "classifier AUC")
+"""Measures that lie between 0 and 1."""
+
+SIGNED = ("RBF-MMD", "Cohen's d", "NCC", "PSNR")
+"""Measures that may be below 0."""
 
 NAN = float("nan")
 ERRORS = (
@@ -64,6 +70,28 @@ class Measurement(NamedTuple):
     direction: str = "lower"
     how: str = ""
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Which measure it is."""
+        return self.metric, self.flavour
+
+    @property
+    def is_p(self) -> bool:
+        """Whether it is a p value, of which there is no mean."""
+        return self.metric.endswith(" p")
+
+    def about(self, mean: float) -> Measurement:
+        """The same with another value, and the interval moved with it; a share stays one."""
+        low, high = self.ci_low + mean - self.value, self.ci_high + mean - self.value
+        least, most = -np.inf if self.metric in SIGNED else 0.0, 1.0 if self.metric in SHARES else np.inf
+        low, high = np.clip((low, high), least, most)
+        return self._replace(value=mean, ci_low=float(low), ci_high=float(high))
+
+    def spread_over(self, values: Sequence[float]) -> Measurement:
+        """The same as mean of `values`, with the interval in which 95 % of them lie."""
+        low, high = np.quantile(values, intervals.ENDS).tolist()
+        return self._replace(value=float(np.mean(values)), ci_low=low, ci_high=high)
+
     def beside(self, floor: Measurement, n: int) -> Measurement:
         """The same of `n` scans, with what real scans gave as its floor."""
         return self._replace(floor=floor.value, floor_low=floor.ci_low, floor_high=floor.ci_high, n=n)
@@ -82,6 +110,7 @@ class Effort:
     halves: int = 60
     resamples: int = 500
     relabellings: int = 500
+    foldings: int = FOLDINGS
 
 
 FULL = Effort()
@@ -214,20 +243,27 @@ def distribution(name: str, embed: embeddings.Embedding, seed: int = 0) -> Famil
         yield measured("Fréchet distance", distributions.frechet, "lower", "Gaussians fitted to the features, SVD form")
         yield measured("trace ratio", distributions.trace_ratio, "floor",
                        "total variance over real scans'; 0 is collapse")  # fmt: skip
-        for metric in ("precision", "recall", "density", "coverage"):
-            yield measured(metric, lambda u, v, m=metric: distributions.neighbourhoods(u, v, NEIGHBOURS)[m], "higher",
-                           f"{NEIGHBOURS} nearest neighbours", np.inf if metric == "density" else 1.0)  # fmt: skip
+        k = neighbours(min(len(x), len(z)))
+        for metric, direction, most in (("precision", "higher", 1.0), ("recall", "higher", 1.0),
+                                        ("density", "floor", np.inf), ("coverage", "higher", 1.0)):  # fmt: skip
+            yield measured(metric, lambda u, v, m=metric: distributions.neighbourhoods(u, v, k)[m], direction,
+                           f"{k} nearest neighbours", most)  # fmt: skip
         how = f"support vector machine, Gaussian kernel, 5 folds, {FOLDINGS} times; 0.5, or less with few scans, "
-        auc = _mean_auc(x, z, seed, effort.resamples)
+        auc = _mean_auc(x, z, seed, effort)
         yield Measurement("classifier AUC", name, *auc, how=f"{how}is not told apart; {on}")
 
     return family
 
 
-def _mean_auc(x: np.ndarray, z: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float]:
+def neighbours(n: int) -> int:
+    """How many neighbours a neighbourhood reaches to: few enough that real scans do not all lie in each other's."""
+    return max(1, round(np.sqrt(n) / 2))
+
+
+def _mean_auc(x: np.ndarray, z: np.ndarray, seed: int, effort: Effort) -> tuple[float, float, float]:
     """AUC of all foldings, and its interval: as wide as the first folding's, and again as wide as foldings differ."""
-    _, low, high = first = distributions.classifier_auc(x, z, seed, resamples)
-    aucs = [first[0], *(distributions.classifier_auc(x, z, seed + k, 0)[0] for k in range(1, FOLDINGS))]
+    _, low, high = first = distributions.classifier_auc(x, z, seed, effort.resamples)
+    aucs = [first[0], *(distributions.classifier_auc(x, z, seed + k, 0)[0] for k in range(1, effort.foldings))]
     auc, reach = float(np.mean(aucs)), 2 * float(np.std(aucs))
     low, high = np.clip((low - first[0] + auc - reach, high - first[0] + auc + reach), 0, 1)
     return auc, min(float(low), auc), max(float(high), auc)

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS, RELABELLED = 20, 200
-"""Choices of training scans over which a share is averaged, and random labels for the share's null."""
-
 
 @dataclass(frozen=True)
 class Audit:
@@ -16,101 +13,56 @@ class Audit:
 
     Attributes
     ----------
-    nearer : float
-        Mean logarithm of the distance to the nearest held-out over that to the nearest training scan, of all there are.
-    p : float
-        How often a random choice of which animals count as training gives `nearer` as large. Groups of unequal size
-        are compared fairly, because the random ones are as unequal. It sees that *many* animals were copied: a single
-        copied animal counts as training in most random choices, too.
     suspects : numpy.ndarray
-        (k,), synthetic scans nearer to a training scan, relative to the nearest held-out one, than any held-out animal
-        is, each compared with the others. A single copy is among them. Of K held-out animals and fair scans about one
-        in K + 1 is.
-    share : float
-        Share of synthetic scans nearer to a training scan than to any held-out one, of `n` of each (mean over draws of
-        which); 0.5 where the generator learned the distribution and no animal.
-    null_low, null_high : float
-        Where 95 % of the shares of random choices lie.
-    n : int
-        Training scans, and held-out ones, behind `share`.
+        (k,), synthetic scans nearer to a training animal, relative to the nearest held-out one, than any held-out
+        animal is, each compared with the others. A single copy is among them.
+    p : float
+        How probable as many suspects are where nobody was copied: synthetic scans and K held-out animals are then
+        exchangeable, each scan exceeds all K with probability 1 / (K + 1), and the count among M scans is
+        beta-binomial. A generator that learned the training animals' distribution, and not the animals, keeps to it.
     nearest : numpy.ndarray
-        (M, 2), each synthetic scan's nearest training and held-out scan, of all.
+        (M, 2), each synthetic scan's nearest training and held-out animal.
     distances : numpy.ndarray
         (M, 2), and how far they are.
     """
 
-    nearer: float
-    p: float
     suspects: np.ndarray
-    share: float
-    null_low: float
-    null_high: float
-    n: int
+    p: float
     nearest: np.ndarray
     distances: np.ndarray
 
 
-def audit(
-    synthetic: np.ndarray, train: np.ndarray, held_out: np.ndarray, rng: np.random.Generator, times: int = 1000
-) -> Audit:
-    """Test whether synthetic scans are nearer to the scans a generator was trained on than to others.
-
-    The null relabels animals at random. The nearest of many is nearer than the nearest of few: the share is therefore
-    of as many training as held-out scans, and cannot see copies of the training scans that a draw leaves out; the test
-    and the search for single suspects take all.
+def audit(synthetic: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Audit:
+    """Search synthetic scans for copies of the animals that a generator was trained on.
 
     Parameters
     ----------
     synthetic, train, held_out : numpy.ndarray
-        (M, F), (N, F), (K, F), features or voxels.
-    rng : numpy.random.Generator
-        Of the choice of training scans, and of the null.
-    times : int
-        Relabellings.
+        (M, F), (N, F), (K, F), features or voxels; one scan an animal, or the animals would not be exchangeable.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two training or held-out animals.
     """
     from scipy.spatial.distance import cdist
+    from scipy.stats import betabinom
 
-    many, few = len(train), len(held_out)
-    n = min(many, few)
-    if n < 2:
-        raise ValueError(f"an audit needs two training and two held-out scans, got {many} and {few}")
-    distances = cdist(synthetic, np.concatenate([train, held_out]))
+    if min(len(train), len(held_out)) < 2:
+        raise ValueError(f"an audit needs two training and two held-out animals, got {len(train)} and {len(held_out)}")
     least = np.finfo(np.float32).tiny  # a bit for bit copy has no distance at all
-
-    def nearest(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return distances[:, order[:many]].min(1) + least, distances[:, order[many:]].min(1) + least
-
-    def share(order: np.ndarray) -> float:
-        found = []
-        for _ in range(DRAWS):
-            chosen = rng.permutation(order[:many])[:n], rng.permutation(order[many:])[:n]
-            first, second = (distances[:, part].min(1) for part in chosen)
-            found.append((first < second).mean() + 0.5 * (first == second).mean())
-        return float(np.mean(found))
-
-    def nearer(order: np.ndarray) -> float:
-        first, second = nearest(order)
-        return float(np.log(second / first).mean())
-
-    own = np.arange(many + few)
-    null = [rng.permutation(many + few) for _ in range(times)]
-    seen = nearer(own)
-    low, high = np.quantile([share(order) for order in null[:RELABELLED]], (0.025, 0.975))
-    # real rats that nobody copied: each held-out animal against the training scans and the other held-out ones
+    near, far = cdist(synthetic, train), cdist(synthetic, held_out)
+    distances = np.stack((near.min(1), far.min(1)), 1) + least
+    # real animals that nobody copied: each held-out one against the training animals and the other held-out ones
     among = cdist(held_out, held_out)
     np.fill_diagonal(among, np.inf)
     fair = cdist(held_out, train).min(1) / (among.min(1) + least)
-    first, second = nearest(own)
+    suspects = np.flatnonzero(distances[:, 0] / distances[:, 1] < fair.min())
     return Audit(
-        nearer=seen,
-        p=(1 + sum(nearer(order) >= seen for order in null)) / (1 + times),
-        suspects=np.flatnonzero(first / second < fair.min()),
-        share=share(own),
-        null_low=float(low),
-        null_high=float(high),
-        n=n,
-        nearest=np.stack([distances[:, :many].argmin(1), distances[:, many:].argmin(1)], 1),
-        distances=np.stack((first, second), 1),
+        suspects=suspects,
+        p=float(betabinom.sf(len(suspects) - 1, len(synthetic), 1, len(held_out))),
+        nearest=np.stack((near.argmin(1), far.argmin(1)), 1),
+        distances=distances,
     )
 
 

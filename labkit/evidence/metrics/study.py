@@ -15,7 +15,6 @@ from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.compare import AUDITED, Comparison
 from labkit.evidence.metrics.measures import NEIGHBOURS, Measurement, Reader
 from labkit.evidence.metrics.yardstick import Yardstick
-from labkit.evidence.sample import at_resolution
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.fields import whole
 from labkit.files import progress_bar, write_json, write_text
@@ -37,7 +36,7 @@ GROUPS = {
         "classifier AUC",
     ),
     "anatomy": ("Cohen's d", "Wasserstein"),
-    "copies": ("nearer to training", "suspects", "copies p"),
+    "copies": ("suspects", "copies p"),
 }  # fmt: skip
 """Metrics by what they are about. Those of reconstructions have the paper's names, and their own flavour."""
 
@@ -94,7 +93,7 @@ class Study:
         own = first.cohort()
         train = first.train_part(own)
         self.real = real_scans(first, own, real, n, seed)
-        self.yardstick = Yardstick(self.real, n, train, seed, size, reader)
+        self.yardstick = Yardstick(self.real, n, train, seed, size, reader, self.coarsest)
         self.comparisons = {}
         for name, run in self.runs.items():
             made = generate(run, max(n, len(self.yardstick.reference)), seed=seed)
@@ -104,8 +103,8 @@ class Study:
     def table(self) -> pd.DataFrame:
         """All rows of :func:`labkit.evidence.metrics.compare.compare`, with a column ``model`` before them.
 
-        Besides the runs there is a model ``real at 32³`` (the smallest size of the runs, if that is below the cubes'):
-        the real scans B at the runs' resolution, which no generator of that size could pass.
+        Everything, real scans too, is measured at the resolution of the coarsest run: a finer floor no generator of
+        that size could reach.
         """
         import pandas as pd
 
@@ -113,11 +112,6 @@ class Study:
             comparison.table().assign(model=name)
             for name, comparison in progress_bar(self.comparisons.items(), "measuring runs", len(self.comparisons))
         ]
-        if self.coarsest < self.size:
-            sample = at_resolution(self.yardstick.other, self.coarsest)
-            rows = [row for family in self.yardstick.families for row in self.yardstick.beside_floors(family, sample)]
-            ceiling = pd.DataFrame(rows, columns=Measurement._fields)
-            tables.append(ceiling.assign(model=f"real at {self.coarsest}³"))
         return pd.concat(tables, ignore_index=True)[["model", *Measurement._fields]]
 
     @property
@@ -283,7 +277,7 @@ def short(value: float) -> str:
 
 
 def separate_best(rows: pd.DataFrame) -> str:
-    """The model of the best row, where its interval lies apart from every other's; else empty."""
+    """The model whose interval lies apart from every other's on the better side, not beyond the floor; else empty."""
     if len(rows) < 2 or rows["ci_low"].isna().any() or (rows["ci_low"] == rows["ci_high"]).all():
         return ""
     direction, floor = rows["direction"].iloc[0], rows["floor"].iloc[0]
@@ -295,4 +289,8 @@ def separate_best(rows: pd.DataFrame) -> str:
         low, high = np.where((low <= floor) & (floor <= high), 0.0, ends.min(0)), ends.max(0)
     best = int(np.argmin(high))
     others = np.delete(low, best)
+    floor_low, floor_high = rows["floor_low"].iloc[0], rows["floor_high"].iloc[0]
+    beyond = {"lower": high[best] < floor_low, "higher": -high[best] > floor_high}.get(direction, False)
+    if beyond:  # better than real is a warning
+        return ""
     return str(rows["model"].iloc[best]) if high[best] < others.min() else ""

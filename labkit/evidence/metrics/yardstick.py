@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from labkit.data.cohort import Cohort
 from labkit.evidence import attributes
 from labkit.evidence.metrics import embeddings, measures
 from labkit.evidence.metrics.measures import FULL, NEIGHBOURS, Effort, Family, Measurement, Pairs, Reader
-from labkit.evidence.sample import Sample, check_grid, one_scan_an_animal
+from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,15 @@ NETWORK = "network"
 RIDGE = "off the voxels by ridge regression"
 SMALLEST_BOX = 25
 """Voxels along a side that three scales of MS-SSIM need."""
+
+PARTINGS = 20
+"""Of the real animals into A and B, over which values and floors are averaged; each with its mirror image."""
+
+TEACHES = 18
+"""Real animals from which on a third of them teaches where there are no training scans."""
+
+ONCE = Effort(pairs=12, repeats=1, halves=0, resamples=0, relabellings=0, foldings=1)
+"""Of one parting's share in a mean."""
 
 LEAST_REAL = 2 * NEIGHBOURS + 2
 """Real animals without which nothing is measured: two sets, in each of which a scan has its neighbours."""
@@ -36,11 +46,15 @@ class Yardstick:
         Animals of A, and of B; default half of them.
     train : Cohort, optional
         The generator's training scans. Embeddings and gauges are learned from them, so that they owe nothing to the
-        scans they are applied to; without them from `real`.
+        scans they are applied to. Without them a third of `real`, which then enters neither A nor B, teaches; with
+        fewer than 18 animals nothing is taught, and :attr:`left_out` says which measures that costs.
     seed : int
         Of the parting, and of all chance in the measures.
     size : int
         Side of the cubes, voxels.
+    resolution : int, optional
+        Side of cubes that every scan, real or not, is averaged to and brought back from before it is measured: that of
+        the coarsest generator, or no measure could be passed.
     reader : labkit.evidence.metrics.measures.Reader, optional
         A segmentation network that saw none of `real`: its features are one more embedding, its tissues more anatomy.
 
@@ -52,6 +66,8 @@ class Yardstick:
         The same as cubes.
     held_out : Cohort
         All of `real`, one scan an animal.
+    left_out : tuple of str
+        Families of measures that need teaching, where nothing could be taught.
     box : tuple of slice
         The brain box, in the cube.
     families : dict of str to callable
@@ -73,10 +89,14 @@ class Yardstick:
         seed: int = 0,
         size: int = 64,
         reader: Reader | None = None,
+        resolution: int | None = None,
     ) -> None:
         self.held_out, self.train, self.seed, self.size = one_scan_an_animal(real), train, seed, size
-        half = len(self.held_out) // 2
-        n = half if n is None else min(n, half)
+        self.resolution = min(resolution or size, size)
+        order = np.random.default_rng(seed).permutation(len(self.held_out))
+        taught = len(order) // 3 if train is None and len(order) >= TEACHES else 0
+        self._teachers, order = order[:taught], order[taught:]
+        n = len(order) // 2 if n is None else min(n, len(order) // 2)
         if n <= NEIGHBOURS:
             raise ValueError(
                 f"too few scans: {len(self.held_out)} real animals, parted in two halves of which {n} each would be "
@@ -92,52 +112,73 @@ class Yardstick:
                 "pass animals that were held out"
             )
         check_grid(self.held_out, train, "training")
-        order = np.random.default_rng(seed).permutation(len(self.held_out))
-        self.parts = tuple(self.held_out.subset(np.sort(order[k * n : (k + 1) * n]).tolist()) for k in (0, 1))
-        self.reference, self.other = (Sample.of(part, size) for part in self.parts)
+        self._partings = partings(order, n, np.random.default_rng([seed, 1]))
+        self.parts = tuple(self.held_out.subset(index.tolist()) for index in self._partings[0])
+        self.reference, self.other = (self.everyone.take(index) for index in self._partings[0])
         self.box = embeddings.brain_box(train or self.held_out, size)
         self.reader = reader
         self.families = self._families()
+        self.left_out = () if self.teaching is not None else ("PCA", "anatomy")
         self._floors: dict[tuple[str, Effort], list[Measurement]] = {}
+        self._mean_floors: dict[str, list[Measurement]] = {}
+
+    def sample(self, scans: Cohort, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:
+        """Scans as everything here is measured: cubes of :attr:`size` at :attr:`resolution`."""
+        return at_resolution(Sample.of(scans, self.size, ranges), self.resolution)
 
     @cached_property
-    def teaching(self) -> Sample:
-        """The scans that embeddings and gauges are learned from."""
-        return Sample.of(self.train or self.held_out, self.size)
+    def teaching(self) -> Sample | None:
+        """The scans that embeddings and gauges are learned from; None where there are too few animals for any."""
+        return None if self._taught is None else self.sample(self._taught)
+
+    @property
+    def _taught(self) -> Cohort | None:
+        if self.train is not None:
+            return self.train
+        return self.held_out.subset(np.sort(self._teachers).tolist()) if len(self._teachers) else None
 
     @cached_property
     def everyone(self) -> Sample:
         """All held-out scans, those beyond A and B too."""
-        return Sample.of(self.held_out, self.size)
+        return self.sample(self.held_out)
 
     @cached_property
     def gauge(self) -> attributes.Gauge:
-        """Reads attributes off :attr:`~labkit.evidence.sample.Sample.normalised` cubes in [-1, 1]."""
-        return attributes.Gauge.fit(self.teaching.normalised * 2 - 1, _attributes(self.train or self.held_out))
+        """Reads attributes off :attr:`~labkit.evidence.sample.Sample.normalised` cubes in [-1, 1].
+
+        Raises
+        ------
+        ValueError
+            Nothing could be taught.
+        """
+        if self.teaching is None or self._taught is None:
+            raise ValueError(
+                f"nothing to learn to read from: pass train, or {TEACHES} real animals or more, where there are "
+                f"{len(self.held_out)}"
+            )
+        return attributes.Gauge.fit(self.teaching.normalised * 2 - 1, _attributes(self._taught))
 
     def _families(self) -> dict[str, Family]:
         found: dict[str, Family] = {"paper": measures.paper}
         if min(part.stop - part.start for part in self.box) >= SMALLEST_BOX:
             found["MS-SSIM"] = measures.similarities(self.box)
-        self.embedded = {
-            "PCA": embeddings.pca(self.teaching.normalised, self.box),
-            "regions": embeddings.regions(self.box),
-        }
+        self.embedded = {"regions": embeddings.regions(self.box)}
+        if self.teaching is not None:
+            self.embedded = {"PCA": embeddings.pca(self.teaching.normalised, self.box), **self.embedded}
         if self.reader is not None:
             self.embedded[NETWORK] = self.reader.features
         found |= {name: measures.distribution(name, embed, self.seed) for name, embed in self.embedded.items()}
-        found["anatomy"] = measures.anatomy(self.gauge, self.gauge.spread.double().numpy(), self._gauge_quality())
+        if self.teaching is not None:
+            found["anatomy"] = measures.anatomy(self.gauge, self.gauge.spread.double().numpy(), self._gauge_quality())
         if self.reader is not None:
             key = f"{NETWORK} anatomy"
-            spread = measures.read(self.reader, self.teaching, key).std(0, ddof=1)
+            spread = measures.read(self.reader, self.teaching or self.everyone, key).std(0, ddof=1)
             how = dict.fromkeys(self.reader.names, "by the segmentation network of chapter 5")
             found[key] = measures.anatomy(self.reader, spread, how, key)
         return found
 
     def _gauge_quality(self) -> dict[str, str]:
         gauge = self.gauge
-        if self.train is None:
-            return dict.fromkeys(gauge.names, f"{RIDGE} that learned from these real scans themselves")
         sides = self.reference, self.other
         tables = [_attributes(part) for part in self.parts]
         mean = sum(gauge.r2(side.normalised * 2 - 1, table) for side, table in zip(sides, tables, strict=True)) / 2
@@ -162,9 +203,31 @@ class Yardstick:
         return self._floors[family, effort]
 
     def beside_floors(self, family: str, sample: Sample) -> list[Measurement]:
-        """One family's measures of `sample` against A, each beside its floor."""
-        pairs = zip(self.measure(family, sample), self.floors(family), strict=True)
-        return [value.beside(floor, len(sample)) for value, floor in pairs]
+        """One family's measures of `sample`, each beside its floor, both the mean over :data:`PARTINGS` partings.
+
+        A single parting of few animals is an accident. The interval is that of the first parting about the mean; the
+        floor's is where 95 % of the partings lie.
+        """
+        if family not in self._mean_floors:
+            values = [self._values(family, self.everyone.take(b), k) for k, (_, b) in enumerate(self._partings)]
+            self._mean_floors[family] = [
+                floor if floor.is_p else floor.spread_over([of_one[floor.key] for of_one in values])
+                for floor in self.floors(family)
+            ]
+        values = [self._values(family, sample, k) for k in range(len(self._partings))]
+        pairs = zip(self.measure(family, sample), self._mean_floors[family], strict=True)
+        return [
+            (value if value.is_p else value.about(float(np.mean([of_one[value.key] for of_one in values])))).beside(
+                floor, len(sample)
+            )
+            for value, floor in pairs
+        ]
+
+    def _values(self, family: str, sample: Sample, parting: int) -> dict[tuple[str, str], float]:
+        """One family's measures of `sample` against A of one parting, without intervals."""
+        reference = self.everyone.take(self._partings[parting][0])
+        rng = np.random.default_rng([self.seed, 2, list(self.families).index(family), parting])
+        return {found.key: found.value for found in self.families[family](reference, sample, rng, ONCE)}
 
     def anatomy(self, sample: Sample) -> pd.DataFrame:
         """Attributes of single scans as the gauge reads them off their voxels, one column each, in their units."""
@@ -184,6 +247,27 @@ class Yardstick:
             raise ValueError("MS-SSIM of three scales does not fit cubes of this size: measure at 64 voxels")
         rng = self._rng_of("MS-SSIM").spawn(2)[0]
         return measures.similar_pairs(self.reference, sample, self.box, rng, count)
+
+
+def partings(animals: np.ndarray, n: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of disjoint sets A and B of `n` animals: the first as they stand, others at random, each also reversed.
+
+    Parameters
+    ----------
+    animals : numpy.ndarray
+        (N,) places, at least 2 n of them.
+    n : int
+        Animals a set.
+    rng : numpy.random.Generator
+        Of the random ones.
+    """
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    order = animals
+    while len(found) < PARTINGS:
+        a, b = np.sort(order[:n]), np.sort(order[n : 2 * n])
+        found += [(a, b), (b, a)]
+        order = rng.permutation(animals)
+    return found
 
 
 def _attributes(scans: Cohort) -> pd.DataFrame:
