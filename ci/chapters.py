@@ -49,7 +49,6 @@ SIZED = {
         "05_segmentation": {"seeds": 2},
         "07_judge": {"trials": 8},
     },
-    "laptop": {"05_segmentation": {"seeds": 3}},  # more would take longer than everything else
 }
 """Parameters that fit chapters to a scale."""
 
