@@ -276,3 +276,21 @@ def test_networks_can_be_captured_as_one_graph(part):
     }[part]
     compiled = torch.compile(function, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), function(x))
+
+
+@pytest.mark.parametrize("model", ["sigmarat1", "sigmarat2"])
+def test_a_code_is_a_direction_to_a_generator_that_begins_with_an_instance_norm(model):
+    generator = build(*small(model)).G.double().eval()
+    z = 100 * codes(dtype=torch.double)  # so long that the norm's epsilon does not count beside them
+    torch.testing.assert_close(generator(0.3 * z), generator(z), rtol=0, atol=1e-4)
+    assert (generator(-z) - generator(z)).abs().max() > 0.01
+    baseline = build(*small("adni")).G.double().eval()
+    assert (baseline(0.3 * z) - baseline(z)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_code_discriminator_with_batch_norm_cannot_see_what_all_codes_share(model):
+    critic = freeze_power_iterations(build(*small(model)).C.double())
+    z = codes(batch=8, dtype=torch.double)
+    moved = (critic(10 * z + 7) - critic(z)).abs().max()
+    assert moved < 1e-3 if model in ("adni", "sigmarat1") else moved > 0.1
