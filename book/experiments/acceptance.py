@@ -27,10 +27,11 @@ from labkit.evidence.sample import Sample
 from labkit.files import progress_bar, write_json, write_text
 from labkit.recording import provenance
 
+ALONE, COPIES = "perfect, no training scans", "copies"
 OUT = Path(__file__).resolve().parents[1] / "reference" / "acceptance"
 TRAINED = 100
 SPOILED = {"collapse to the mean": 1.0, "shrunk to 0.3": 0.7, "blur": 1.0, "one rat over and over": 1.0}
-"""Generators by name, and how strong their fault is; what is shrunk lies at 0.3 of its distance from the mean rat."""
+"""Bad generators, and how strong their fault is; what is shrunk lies at 0.3 of its distance from the mean rat."""
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
     found = pd.DataFrame(rows, columns=["animals", "train", "seed", "generator", "metric", "flavour", "rejected"])
     share = found.groupby(["generator", "metric", "animals", "train"], sort=False)["rejected"].mean().reset_index()
     write_text(OUT / "measured.csv", share.round(4).to_csv(index=False))
-    write_text(OUT / "table.md", table(found))
+    write_text(OUT / "table.md", table(share))
     about = vars(options) | {"cases": len(cases), **provenance(torch.device("cpu"))}
     write_json(OUT / "provenance.json", about)
 
@@ -72,7 +73,7 @@ def count(pool: Cohort, size: int, n: int, trained: bool, seed: int) -> Iterator
             for part in (yardstick.sample(train), yardstick.everyone, yardstick.sample(made))
         )
         copied = memorisation.plant_copies(own, taught, np.random.default_rng(seed))
-        for generator, scans in (("perfect", own), ("30 % copies", copied)):
+        for generator, scans in (("perfect", own), (COPIES, copied)):
             rejected = memorisation.audit(scans, taught, others).p <= 0.05
             yield len(fresh), trained, seed, generator, "copies p", "", rejected
 
@@ -86,25 +87,15 @@ def generators(fresh: Sample, yardstick: Yardstick) -> Iterator[tuple[str, Sampl
         yield name, faults.spoil(fresh, by_name.get(name, by_name["collapse to the mean"]), strength, scene)
 
 
-def table(found: pd.DataFrame) -> str:
-    """Metrics down; how often each rejects the perfect generator, by animals, and the others, as Markdown."""
-    perfect = found[found["generator"] == "perfect"]
-    settings = list(dict.fromkeys(zip(perfect["animals"], perfect["train"], strict=True)))
-    settings = list(dict.fromkeys((n, train) for n, train in settings))
-    others = [name for name in found["generator"].unique() if name != "perfect"]
-    heads = [f"perfect, {n} a side{'' if train else ', no training scans'}" for n, train in settings]
-    lines = ["| measure | " + " | ".join([*heads, *others]) + " |", "|---" * (1 + len(heads) + len(others)) + "|"]
-    for metric in (name for names in GROUPS.values() for name in names):
-        own = found[found["metric"] == metric]
-        if not len(own):
-            continue
-        cells = [
-            own[(own["generator"] == "perfect") & (own["animals"] == n) & (own["train"] == train)]["rejected"]
-            for n, train in settings
-        ] + [own[own["generator"] == name]["rejected"] for name in others]
-        lines.append(
-            "| ".join([f"| {metric} ", *(f"{100 * part.mean():.0f} % " if len(part) else " " for part in cells)]) + "|"
-        )
+def table(share: pd.DataFrame) -> str:
+    """Metrics down, generators across, how often a row rejects, per cent, as Markdown."""
+    share = share.assign(generator=share["generator"].where(share["train"] | (share["generator"] != "perfect"), ALONE))
+    means = share.groupby(["metric", "generator"])["rejected"].mean().mul(100).round().astype(int).unstack()
+    heads = ["perfect", ALONE, *SPOILED, COPIES]
+    lines = ["| per cent | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for metric in (name for names in GROUPS.values() for name in names if name in means.index):
+        cells = ["" if np.isnan(means.loc[metric, head]) else f"{means.loc[metric, head]:.0f}" for head in heads]
+        lines.append("| ".join([f"| {metric} ", *(f"{cell} " for cell in cells)]) + "|")
     return "\n".join(lines) + "\n"
 
 

@@ -195,6 +195,11 @@ def test_an_interval_knows_that_networks_differ(seeds):
     assert covered / 400 > 0.93
 
 
+def test_no_mean_dice_is_said_to_lie_outside_its_range():
+    found = gains.means(simulated(0.3, seeds=2, spread=0.3))
+    assert (found["ci_low"] >= 0).all() and (found["ci_high"] <= 1).all()
+
+
 def test_a_single_network_has_no_interval_and_no_p():
     row = gains.differences(simulated(0.02, seeds=1), {"r100+s200": "r100"}).iloc[0]
     assert row[["ci_low", "ci_high", "p", "p_holm", "seeds_sd"]].isna().all()

@@ -126,6 +126,8 @@ def means(scores: pd.DataFrame, score: str = "dice") -> pd.DataFrame:
     for (arm, tissue), part in scores.groupby(["arm", "tissue"], sort=False):
         values = part.pivot_table(index="seed", columns=["subject", "session"], values=score).to_numpy()
         low, high, *_ = of_networks(values)
+        if score == "dice":
+            low, high = np.clip((low, high), 0, 1)
         rows.append((arm, tissue, float(values.mean()), low, high))
     return pd.DataFrame(rows, columns=["arm", "tissue", "mean", "ci_low", "ci_high"])
 
