@@ -347,6 +347,27 @@ def test_the_model_observer_tells_obvious_fakes_and_learned_on_none_of_them(sess
         observers.model_observer(Session(list(session.runs.values()), task="rating", trials=4))
 
 
+def test_a_model_observer_does_not_know_training_scans_by_their_components(session):
+    """The scans that components were found from are not those that the classifier learns as real."""
+    learned = []
+
+    class Spy(observers.Stimuli):
+        def __init__(self, cohort, *rest):
+            super().__init__(cohort, *rest)
+            learned.append(set(cohort.digests))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observers, "Stimuli", Spy)
+        observers.model_observer(session)
+        trained = set(session.train.digests)
+        real = [digests & trained for digests in learned if digests & trained]
+        assert len(real) == 2 and real[0].isdisjoint(real[1]) and real[0] | real[1] == trained
+        few = Session(list(session.runs.values()), trials=4)
+        few.train = few.train[:3]
+        with pytest.raises(ValueError, match="4 training scans or more; this run has 3"):
+            observers.model_observer(few)
+
+
 def test_every_result_has_its_figures_and_its_file(runs, tmp_path):
     for task in TASKS:
         one = Session(runs, task=task, trials=8)

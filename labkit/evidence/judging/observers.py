@@ -110,6 +110,8 @@ def model_observer(session: Session, seed: int = 1) -> list[dict[str, Any]]:
 
 def _learn(session: Session, seed: int) -> Callable[[str, int], float]:
     """Evidence that a scan of the session is synthetic: above 0 the classifier says so."""
+    if len(session.train) < 4:
+        raise ValueError(f"the model observer learns from 4 training scans or more; this run has {len(session.train)}")
     order = np.random.default_rng([session.seed, 2]).permutation(len(session.train)).tolist()
     # components fit the scans that they are found from best: the classifier must not learn to know them by that
     half = len(order) // 2
