@@ -32,21 +32,10 @@ class Captured:
     """`labkit.updates.step` for one learner, recorded and played back where that is possible.
 
     On a CPU each call is that step, bit for bit. On a GPU the first `WARM_UP` calls are too; the next records one
-    iteration, and it and all that follow play it back. A recording that fails changes nothing but the speed.
-
-    Parameters
-    ----------
-    learner : Learner
-        What is trained. Load a checkpoint into it before the first call: the recording knows where its tensors lie.
-    graph : bool
-        False never records, to compare with.
-    benchmark : bool
-        Whether convolution algorithms are timed at first use rather than guessed (GPU only).
-
-    Attributes
-    ----------
-    replay : callable or None
-        The recording, once there is one.
+    iteration, and it and all that follow play it back: `replay` is the recording, once there is one. A recording that
+    fails changes nothing but the speed. Load a checkpoint into the learner before the first call: the recording knows
+    where its tensors lie. `graph` of False never records, to compare with; `benchmark` says whether convolution
+    algorithms are timed at first use rather than guessed (GPU only).
     """
 
     def __init__(self, learner: Learner, graph: bool = True, benchmark: bool = True) -> None:

@@ -189,14 +189,8 @@ class SpectralNorm(nn.Module):
 
     One iteration each time the weight is asked for in training, none in evaluation. The framework's parametrisation
     does the same; its gradient is left to be found from W / sigma and sigma = u W v, which walks over each weight eight
-    times. Written out it takes three, a quarter of an iteration where every layer has a norm.
-
-    Parameters
-    ----------
-    weight : torch.Tensor
-        The initial weight, two axes or more.
-    dim : int
-        Axis of its output channels; the others together are the matrix's columns.
+    times. Written out it takes three, a quarter of an iteration where every layer has a norm. `dim` is the axis of the
+    weight's output channels; the others together are the matrix's columns.
     """
 
     def __init__(self, weight: Tensor, dim: int) -> None:

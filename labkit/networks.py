@@ -34,18 +34,9 @@ from labkit.variants import Scale, Variant
 
 
 class Block(nn.Module):
-    """Layer, norm, LeakyReLU.
+    """Layer (linear or convolution), norm on its output ("batch", "instance" or "none"), LeakyReLU of a slope.
 
-    Parameters
-    ----------
-    layer : torch.nn.Module
-        Linear or convolution.
-    norm : str
-        "batch", "instance" or "none", on the layer's output.
-    spectral : bool
-        Whether the layer's weight is divided by its largest singular value (`labkit.layers.SpectralNorm`).
-    slope : float
-        LeakyReLU's slope below zero.
+    With `spectral`, the layer's weight is divided by its largest singular value (`labkit.layers.SpectralNorm`).
     """
 
     def __init__(self, layer: nn.Module, norm: str, spectral: bool, slope: float) -> None:
@@ -66,19 +57,9 @@ class Block(nn.Module):
 
 
 def halving_blocks(widths: Sequence[int], norm: str, spectral: bool, slope: float) -> nn.ModuleList:
-    """The hidden convolutions of D and E, of which the first has no norm.
+    """The hidden convolutions of D and E, of which the first has no norm; `widths` are the channels from the scan on.
 
-    Parameters
-    ----------
-    widths : sequence of int
-        Channels of the scan, then of each block's output.
-    norm, spectral, slope
-        As in `Block`.
-
-    Returns
-    -------
-    torch.nn.ModuleList
-        (B, 1, S, S, S) -> (B, C, S/2, S/2, S/2) -> ... -> (B, 8C, 4, 4, 4).
+    (B, 1, S, S, S) -> (B, C, S/2, S/2, S/2) -> ... -> (B, 8C, 4, 4, 4).
     """
     return nn.ModuleList(
         Block(HalvingConv3d(a, b), norm if level else "none", spectral, slope)
@@ -123,15 +104,7 @@ class Encoder(nn.Module):
 
 
 class Critic(nn.Module):
-    """What D and C have in common: blocks, a last layer of one output, and the gradient with respect to the input.
-
-    Parameters
-    ----------
-    blocks : torch.nn.ModuleList
-        Their layers have a `transpose`.
-    head : torch.nn.Module
-        Last layer, to (B, 1), without activation.
-    """
+    """What D and C have in common: blocks whose layers have a `transpose`, a last layer to (B, 1), the input's gradient."""
 
     def __init__(self, blocks: nn.ModuleList, head: nn.Module) -> None:
         super().__init__()

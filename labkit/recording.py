@@ -43,25 +43,10 @@ class DivergedError(RuntimeError):
 class Recorder:
     """One sitting of a run: writes what the loop tells it, and hears when somebody asks to stop.
 
-    Parameters
-    ----------
-    folder : pathlib.Path
-        The run's, locked.
-    learner : labkit.updates.Learner
-        What is trained.
-    rng : torch.Generator
-        Of the loop's draws; its state belongs to a checkpoint.
-    scans : torch.Tensor
-        (N, 1, S, S, S), the training scans on the device.
-    held_out : Cohort or None
-        Scans whose reconstruction is watched; None where every animal is trained on.
-    seed : int
-        Of the fixed codes.
-
-    Attributes
-    ----------
-    asked_to_stop : list of int
-        Signals (SIGINT, SIGTERM) that came while :meth:`sitting` is open.
+    `folder` is the run's, locked; `rng` draws for the loop, and its state belongs to a checkpoint; `scans` are the
+    training scans on the device, (N, 1, S, S, S); of `held_out` (None where every animal is trained on) the
+    reconstruction is watched; `seed` is that of the fixed codes. `asked_to_stop` holds the signals that came while
+    :meth:`sitting` is open.
     """
 
     def __init__(

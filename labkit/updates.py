@@ -37,16 +37,9 @@ class Draws(NamedTuple):
 
 
 class Learner:
-    """Four networks, their optimisers, and the moving average of G.
+    """Four networks, their optimisers, and the moving average of G, on a device.
 
-    Parameters
-    ----------
-    variant, scale : Variant, Scale
-        What and how large.
-    device : torch.device
-        Where.
-    seed : int
-        Of the initial weights, which are drawn on the CPU so that every device starts alike.
+    Initial weights are drawn by `seed` on the CPU, so that every device starts alike.
     """
 
     def __init__(self, variant: Variant, scale: Scale, device: torch.device, seed: int = 0) -> None:
