@@ -104,7 +104,7 @@ class Encoder(nn.Module):
 
 
 class Critic(nn.Module):
-    """What D and C have in common: blocks whose layers have a `transpose`, a last layer to (B, 1), the input's gradient."""
+    """What D and C have in common: blocks, a last layer to (B, 1), and the gradient with respect to the input."""
 
     def __init__(self, blocks: nn.ModuleList, head: nn.Module) -> None:
         super().__init__()
