@@ -233,7 +233,7 @@ DIFFERENCES: dict[str, Callable[[Cohort], Row]] = {
     "a new iterator for every batch": new_iterators,
     "augmentation before scaling": augmentation_before_scaling,
     "rotation in voxels": rotation_in_voxels,
-    "identity affine": identity_affine,
+    "identity affine of its pictures": identity_affine,
     "codes of 1000 for 500": latent_length,
     "MS-SSIM's product": ms_ssim_product,
     "MAE and NCC on the padded cube": two_grids,

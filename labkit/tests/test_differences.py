@@ -40,7 +40,7 @@ def test_the_page_shows_what_was_measured(experiment, kept):
     assert list(kept) == list(experiment.DIFFERENCES)
 
 
-@pytest.mark.parametrize("name", ["rotation in voxels", "identity affine", "codes of 1000 for 500"])
+@pytest.mark.parametrize("name", ["rotation in voxels", "identity affine of its pictures", "codes of 1000 for 500"])
 def test_what_depends_on_no_scan_is_the_same_again(experiment, rats, kept, name):
     numbers, said = experiment.DIFFERENCES[name](rats)
     assert numbers == pytest.approx(kept[name]["numbers"]) and said == kept[name]["said"]
