@@ -59,8 +59,7 @@ def difference_matrix(scores: pd.DataFrame, arm: str, reference: str, tissue: st
 def of_networks(values: np.ndarray) -> tuple[float, float, float, float]:
     """95 % interval (low, high), standard error and p of a mean of (seeds, animals); NaN for a single seed.
 
-    Animals alone would say how the networks at hand do on other animals; but other networks might have done otherwise,
-    and of networks there are few. The error has a part of each, var(seed means) / S + var(animal means) / A, and
+    Animals alone would say nothing of other networks, and of networks there are few. The error has a part of each, var(seed means) / S + var(animal means) / A, and
     Student's t has S - 1 degrees of freedom, as few as there are networks to estimate the first part from.
     """
     from scipy.stats import t
