@@ -59,8 +59,8 @@ def difference_matrix(scores: pd.DataFrame, arm: str, reference: str, tissue: st
 def of_networks(values: np.ndarray) -> tuple[float, float, float, float]:
     """95 % interval (low, high), standard error and p of a mean of (seeds, animals); NaN for a single seed.
 
-    Animals alone would say nothing of other networks, and of networks there are few. The error has a part of each, var(seed means) / S + var(animal means) / A, and
-    Student's t has S - 1 degrees of freedom, as few as there are networks to estimate the first part from.
+    Animals alone say nothing of other networks, of which there are few. The error has a part of each, var(seed means)
+    / S + var(animal means) / A; Student's t has S - 1 degrees of freedom, as many as networks leave to estimate it.
     """
     from scipy.stats import t
 
