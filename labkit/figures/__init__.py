@@ -30,6 +30,7 @@ from labkit.figures.segmentation import (
     dose_response,
     experiment_design,
     gains,
+    learning_curve,
     low_data,
     predictions,
     teacher_labels,

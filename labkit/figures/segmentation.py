@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-KINDS = {"none": ("real scans alone", BLUE), "teacher": ("+ synthetic", ORANGE),
+KINDS = {"none": ("real scans alone", BLUE), "teacher": ("+ synthetic", ORANGE), "gaussian": ("+ Gaussian", PURPLE),
          "true": ("+ new simulated, true labels", GREEN)}  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def experiment_design(experiment: Experiment) -> Figure:
     places = np.arange(len(arms))
     real, added = (np.array([arm.counts(n)[k] for arm in arms]) for k in (0, 1))
     bottom.barh(places, real, color=BLUE, label="real")
-    for source in ("teacher", "true"):
+    for source in tuple(KINDS)[1:]:
         mine = np.array([arm.source == source for arm in arms])
         if mine.any():
             bottom.barh(places[mine], added[mine], left=real[mine], color=KINDS[source][1], label=KINDS[source][0][2:])
@@ -72,14 +72,33 @@ def dose_response(experiment: Experiment) -> Figure:
     """Dice against the number of synthetic scans added to all real ones, a panel a tissue."""
     n = len(experiment.train)
     whole = [arm for arm in experiment.arms if arm.real == 1]
-    learned = [arm for arm in whole if arm.source != "true"]
+    learned = [arm for arm in whole if arm.source in ("none", "teacher")]
     lines = {
         ("with augmentation", BLUE): [arm for arm in learned if arm.augmentation == "full"],
         ("without", ORANGE): [arm for arm in learned if arm.augmentation == "none"],
+        ("Gaussian (control)", PURPLE): [arm for arm in whole if arm.source == "gaussian"],
         ("true labels (control)", GREEN): [arm for arm in whole if arm.source == "true"],
     }
     points = {line: [(arm.counts(n)[1], arm.name) for arm in arms] for line, arms in lines.items()}
     return _dice_panels(experiment, points, f"scans added to {n} real ones")
+
+
+@style.drawn
+def learning_curve(curve: pd.DataFrame, steps: int) -> Figure:
+    """Dice against steps of training, a line a tissue, with the experiment's own number of `steps` marked.
+
+    Of a table of :meth:`labkit.evidence.segmentation.experiment.Experiment.learning_curve`.
+    """
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
+    for colour, (tissue, part) in zip((GREY, PURPLE, ORANGE, SKY), curve.groupby("tissue", sort=False), strict=False):
+        ax.plot(part["steps"], part["dice"], "o-", color=colour, markersize=4, label=tissue)
+    ax.axvline(steps, color="0.7", linestyle=":")
+    ax.set_xscale("log")
+    ax.set_xticks(sorted(curve["steps"].unique()), sorted(curve["steps"].unique()))
+    ax.minorticks_off()
+    ax.set(xlabel="steps of training", ylabel="Dice")
+    ax.legend(fontsize=8, loc="lower right")
+    return figure
 
 
 @style.drawn

@@ -14,7 +14,7 @@ from labkit.evidence.attributes import tissues
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
 from labkit.evidence.segmentation import arms, gains
-from labkit.evidence.segmentation.experiment import Experiment, LeakError
+from labkit.evidence.segmentation.experiment import Experiment, LeakError, gaussian
 from labkit.evidence.segmentation.network import (
     PLANS,
     Examples,
@@ -22,6 +22,7 @@ from labkit.evidence.segmentation.network import (
     confidence,
     examples,
     full_labels,
+    padded_box,
     probabilities,
     teach,
     train_network,
@@ -66,10 +67,22 @@ def test_a_network_learns_to_label_animals_it_never_saw(rats):
 
 def test_the_network_of_every_scale_fits_forty_slices():
     for plan in PLANS.values():
-        side = 2 ** (len(plan.channels) - 1)
-        sizes = [-(-extent * plan.size // 64 // side) * side for extent in (64, 64, 40)]
+        images = torch.zeros(1, 1, *3 * [plan.size])[(..., *padded_box((64, 64, 40), plan))]
         with torch.no_grad():
-            assert build(plan, 0).eval()(torch.zeros(1, 1, *sizes)).shape == (1, 4, *sizes)
+            assert build(plan, 0).eval()(images).shape == (1, 4, *images.shape[2:])
+    assert padded_box((64, 64, 40), PLANS["laptop"]) == (slice(0, 64), slice(0, 64), slice(12, 52))
+    assert padded_box((60, 64, 37), PLANS["laptop"]) == (slice(0, 64), slice(0, 64), slice(12, 52))
+
+
+def test_a_network_of_blocks_labels_single_voxels(rats):
+    plan = replace(PLAN, block=2, steps=120)
+    data = examples(rats[:8], plan)
+    network = train_network(data, plan, seed=0)
+    held_out = examples(rats[8:], plan)
+    found = probabilities([network], held_out.images, held_out.box).argmax(1, keepdim=True)
+    assert (found == held_out.labels).float().mean() > 0.95
+    inside = [found[..., a::2, b::2, c::2] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+    assert sum((part != inside[0]).any(0).sum() for part in inside) > 100  # not one label a block
 
 
 def test_scores_of_known_maps(rats):
@@ -116,6 +129,35 @@ def test_an_arm_has_the_scans_its_name_says(run, done):
     assert labelled.confidence[labelled.kept].min() >= np.delete(labelled.confidence, labelled.kept).max()
     data, about = done._data(arms.ARMS["r25+s200"], 0)
     assert len(data) == 18 and about["labels"] == "teacher"
+
+
+def test_a_gaussian_has_the_mean_and_the_covariance_of_the_scans():
+    images = torch.randn(5, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0)) / 10 + 0.3
+    drawn = gaussian(images, 20_000, seed=1).flatten(1)
+    assert torch.allclose(drawn.mean(0), images.flatten(1).mean(0), atol=5e-3)
+    assert torch.allclose(drawn.T.cov(), images.flatten(1).T.cov(), atol=1e-3)
+    assert (gaussian(images * 9, 100, seed=1).abs() <= 1).all()
+
+
+def test_the_gaussian_control_is_labelled_like_synthetic_scans(done):
+    data, about = done._data(arms.ARMS["r100+g200"], 0)
+    assert len(data) == 24 and about["labels"] == "teacher" and about["generated"] == 19
+    assert torch.equal(data.images[:8], done.real(arms.ARMS["r100"], 0).images)
+    assert data.zooms == done.train[0].zooms
+
+
+def test_a_learning_curve_trains_what_is_missing_and_keeps_it(done, monkeypatch):
+    from labkit.evidence.segmentation import experiment
+
+    curve = done.learning_curve()
+    assert sorted(curve["steps"].unique()) == [10, 20, 40, 80] and len(curve) == 16
+    own = done.scores.query("arm == 'r100' and seed == 0 and tissue == 'CSF'")["dice"].mean()
+    assert curve.query("steps == 40 and tissue == 'CSF'")["dice"].item() == pytest.approx(own)
+    assert "CSF" in gains.converged(curve, 40) and "Twice the 40 steps" in gains.converged(curve, 40)
+    monkeypatch.setattr(experiment, "train_network", None)
+    assert done.learning_curve().equals(curve)
+    assert len(figures.learning_curve(curve, 40).axes[0].lines) == 5
+    assert set(done.scores["arm"]) <= {arm.name for arm in done.arms}
 
 
 def test_finished_arms_are_not_trained_again_and_an_interruption_loses_one_at_most(run, monkeypatch, tmp_path):

@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from labkit.fields import known
 
 SOURCES = {
-    "none": "no synthetic scans",
-    "teacher": "labels by a network trained on the arm's own real scans",
-    "true": "new simulated rats with their true labels, in place of synthetic scans: a control",
+    "none": "nothing",
+    "teacher": "synthetic scans, with labels by a network trained on the arm's own real scans",
+    "gaussian": "samples of a Gaussian with the real training scans' mean and covariance, labelled in the same way: what "
+    "no generator had to learn, a control",
+    "true": "new simulated rats with their true labels: what synthetic scans would be if they were perfect, a control",
 }
-"""Where an arm's added scans have their labels from."""
+"""What an arm adds, and where its labels are from."""
+
+WORDS = {"teacher": "synthetic", "gaussian": "Gaussian", "true": "true"}
+"""Sources, in a word."""
 
 
 @dataclass(frozen=True)
 class Arm:
     """A training set."""
 
-    name: str  # r, s, t for real, synthetic and true control, each with the percentage of the real training scans
+    name: str  # r, s, g, t for real, synthetic, Gaussian and true, each with the percentage of the real training scans
     real: float  # part of the real training scans, [0, 1]
     added: float = 0.0  # scans, in parts of all real training scans; 2 is 348 for the paper's 174
     source: str = "none"  # of the added scans' labels, a key of SOURCES
@@ -34,7 +39,7 @@ class Arm:
         """What it is, for people."""
         real, added = self.counts(n_train)
         parts = [f"{real} real"] if real else []
-        parts += [f"{added} {'true' if self.source == 'true' else 'synthetic'}"] if added else []
+        parts += [f"{added} {WORDS[self.source]}"] if added else []
         return " + ".join(parts) + ("" if self.augmentation == "full" else ", no augmentation")
 
 
@@ -51,6 +56,7 @@ def _arms() -> list[Arm]:
         found.append(Arm(f"r{part}", part / 100, reference="r100"))
         found.append(Arm(f"r{part}+s200", part / 100, 2.0, "teacher", reference=f"r{part}"))
     for part in (5, 100):
+        found.append(Arm(f"r{part}+g200", part / 100, 2.0, "gaussian", reference=f"r{part}"))
         found.append(Arm(f"r{part}+t200", part / 100, 2.0, "true", reference=f"r{part}"))
     return found
 
@@ -61,10 +67,9 @@ ARMS = {arm.name: arm for arm in _arms()}
 SETS = {
     "full": tuple(ARMS),
     "reduced": (
-        "r100-plain", "r100", "r100+s50", "r100+s200", "s200", "r25", "r25+s200", "r5", "r5+s200",
-        "r5+t200", "r100+t200",
+        "r100-plain", "r100", "r100+s50", "r100+s200", "r100+g200", "r100+t200", "r5", "r5+s200", "r5+g200", "r5+t200",
     ),
-    "least": ("r100-plain", "r100", "r100+s200", "r100+t200"),
+    "least": ("r100-plain", "r100", "r100+s200", "r100+g200", "r100+t200"),
 }  # fmt: skip
 """Arms by name of a set: all; those of the laptop scale; those of a smoke test."""
 

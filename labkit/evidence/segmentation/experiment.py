@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,35 +139,54 @@ class Experiment:
             self._one(arm, seed)
         return self
 
-    def _arm_folder(self, arm: Arm, seed: int) -> Path:
-        return self.folder / f"{arm.name}-seed{seed}"
+    def learning_curve(self, arm: str = "r100", seed: int = 0) -> pd.DataFrame:
+        """Has an arm converged? Its Dice after other numbers of steps; what is missing is trained and kept.
 
-    def _one(self, arm: Arm, seed: int) -> None:
-        began = time.perf_counter()
+        One network each of a quarter, half, and twice the plan's steps, beside the arm's own: each has a whole cycle of
+        learning rates, so that none is a snapshot of another. Columns ``steps``, ``tissue``, ``dice`` (mean over
+        animals).
+        """
+        import pandas as pd
+
+        tables = []
+        for steps in (max(1, round(part * self.plan.steps)) for part in (0.25, 0.5, 1, 2)):
+            path = self._arm_folder(ARMS[arm], seed, steps) / SCORES_FILE
+            if not path.exists():
+                self._one(ARMS[arm], seed, steps)
+            means = pd.read_csv(path).groupby("tissue", sort=False)["dice"].mean().reset_index()
+            tables.append(means.assign(steps=steps))
+        return pd.concat(tables, ignore_index=True)[["steps", "tissue", "dice"]]
+
+    def _arm_folder(self, arm: Arm, seed: int, steps: int | None = None) -> Path:
+        other = f"-steps{steps}" if steps not in (None, self.plan.steps) else ""
+        return self.folder / f"{arm.name}{other}-seed{seed}"
+
+    def _one(self, arm: Arm, seed: int, steps: int | None = None) -> None:
+        began, plan = time.perf_counter(), replace(self.plan, steps=steps or self.plan.steps)
         data, about = self._data(arm, seed)
-        network = train_network(data, self.plan, seed, arm.augmentation)
+        network = train_network(data, plan, seed, arm.augmentation)
         images, box = self._tested
         predicted = full_labels(probabilities([network], images, box), self.test.shape)
         table = score(predicted, self.test)
-        folder = self._arm_folder(arm, seed)
+        folder = self._arm_folder(arm, seed, steps)
         folder.mkdir(parents=True, exist_ok=True)
         save_state(folder / MODEL_FILE, network.state_dict())
         counts = dict(zip(("real", "added"), arm.counts(len(self.train)), strict=True))
         about |= {"seconds": round(time.perf_counter() - began, 1), **recording.provenance(torch.device("cpu"))}
-        write_json(folder / ABOUT_FILE, {"arm": arm.name, "seed": seed, "plan": to_json(self.plan), **counts, **about})
+        write_json(folder / ABOUT_FILE, {"arm": arm.name, "seed": seed, "plan": to_json(plan), **counts, **about})
         write_text(folder / SCORES_FILE, table.to_csv(index=False))  # last: it says that the arm is finished
 
     def _data(self, arm: Arm, seed: int) -> tuple[Examples, dict]:
         real = self.real(arm, seed)
         added = arm.counts(len(self.train))[1]
         if arm.source == "true":
-            return self._true.take(range(added)).join(real), {"labels": "true"}
-        if arm.source == "teacher":
+            return real.join(self._true.take(range(added))), {"labels": "true"}
+        if arm.source in ("teacher", "gaussian"):
             labelled = self.labelled(arm, seed)
             kept = labelled.confidence[labelled.kept]
             certain = {"mean": float(labelled.confidence.mean()), "least_kept": float(kept.min())}
             about = {"labels": "teacher", "generated": len(labelled.confidence), "confidence": certain}
-            return labelled.examples.join(real), about
+            return real.join(labelled.examples), about
         return real, {"labels": "none added"}
 
     def real(self, arm: Arm, seed: int) -> Examples:
@@ -177,10 +197,14 @@ class Experiment:
         return self._real.take([i for i, subject in enumerate(self.train.subjects) if subject in mine])
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:
-        """The synthetic scans of an arm with their teacher's labels."""
+        """The synthetic scans of an arm, or its Gaussian's, with their teacher's labels."""
         keep = arm.counts(len(self.train))[1]
-        sample = synthetic(self.run, int(np.ceil(SPARE * keep)), seed, self.plan.size, self.train.shape)
-        return teach(self.teachers(arm, seed), sample.normalised * 2 - 1, self._real.box, keep)
+        n = int(np.ceil(SPARE * keep))
+        if arm.source == "gaussian":
+            images = gaussian(self._real.images, n, seed)
+        else:
+            images = synthetic(self.run, n, seed, self.plan.size, self.train.shape).normalised * 2 - 1
+        return teach(self.teachers(arm, seed), images, self._real.box, keep)
 
     def teachers(self, arm: Arm, seed: int) -> list[nn.Module]:
         """The networks that label an arm's synthetic scans: they learned from the arm's own real scans alone.
@@ -282,6 +306,16 @@ def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, ...]) ->
     sample.scanned[:] = (made[(..., *sample.slices)] + 1) / 2
     sample.cubes.clamp_(0, 1)
     return sample
+
+
+def gaussian(images: torch.Tensor, n: int, seed: int) -> torch.Tensor:
+    """Samples of the Gaussian with the images' own mean and covariance, (N, 1, S, S, S) -> (n, 1, S, S, S) in [-1, 1].
+
+    Sums of the images' deviations with random weights have just that covariance: all principal components, no model.
+    """
+    mean = images.mean(0, keepdim=True)
+    weights = torch.randn(n, len(images), generator=torch.Generator().manual_seed(seed)) / max(1, len(images) - 1) ** 0.5
+    return (mean + torch.einsum("ni,i...->n...", weights, images - mean)).clamp_(-1, 1)
 
 
 def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:

@@ -22,6 +22,8 @@ OTHERWISE = {
     "r100": "conventional augmentation",
     "r25": "a quarter of the real scans",
     "r5": "a twentieth of the real scans",
+    "r5+g200": "samples of a Gaussian added",
+    "r100+g200": "samples of a Gaussian added",
     "r5+t200": "new rats with true labels added",
     "r100+t200": "new rats with true labels added",
 }
@@ -175,6 +177,14 @@ def conclusions(table: pd.DataFrame) -> list[str]:
             said = ", ".join(seen) or "nothing that this design can see"
             found.append(f"{arm} against {rows[0]['reference']}, {what}: {said}.")
     return found
+
+
+def converged(curve: pd.DataFrame, steps: int) -> str:
+    """What more steps would add to an arm, in a sentence; of a table of ``Experiment.learning_curve``."""
+    table = curve.pivot_table(index="steps", columns="tissue", values="dice", sort=False)
+    more = table.loc[2 * steps] - table.loc[steps]
+    added = ", ".join(f"{tissue} {_signed(value)}" for tissue, value in more.items())
+    return f"Twice the {steps} steps would add {added} (one network)."
 
 
 def _direction(row: pd.Series) -> int:

@@ -77,7 +77,7 @@ class Reader:
 
 def _deepest(network: nn.Module) -> nn.Module:
     """The layer between MONAI's U-Net's way down and its way up."""
-    level = network.model
+    level = network.unet.model
     while isinstance(level, nn.Sequential) and len(level) > 1 and hasattr(level[1], "submodule"):
         level = level[1].submodule
     return level
