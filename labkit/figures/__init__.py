@@ -57,6 +57,7 @@ __all__ = [
     "fault_cards",
     "fault_map",
     "gains",
+    "learning_curve",
     "film_strip",
     "intensity_histograms",
     "intensity_window",

@@ -10,8 +10,8 @@ from labkit.fields import known
 SOURCES = {
     "none": "nothing",
     "teacher": "synthetic scans, with labels by a network trained on the arm's own real scans",
-    "gaussian": "samples of a Gaussian with the real training scans' mean and covariance, labelled in the same way: what "
-    "no generator had to learn, a control",
+    "gaussian": "samples of a Gaussian with the real training scans' mean and covariance, labelled in the same way: a "
+    "control that needs no generator",
     "true": "new simulated rats with their true labels: what synthetic scans would be if they were perfect, a control",
 }
 """What an arm adds, and where its labels are from."""

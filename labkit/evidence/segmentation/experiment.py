@@ -314,7 +314,8 @@ def gaussian(images: torch.Tensor, n: int, seed: int) -> torch.Tensor:
     Sums of the images' deviations with random weights have just that covariance: all principal components, no model.
     """
     mean = images.mean(0, keepdim=True)
-    weights = torch.randn(n, len(images), generator=torch.Generator().manual_seed(seed)) / max(1, len(images) - 1) ** 0.5
+    weights = torch.randn(n, len(images), generator=torch.Generator().manual_seed(seed))
+    weights /= max(1, len(images) - 1) ** 0.5
     return (mean + torch.einsum("ni,i...->n...", weights, images - mean)).clamp_(-1, 1)
 
 
