@@ -9,19 +9,10 @@ import torch
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 from labkit.data.simulate import Individual, Scanner, load_anatomy, parameters, simulate
-from labkit.data.simulate.individual import (
-    JACOBIAN_FLOOR,
-    diffeomorphism,
-    draw_variation,
-    flow,
-    index_grid,
-    jacobian,
-    rotation_matrix,
-    sample,
-    smooth_noise,
-)
+from labkit.data.simulate.individual import draw_variation, rotation_matrix, smooth_noise
 from labkit.data.simulate.preparation import balanced_weights, most_likely, prepare, shares
 from labkit.tests.heads import CENTRE_MM, simple_head
+from labkit.warps import JACOBIAN_FLOOR
 
 TWINS = Individual(
     volume_cv=0, rotation_deg=0, shift_mm=0, warp_mm=0, ventricle_mm=0, density_cv=0, t1_cv=0, t2star_cv=0
@@ -152,30 +143,6 @@ def test_smooth_noise_is_as_strong_at_the_edge_as_inside_and_as_smooth_as_asked(
     assert noise[:, 0].std() == pytest.approx(1, abs=0.3)
     neighbours = (noise[:, 2:] * noise[:, :-2]).mean() / noise.square().mean()
     assert neighbours == pytest.approx(np.exp(-(2**2) / (4 * 2.0**2)), abs=0.05)
-
-
-def test_the_flow_of_the_opposite_velocity_leads_back():
-    velocity = 0.8 * smooth_noise((16, 16, 16), 2.5, torch.Generator().manual_seed(0))[None]
-    there, back = flow(velocity), flow(-velocity)
-    returned = there + sample(back, index_grid(there) + there)
-    inside = (slice(None), slice(None), *[slice(4, -4)] * 3)
-    assert returned[inside].abs().max() < 0.1 < 1 < there[inside].abs().max()
-
-
-def test_the_jacobian_is_the_growth_of_volume():
-    grid = index_grid(torch.empty(5, 6, 7))
-    matrix = torch.tensor([[1.2, 0.1, 0.0], [0.0, 0.9, 0.3], [0.2, 0.0, 1.1]])
-    displacement = torch.einsum("ij,bjxyz->bixyz", matrix, grid) - grid
-    assert torch.allclose(jacobian(displacement), torch.linalg.det(matrix), atol=1e-4)
-
-
-def test_a_velocity_that_would_fold_is_weakened_and_only_that_one():
-    wild, mild = smooth_noise((14, 14, 14), 1.0, torch.Generator().manual_seed(0))[None], torch.zeros(1, 3, 14, 14, 14)
-    mild[:, 0, 7] = 0.1
-    assert jacobian(flow(3 * wild)).min() < JACOBIAN_FLOOR
-    displacement, smallest = diffeomorphism(torch.cat([3 * wild, mild]))
-    assert smallest.min() >= JACOBIAN_FLOOR
-    assert torch.equal(displacement[1:], flow(mild))
 
 
 def test_wider_ventricles_are_wider(head):

@@ -10,9 +10,6 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-
-JACOBIAN_FLOOR = 0.2  # a warp that squeezes tissue to less than a fifth is made gentler
 
 
 @dataclass(frozen=True)
@@ -86,41 +83,6 @@ def smooth_noise(shape: tuple[int, ...], length: float, generator: torch.Generat
     return noise
 
 
-def flow(velocity: torch.Tensor, steps: int = 6) -> torch.Tensor:
-    """Displacement reached by following a stationary velocity field for unit time, by scaling and squaring.
-
-    Both are (B, 3, X, Y, Z) in points of their own grid, channels in the order of the axes: where the point at x is
-    taken to, less x. The flow of the velocity divided by ``2**steps`` is composed with itself as often.
-    """
-    displacement = velocity / 2**steps
-    for _ in range(steps):
-        displacement = displacement + sample(displacement, index_grid(displacement) + displacement)
-    return displacement
-
-
-def jacobian(displacement: torch.Tensor) -> torch.Tensor:
-    """Determinant of the Jacobian of x -> x + displacement(x): the local change of volume, (B, X, Y, Z)."""
-    rows = [torch.stack(torch.gradient(displacement[:, i], dim=(1, 2, 3)), -1) for i in range(3)]
-    matrix = torch.stack(rows, -2) + torch.eye(3, device=displacement.device)
-    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in matrix.unbind(-2))
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-
-
-def diffeomorphism(velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flow of a velocity field (B, 3, X, Y, Z), points, the field weakened until the flow folds nowhere.
-
-    With it comes the smallest Jacobian determinant of each, (B,), at least :data:`JACOBIAN_FLOOR`.
-    """
-    strength = torch.ones(len(velocity), 1, 1, 1, 1, device=velocity.device)
-    while True:
-        displacement = flow(velocity * strength)
-        smallest = jacobian(displacement).flatten(1).amin(1)
-        folded = smallest < JACOBIAN_FLOOR
-        if not folded.any():
-            return displacement, smallest
-        strength = torch.where(folded[:, None, None, None, None], 0.8 * strength, strength)
-
-
 def rotation_matrix(angles_deg: torch.Tensor) -> torch.Tensor:
     """Rotations about the first, then the second, then the third axis: (B, 3) degrees -> (B, 3, 3)."""
     angles = torch.deg2rad(angles_deg)
@@ -133,19 +95,3 @@ def rotation_matrix(angles_deg: torch.Tensor) -> torch.Tensor:
         turn[:, first, second], turn[:, second, first] = -sine, sine
         matrix = turn @ matrix
     return matrix
-
-
-def index_grid(like: torch.Tensor) -> torch.Tensor:
-    """Coordinates of every point of a volume in points, (1, 3, X, Y, Z)."""
-    axes = [torch.arange(n, device=like.device, dtype=torch.float32) for n in like.shape[-3:]]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
-
-
-def sample(volume: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Trilinear interpolation of (B, C, X, Y, Z) at points (B, 3, x, y, z) -> (B, C, x, y, z).
-
-    Points are counted in voxels, channels in the order of the axes; beyond its edge a volume keeps its edge's value.
-    """
-    size = torch.tensor(volume.shape[-3:], device=points.device, dtype=points.dtype)
-    normalised = points.permute(0, 2, 3, 4, 1) * (2 / (size - 1)) - 1
-    return F.grid_sample(volume, normalised.flip(-1), mode="bilinear", padding_mode="border", align_corners=True)

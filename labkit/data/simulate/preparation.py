@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
+from labkit.warps import sample
 
 from .anatomy import Anatomy
 from .field import field_map
-from .individual import sample
 
 FINE = (2 * STUDY_SHAPE[0], 2 * STUDY_SHAPE[1], STUDY_SHAPE[2])
 """Points at which a rat is looked up: the study's grid, twice as fine in the plane of the slices."""

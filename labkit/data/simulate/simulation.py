@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from labkit.data.grids import STUDY_ZOOMS, grid_affine
+from labkit.warps import diffeomorphism, sample
 
 from .anatomy import Anatomy
-from .individual import Individual, Variation, diffeomorphism, draw_variation, random_stream, rotation_matrix, sample
+from .individual import Individual, Variation, draw_variation, random_stream, rotation_matrix
 from .one_thread import one_thread
 from .preparation import COARSE, WARP_MM, Head, coarse_points, coarse_spacing, most_likely, prepare, upsample
 from .scanner import PHASE, ScanConditions, Scanner, acquire, coil_sensitivity, dephasing, draw_conditions, steady_state

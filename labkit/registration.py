@@ -1,0 +1,278 @@
+"""How an atlas comes about: template, warps and brightness of all animals, and what the animals have in common.
+
+:class:`AtlasLearner` takes steps until there are enough of them; :meth:`AtlasLearner.finish` makes the
+:class:`labkit.atlas.Atlas`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labkit import warps
+from labkit.atlas import CHUNK, Adam, Atlas, AtlasSettings, Geometry, annealed, expected, roughness
+
+class AtlasLearner:
+    """Template, appearances and the numbers of every animal, while they are fitted.
+
+    Parameters
+    ----------
+    scans : torch.Tensor
+        (N, 1, X, Y, Z) in [0, 1], on the device that is to compute.
+    settings : AtlasSettings
+        All of them; :data:`ATLAS_SCALES` has some.
+    seed : int
+        Of the appearances' first coefficients.
+
+    Examples
+    --------
+    >>> scans = torch.rand(3, 1, 16, 16, 16)
+    >>> learner, rng = AtlasLearner(scans, ATLAS_SCALES["smoke"]), torch.Generator().manual_seed(0)
+    >>> sorted(learner.step(learner.draw(rng)))
+    ['bending', 'loss', 'mse', 'speed']
+    """
+
+    def __init__(self, scans: Tensor, settings: AtlasSettings, seed: int = 0) -> None:
+        self.scans, self.settings, self.device = scans, settings, scans.device
+        shape = tuple(scans.shape[2:])
+        self.geometry = Geometry(shape, settings, self.device)
+        self.coarse = Geometry(shape, settings, self.device, coarser=2)
+        self.small = F.adaptive_avg_pool3d(scans, self.coarse.shape)
+        self.noise, self.black = noise_level(scans)
+        n, sizes = len(scans), self.geometry.sizes
+        start = torch.randn(n, settings.appearances, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        self.numbers = torch.cat([start.new_zeros(n, sum(sizes.values()) - settings.appearances), start], 1)
+        rates = {"velocity": settings.lr, "pose": settings.lr / 2, "brightness": 4e-3, "appearance": 0.03}
+        self.rates = torch.cat([torch.full((size,), rates[name]) for name, size in sizes.items()]).to(self.device)
+        mean = self.small.mean(0, keepdim=True)
+        self.template = (mean.square() - math.pi / 2 * self.noise**2).clamp_min(0).sqrt()
+        self.appearances = mean.new_zeros(settings.appearances, *mean.shape[2:])
+        self.order, self.iteration = torch.zeros(0, dtype=torch.long, device=self.device), 0
+        self.of_numbers = Adam(self.numbers)
+        self._on_grid(self.coarse)
+
+    def _on_grid(self, geometry: Geometry) -> None:
+        """Bring template and appearances onto a geometry's grid, and begin their moments anew."""
+        size = geometry.template_shape
+        self.template = F.interpolate(self.template, size=size, mode="trilinear")
+        self.appearances = F.interpolate(self.appearances[:, None], size=size, mode="trilinear")[:, 0]
+        self.of_template, self.of_appearances = Adam(self.template), Adam(self.appearances)
+
+    def draw(self, rng: torch.Generator) -> Tensor:
+        """Animals of the next step: all in turn, in an order that `rng` draws anew when all have been seen."""
+        batch = min(self.settings.batch_size, len(self.scans))
+        place = self.iteration % (len(self.scans) // batch)
+        if place == 0:
+            self.order = torch.randperm(len(self.scans), generator=rng, device=rng.device).to(self.device)
+        return self.order[place * batch : (place + 1) * batch]
+
+    def step(self, animals: Tensor) -> dict[str, Tensor]:
+        """Move template, appearances and the numbers of some animals; the terms of the loss, scalars on the device."""
+        settings, is_coarse = self.settings, self.iteration < self.settings.coarse_share * self.settings.iterations
+        geometry, scans = (self.coarse, self.small) if is_coarse else (self.geometry, self.scans)
+        if tuple(self.template.shape[2:]) != geometry.template_shape:
+            self._on_grid(geometry)
+        learned = [self.template, self.appearances, self.numbers[animals]]
+        with torch.enable_grad():
+            for part in learned:
+                part.requires_grad_()
+            seen = expected(geometry.render(*learned), self.noise)
+            mse = (seen - scans[animals]).square().mean()
+            priors = self.priors(geometry, learned[2])
+            loss = 4 * mse + priors["prior"]
+            gradients = torch.autograd.grad(loss, learned)
+        pace = annealed(self.iteration / settings.iterations)
+        self.template, self.appearances = (part.detach() for part in learned[:2])
+        self.of_template.step(self.template, gradients[0], pace * settings.lr_template)
+        self.of_appearances.step(self.appearances, gradients[1], pace * settings.lr_template / 3)
+        self.of_numbers.step(self.numbers, gradients[2], pace * self.rates, animals)
+        if self.iteration % 10 == 9:
+            # a mean velocity is the template's business, and must not drift; gently, as the template has to follow
+            self.numbers -= 0.1 * self.numbers.mean(0)
+        self.iteration += 1
+        return {"loss": loss.detach(), "mse": mse.detach(), "bending": priors["bending"], "speed": priors["speed"]}
+
+    def priors(self, geometry: Geometry, numbers: Tensor) -> dict[str, Tensor]:
+        """Terms that keep numbers small and velocities smooth; ``"prior"`` is their weighted sum."""
+        v, _, g, a = geometry.split(numbers)
+        bending, speed = roughness(v), v.square().mean()
+        prior = self.settings.bending * bending + self.settings.speed * speed + 1e-3 * g.square().mean()
+        return {"prior": prior + 1e-4 * a.square().sum(1).mean() / max(1, a.shape[1]),
+                "bending": bending.detach(), "speed": speed.detach()}  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit, but the scans and the state of `rng`: nested tensors and numbers."""
+        return {
+            "iteration": self.iteration, "order": self.order, "numbers": self.numbers, "template": self.template,
+            "appearances": self.appearances, "of_numbers": self.of_numbers.state_dict(),
+            "of_template": self.of_template.state_dict(), "of_appearances": self.of_appearances.state_dict(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        for name in ("iteration", "order", "numbers", "template", "appearances"):
+            value = state[name]
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+        for name in ("of_numbers", "of_template", "of_appearances"):
+            getattr(self, name).load_state_dict({key: value.clone() for key, value in state[name].items()})
+
+    @torch.no_grad()
+    def finish(self, animals: int = 48) -> Atlas:
+        """The fitted model: modes of the numbers, and what they leave of up to `animals` scans, which noise has to be.
+
+        Takes about half a second an animal on a CPU.
+        """
+        if tuple(self.template.shape[2:]) != self.geometry.template_shape:
+            self._on_grid(self.geometry)
+        weights = grey_weights(self.template, self.appearances, self.geometry)
+        state = {
+            "template": self.template, "appearances": self.appearances, "spread": torch.zeros_like(self.template),
+            "shape": torch.tensor(self.geometry.full), "levels": torch.tensor([self.noise, self.black, 1e-3]),
+            **modes(self.numbers, self.geometry, weights, self.settings.latent_dim),
+        }  # fmt: skip
+        atlas, scans = Atlas(self.settings, state), self.scans[:animals]
+        codes = atlas.encode(scans, 12, start=atlas.codes(self.numbers[:animals]))
+        return Atlas(self.settings, state | texture(atlas, scans, codes))
+
+
+def noise_level(scans: Tensor) -> tuple[float, float]:
+    """Standard deviation of the scanner's noise, and the intensity below which a scan is exactly 0.
+
+    In air a magnitude is Rayleigh: its root mean square is the noise times the root of 2, its standard deviation 0.52
+    of its mean. Scans (N, 1, X, Y, Z) without such air (cut out, stripped of the skull) have noise too, but it cannot
+    be told from what a warp leaves unexplained: it is 0 here, and :func:`texture` has all of it.
+    """
+    # by the means of neighbourhoods: the darkest single voxels would be those that are dark by chance
+    mean = F.avg_pool3d(scans.mean(0, keepdim=True), 3, 1, 1, count_include_pad=False).flatten()
+    darkest = mean.argsort()[: max(8, len(mean) // 20)]
+    air = scans.flatten(1)[:, darkest]
+    ratio = (air.std() / air.mean().clamp_min(1e-12)).item()
+    black = 0.0
+    if (scans == 0).float().mean() > 0.02:
+        inside = scans[scans > 0]
+        black = 0.5 * inside[:: max(1, len(inside) // 100_000)].quantile(0.02).item()
+    is_air = 0.35 < ratio < 0.75 and black == 0
+    return ((air.square().mean() / 2).sqrt().item() if is_air else 0.0), black
+
+
+def grey_weights(template: Tensor, appearances: Tensor, geometry: Geometry) -> Tensor:
+    """How much each of an animal's numbers changes the scan, grey values a unit, (P,): the root of a sum of squares.
+
+    It is the unit in which warps, poses and brightness can be compared. One weight for a kind, so that every transform
+    within a kind leaves it as it is.
+    """
+    slopes = torch.stack(torch.gradient(template[0, 0])) * geometry.fine
+    voxels, slope = math.prod(geometry.shape), slopes.square().mean()
+    grey = {
+        "velocity": slope * voxels / math.prod(geometry.knots),
+        "pose": slope * voxels / 3,  # the far end of an axis moves by 1, the rest of it by less
+        "brightness": template.square().mean() * voxels / math.prod(geometry.bright),
+        "appearance": appearances.square().mean() * voxels if len(appearances) else slope,
+    }
+    return torch.cat([grey[name].sqrt().clamp_min(1e-6).expand(size) for name, size in geometry.sizes.items()])
+
+
+def cosines(n: int) -> Tensor:
+    """Discrete cosine transform along an axis, orthonormal, (n, n)."""
+    k = torch.arange(n, dtype=torch.float64)
+    matrix = torch.cos(math.pi * (k + 0.5) * k[:, None] / n) * math.sqrt(2 / n)
+    matrix[0] /= math.sqrt(2)
+    return matrix.float()
+
+
+def frequencies(numbers: Tensor, geometry: Geometry, back: bool = False) -> Tensor:
+    """Velocity and brightness of numbers (N, P) as frequencies, or `back`; lengths stay as they are."""
+    v, pose, g, a = geometry.split(numbers)
+    out = []
+    for values, shape in ((v, geometry.knots), (g, geometry.bright)):
+        matrices = [cosines(n).to(values) for n in shape]
+        out.append(warps.separable(values, [m.T for m in matrices] if back else matrices).flatten(1))
+    return torch.cat([out[0], pose, out[1], a], 1)
+
+
+def modes(numbers: Tensor, geometry: Geometry, weights: Tensor, latent_dim: int) -> dict[str, Tensor]:
+    """Centre, basis (Z, P) and weights of the Gaussian that the numbers (N, P) of all animals are drawn from.
+
+    A hundred animals do not determine thousands of numbers: the covariance of the sample makes its first modes too
+    wide by half, and has none beyond their count. It is shrunken towards one in which frequencies are independent, as
+    they are in any field that is alike everywhere, by as much as makes the expected squared error smallest (Schäfer &
+    Strimmer 2005, Stat Appl Genet Mol Biol 4:32, target D).
+    """
+    x = frequencies(numbers * weights, geometry)
+    centre = x.mean(0)
+    x = x - centre
+    n, variance = max(2, len(x)), x.square().sum(0) / max(1, len(x) - 1)
+    kept = variance.argsort(descending=True)[: 2 * latent_dim + 200].sort().values
+    x, variance = x[:, kept], variance[kept]
+    gram, squares = x @ x.T, x.square()
+    found = gram.square().sum() / (n - 1) ** 2 - variance.square().sum()
+    spread = squares.sum(1).square().sum() - squares.square().sum()
+    spread = (spread - (gram.square().sum() - squares.sum(0).square().sum()) / n) * n / (n - 1) ** 3
+    rho = (spread / found.clamp_min(1e-20)).clamp(0, 1)
+    covariance = (1 - rho) * (x.T @ x) / (n - 1) + torch.diag(rho * variance)
+    values, vectors = torch.linalg.eigh(covariance.double())
+    values, vectors = values.flip(0)[:latent_dim].clamp_min(0), vectors.flip(1)[:, :latent_dim]
+    basis = numbers.new_zeros(len(values), numbers.shape[1])
+    basis[:, kept] = (vectors * values.sqrt()).T.float()
+    back = frequencies(torch.cat([centre[None], basis]), geometry, back=True) / weights
+    return {"centre": back[0], "basis": back[1:].contiguous(), "weights": weights, "rho": rho[None]}
+
+
+def texture(atlas: Atlas, scans: Tensor, codes: Tensor, lags: int = 5) -> dict[str, Tensor]:
+    """What codes leave of their scans (N, 1, X, Y, Z) beyond the scanner's noise: how much, where, of which colour.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        ``spread``, standard deviation on the template's grid; ``filter_x``, ``filter_y``, ``filter_z``, matrices that
+        colour white noise; ``levels`` with the mean squared difference.
+    """
+    geometry, kinds = atlas.geometry, ("template", "appearances")
+    split, count, moments = torch.zeros_like(atlas.state["template"]), torch.zeros_like(atlas.state["template"]), []
+    left = []
+    for part, z in zip(scans.split(CHUNK), codes.split(CHUNK), strict=True):
+        numbers = atlas.numbers(z)
+        clean = geometry.render(*(atlas.state[kind] for kind in kinds), numbers)
+        rest = part - expected(clean, atlas.noise)
+        rician = atlas.noise**2 * (1 - (math.pi / 2 - 1) * torch.exp(-clean.square() / (2 * atlas.noise**2 + 1e-12)))
+        excess = (rest.square() - rician) / geometry.brightness(numbers).square()
+        points = geometry.points(numbers)
+        with torch.enable_grad():  # the transpose of sampling puts every voxel where it was found
+            volume = torch.zeros_like(split).requires_grad_()
+            seen = warps.sample(volume.expand(len(part), -1, -1, -1, -1), points)
+            split += torch.autograd.grad(seen, volume, excess, retain_graph=True)[0]
+            count += torch.autograd.grad(seen, volume, torch.ones_like(excess))[0]
+        left.append(rest)
+        moments.append(rician)
+    blur = [3 * atlas.settings.template_factor // 2 * 2 + 1] * 3
+    blurred = [F.avg_pool3d(v, blur, 1, [k // 2 for k in blur]) for v in (split, count)]
+    spread = (blurred[0] / blurred[1].clamp_min(1e-3)).clamp_min(0).sqrt()
+    rest, rician = torch.cat(left), torch.cat(moments)
+    state = {"spread": spread, "levels": torch.tensor([atlas.noise, atlas.black, rest.square().mean().item()])}
+    return state | colours(rest, rician, lags)
+
+
+def colours(rest: Tensor, white: Tensor, lags: int) -> dict[str, Tensor]:
+    """Matrices that give white noise the correlation of `rest` (N, 1, X, Y, Z), less its `white` variance, by axis."""
+    filters = {}
+    local = F.avg_pool3d(rest.square(), 3, 1, 1).sqrt().clamp_min(1e-6)
+    scale = local.clamp_min(2 * float(local.mean()))  # where little is left, little counts
+    u = rest / scale
+    power = (u.square().mean() - (white / scale.square()).mean()).item()
+    for axis, name in ((2, "x"), (3, "y"), (4, "z")):
+        n = u.shape[axis]
+        curve = torch.zeros(n, dtype=torch.float64)
+        curve[0] = 1.0
+        for lag in range(1, min(lags, n - 1) + 1):
+            products = u.narrow(axis, 0, n - lag) * u.narrow(axis, lag, n - lag)
+            if power > 0:
+                curve[lag] = max(-0.9, min(0.9, products.mean().item() / power))
+        index = torch.arange(n)
+        values, vectors = torch.linalg.eigh(curve[(index[:, None] - index).abs()])
+        root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+        filters[f"filter_{name}"] = (root / root.square().sum(1, keepdim=True).sqrt()).float().to(u.device)
+    return filters
