@@ -13,13 +13,14 @@ float32 (N, 1, X, Y, Z) in [0, 1] on their own grid, without padding. Ancestors:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from labkit import warps
 from labkit.fields import check, number, one_of
@@ -240,6 +241,7 @@ class Atlas:
         shape = tuple(self.state["shape"].tolist())
         self.geometry = Geometry(shape, settings, self.state["template"].device)
         self.noise, self.black, self.misfit = self.state["levels"].tolist()
+        self.place = self.state.get("place", torch.zeros(3, dtype=torch.long)).tolist()
         self.latent_dim = len(self.state["basis"])
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -418,3 +420,57 @@ class Atlas:
             there = (seen + offset).argmax(1).flatten().bincount(minlength=kinds).double()
             offset = offset + (wanted / there.clamp_min(1)).log().float().view(1, kinds, 1, 1, 1)
         return offset
+
+
+class AtlasGenerator(nn.Module):
+    """An atlas in the place of G: codes (B, Z) to cubes (B, 1, S, S, S) in [-1, 1], the padding black.
+
+    With `noise` each scan has its own, which follows from its code alone: the same code gives the same scan.
+    """
+
+    def __init__(self, atlas: Atlas, size: int, noise: bool = True) -> None:
+        super().__init__()
+        self.atlas, self.size, self.noise = atlas, size, noise
+        self.register_buffer("template", atlas.state["template"])  # tells the device
+        self.box = tuple(slice(start, start + n) for start, n in zip(atlas.place, atlas.geometry.full, strict=True))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, Z) -> (B, 1, S, S, S)."""
+        # by parts and with gradients, which directions of the latent space are made of
+        scans = torch.cat([self.atlas._decode(*part)[0] for part in self.atlas._parts(z, self.noise_of(z))])
+        return self.in_cube(scans * 2 - 1, -1.0).clamp(-1, 1)
+
+    def labelled(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, with label maps, uint8 (B, 1, S, S, S)."""
+        scans, labels = self.atlas.decode_labelled(z, self.noise_of(z))
+        return self.in_cube(scans * 2 - 1, -1.0).clamp_(-1, 1), self.in_cube(labels, 0)
+
+    def in_cube(self, scans: Tensor, padding: float) -> Tensor:
+        """Scans in the middle of cubes."""
+        cubes = scans.new_full((len(scans), 1, self.size, self.size, self.size), padding)
+        cubes[(..., *self.box)] = scans
+        return cubes
+
+    def noise_of(self, z: Tensor) -> Tensor | None:
+        """Standard normal numbers for :meth:`Atlas.decode`, by codes (B, Z), or None."""
+        if not self.noise:
+            return None
+        rows = []
+        for code in z.detach().cpu().contiguous():
+            seed = int.from_bytes(hashlib.sha256(code.numpy().tobytes()).digest()[:8], "little") >> 1
+            rows.append(torch.randn(self.atlas.noise_shape(1)[1:], generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(rows).to(z.device)
+
+
+class AtlasEncoder(nn.Module):
+    """An atlas in the place of E: cubes (B, 1, S, S, S) in [-1, 1] to codes (B, Z), by gradient descent."""
+
+    def __init__(self, atlas: Atlas) -> None:
+        super().__init__()
+        self.atlas = atlas
+        self.register_buffer("template", atlas.state["template"])
+        self.box = tuple(slice(start, start + n) for start, n in zip(atlas.place, atlas.geometry.full, strict=True))
+
+    def forward(self, cubes: Tensor) -> Tensor:
+        """(B, 1, S, S, S) -> (B, Z)."""
+        return self.atlas.encode((cubes[(..., *self.box)] + 1) / 2)

@@ -50,7 +50,7 @@ def in_batches(network: nn.Module, inputs: Tensor, show: str = "") -> Iterator[T
 
     With a progress bar if `show` has words for one.
     """
-    device = next(network.parameters()).device
+    device = next(itertools.chain(network.parameters(), network.buffers())).device
     parts = inputs.split(BATCH)
     for part in progress_bar(parts, show, len(parts)) if show else parts:
         full = torch.cat([part, part[-1:].expand(BATCH - len(part), *part.shape[1:])]) if len(part) < BATCH else part

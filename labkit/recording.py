@@ -25,6 +25,7 @@ from torch import Tensor
 from labkit import __version__, runs
 from labkit.data.cohort import Cohort
 from labkit.files import load_state, save_state, watched, write_json, write_text
+from labkit.registration import AtlasFit
 from labkit.runs import Run, RunError
 from labkit.samples import save_samples
 from labkit.updates import CALIBRATION, Learner
@@ -50,7 +51,7 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, learner: Learner, rng: torch.Generator, scans: Tensor, held_out: Cohort | None, seed: int
+        self, folder: Path, learner: Learner | AtlasFit, rng: torch.Generator, scans: Tensor, held_out: Cohort | None, seed: int
     ) -> None:
         self.folder, self.learner, self.rng, self.device = folder, learner, rng, learner.device
         self.known = scans[:CALIBRATION]
@@ -124,7 +125,7 @@ class Recorder:
             **values,
             **{name: self.held_out_terms.get(name, float("nan")) for name in HELD_OUT_COLUMNS},
             "iterations_per_s": rate,
-            "images_per_s": rate * 2 * self.learner.scale.batch_size,
+            "images_per_s": rate * self.learner.scans_a_step,
             "peak_memory_mib": peak_memory_mib(self.device),
         }
         append_rows(self.folder / runs.LOSSES, [row])
@@ -162,8 +163,7 @@ class Recorder:
             **self.learner.state(),
         }
         save_state(self.folder / runs.CHECKPOINT, state)
-        in_use = {name: network.state_dict() for name, network in self.learner.evaluators(self.known).items()}
-        save_state(self.folder / runs.MODELS, in_use)
+        save_state(self.folder / runs.MODELS, self.learner.in_use(self.known))
         self._note_sitting(iteration)
         self.seconds_apart += time.perf_counter() - began
 
@@ -198,9 +198,8 @@ class Recorder:
 
         def show(row: dict[str, float]) -> None:
             bar.update(row["iteration"] - bar.n)
-            bar.set_postfix_str(
-                f"mse {row['rec_mse']:.3f}, W {row['wasserstein_D']:.3g}, codes sd {row['z_enc_sd']:.2f}"
-            )
+            words = {"mse": "rec_mse", "W": "wasserstein_D", "codes sd": "z_enc_sd"}
+            bar.set_postfix_str(", ".join(f"{word} {row[key]:.3g}" for word, key in words.items() if key in row))
 
         with bar:
             yield show

@@ -6,15 +6,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from labkit import warps
-from labkit.atlas import CHUNK, Adam, Atlas, AtlasSettings, Geometry, annealed, expected, roughness
+from labkit.atlas import (
+    CHUNK,
+    Adam,
+    Atlas,
+    AtlasEncoder,
+    AtlasGenerator,
+    AtlasSettings,
+    Geometry,
+    annealed,
+    expected,
+    roughness,
+)
+from labkit.variants import Scale
 
 class AtlasLearner:
     """Template, appearances and the numbers of every animal, while they are fitted.
@@ -276,3 +289,65 @@ def colours(rest: Tensor, white: Tensor, lags: int) -> dict[str, Tensor]:
         root = vectors * values.clamp_min(0).sqrt() @ vectors.T
         filters[f"filter_{name}"] = (root / root.square().sum(1, keepdim=True).sqrt()).float().to(u.device)
     return filters
+
+
+class AtlasFit(AtlasLearner):
+    """An :class:`AtlasLearner` as :func:`labkit.training.train` takes it: of cubes, with what a run asks a learner for.
+
+    `cubes` (N, 1, S, S, S) in [-1, 1] hold the scans in `box`; those at `labelled` have `labels`, uint8 (M, 1, S, S, S),
+    or there are none.
+    """
+
+    precision = "fp32"
+
+    def __init__(
+        self, cubes: Tensor, settings: AtlasSettings, scale: Scale, box: tuple[slice, ...], seed: int,
+        labelled: list[int], labels: Tensor | None,
+    ) -> None:  # fmt: skip
+        super().__init__(((cubes[(..., *box)] + 1) / 2).contiguous(), settings, seed)
+        self.variant, self.scale, self.box = settings, scale, box
+        self.labelled, self.labels = labelled, None if labels is None else labels[(..., *box)].contiguous()
+        self.scans_a_step = min(settings.batch_size, len(cubes))
+        self._made: tuple[int, Atlas] | None = None
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing: it computes in float32."""
+        return contextlib.nullcontext()
+
+    def step(self, animals: Tensor) -> dict[str, Tensor]:
+        """As :meth:`AtlasLearner.step`, with the error named and scaled as everywhere: of scans in [-1, 1]."""
+        terms = super().step(animals)
+        return {"loss": terms["loss"], "rec_mse": 4 * terms["mse"], "bending": terms["bending"], "speed": terms["speed"]}
+
+    def atlas(self) -> Atlas:
+        """The atlas as it stands; before the last step by few animals and without labels, which take a while."""
+        if self._made is None or self._made[0] != self.iteration:
+            is_last = self.iteration >= self.settings.iterations
+            atlas = self.finish() if is_last else self.finish(animals=4)
+            if is_last and self.labels is not None:
+                atlas = atlas.learn_labels(self.numbers[self.labelled], self.labels)
+            self._made = self.iteration, atlas
+        return self._made[1]
+
+    def finish(self, animals: int = 48) -> Atlas:
+        """As :meth:`AtlasLearner.finish`, with the scans' place in the cube."""
+        atlas = super().finish(animals)
+        return Atlas(self.settings, atlas.state | {"place": torch.tensor([part.start for part in self.box])})
+
+    def evaluators(self, scans: Tensor) -> dict[str, nn.Module]:
+        """E, G for random codes, and G_encoded, as a GAN has them; `scans` are not needed."""
+        atlas, size = self.atlas(), self.scale.size
+        networks = AtlasEncoder(atlas), AtlasGenerator(atlas, size), AtlasGenerator(atlas, size, noise=False)
+        return dict(zip(("E", "G", "G_encoded"), networks, strict=True))
+
+    def in_use(self, scans: Tensor) -> dict[str, Any]:
+        """What is kept for use: the atlas."""
+        return {"atlas": self.atlas().state_dict()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {"learner": self.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state`."""
+        self.load_state_dict(state["learner"])

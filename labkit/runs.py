@@ -21,18 +21,21 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from labkit import networks
+from labkit.atlas import Atlas, AtlasEncoder, AtlasGenerator
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import CohortError, open_cohort
 from labkit.fields import from_dict
 from labkit.files import load_state, located, runs_folder
-from labkit.variants import Scale, Variant, asdict
+from labkit.variants import AtlasSettings, Scale, Variant, asdict
 
 CHECKPOINT = "checkpoint.safetensors"
 MODELS = "models.safetensors"
@@ -97,13 +100,18 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """With the defaults of settings that a run from before they existed does not name."""
-    kinds = {"variant": Variant, "scale": Scale}
-    return {**config, **{key: asdict(from_dict(kind, config[key])) for key, kind in kinds.items() if key in config}}
+    kinds = {"variant": settings_of, "scale": partial(from_dict, Scale)}
+    return {**config, **{key: asdict(kind(config[key])) for key, kind in kinds.items() if key in config}}
+
+
+def settings_of(values: Mapping[str, Any]) -> Variant | AtlasSettings:
+    """A model's settings, read back from JSON."""
+    return from_dict(AtlasSettings if values["name"] == "atlas" else Variant, values)
 
 
 def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name, without those that may differ between two sittings of one run."""
-    free = {"scale.iterations", "scale.name", "iterations", "device", "precision_used", "cohort.recipe"}
+    free = {"scale.iterations", "variant.iterations", "scale.name", "iterations", "device", "precision_used", "cohort.recipe"}
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -179,9 +187,9 @@ class Run:
         return dict(rest["items"])["iteration"]["value"]
 
     @property
-    def variant(self) -> Variant:
-        """The resolved variant."""
-        return from_dict(Variant, self.config["variant"])
+    def variant(self) -> Variant | AtlasSettings:
+        """The model's resolved settings."""
+        return settings_of(self.config["variant"])
 
     @property
     def scale(self) -> Scale:
@@ -264,6 +272,10 @@ class Run:
 
         losses, sittings = self.losses, self.provenance["sittings"]
         recent = losses.tail(max(1, len(losses) // 10)).mean()
+        of_gan = {
+            "code mean, training": "z_enc_mean", "code standard deviation, training": "z_enc_sd",
+            "Wasserstein estimate, scans": "wasserstein_D",
+        }  # fmt: skip
         held = losses[["held_out_mse", "mean_scan_mse", "held_out_code_sd"]].dropna().tail(1).mean()
         seconds = sum(sitting["seconds"] for sitting in sittings)
         return pd.Series(
@@ -277,16 +289,16 @@ class Run:
                 "reconstruction error, training": recent["rec_mse"],
                 "reconstruction error, held out": held["held_out_mse"],
                 "error of the mean training scan, held out": held["mean_scan_mse"],
-                "code mean, training": recent["z_enc_mean"],
-                "code standard deviation, training": recent["z_enc_sd"],
                 "code standard deviation, held out": held["held_out_code_sd"],
-                "Wasserstein estimate, scans": recent["wasserstein_D"],
+                **{name: recent[column] for name, column in of_gan.items() if column in recent},
             },
             name=self.path.name,
             dtype=object,  # so that whole numbers stay whole
         )
 
-    def generator(self, device: torch.device | str = "cpu", codes: str = "random") -> networks.Generator:
+    def generator(
+        self, device: torch.device | str = "cpu", codes: str = "random", noise: bool = True
+    ) -> networks.Generator | AtlasGenerator:
         """The generator in evaluation mode: (B, Z) -> (B, 1, S, S, S) in [-1, 1].
 
         Parameters
@@ -296,6 +308,8 @@ class Run:
         codes : {"random", "encoded"}
             What it is to decode: draws from N(0, I), for which it is the moving average (EMA) of G; or codes of
             :meth:`encoder`, for which it is G as it was trained beside that encoder.
+        noise : bool
+            Whether an atlas's random scans have noise as scanned ones do, drawn from their code; others have no noise.
 
         Examples
         --------
@@ -306,11 +320,17 @@ class Run:
         names = {"random": "G", "encoded": "G_encoded"}
         if codes not in names:
             raise ValueError(f"codes={codes!r} is not known; allowed: {', '.join(names)}")
-        return self._network(networks.Generator, load_state(self._written(MODELS), device)[names[codes]], device)
+        state = load_state(self._written(MODELS), device)
+        if "atlas" in state:
+            return AtlasGenerator(Atlas(self.variant, state["atlas"]), self.scale.size, noise and codes == "random")
+        return self._network(networks.Generator, state[names[codes]], device)
 
-    def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder:
+    def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder | AtlasEncoder:
         """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it."""
-        return self._network(networks.Encoder, load_state(self._written(MODELS), device)["E"], device)
+        state = load_state(self._written(MODELS), device)
+        if "atlas" in state:
+            return AtlasEncoder(Atlas(self.variant, state["atlas"]))
+        return self._network(networks.Encoder, state["E"], device)
 
     def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str) -> Any:
         network = kind(self.variant, self.scale)

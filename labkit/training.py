@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from labkit import runs
 from labkit.capture import Captured
+from labkit.data import volumes
 from labkit.data.augment import AUGMENTATIONS, Augmentation, augment
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
@@ -22,9 +24,10 @@ from labkit.data.sources import PAPER_N, open_cohort
 from labkit.files import located, runs_folder, write_json
 from labkit.losses import draw_mix
 from labkit.recording import DivergedError, Recorder
+from labkit.registration import AtlasFit
 from labkit.runs import Run, RunError, choose_device
 from labkit.updates import Draws, Learner
-from labkit.variants import Scale, Variant, resolve
+from labkit.variants import AtlasSettings, Scale, Variant, resolve
 
 __all__ = ["PAPER_TRAIN", "DivergedError", "choose_scale", "draw", "train"]
 
@@ -49,9 +52,9 @@ def train(
     Parameters
     ----------
     model : str
-        A name of :data:`labkit.variants.VARIANTS`.
+        A name of :data:`labkit.variants.MODELS`.
     cohort : Cohort or str
-        What to train on; a name or folder is opened.
+        What to train on; a name or folder is opened. Of their labels, an atlas takes those that there are.
     scale : str
         A name of :data:`labkit.variants.SCALES`, or ``"auto"``: paper on a GPU, laptop otherwise.
     run_dir : path, optional
@@ -67,7 +70,8 @@ def train(
     n_train : int, optional
         Animals to train on, the others are held out; default 174 in 210, as in the paper, and all of fewer than five.
     **overrides
-        Any field of :class:`labkit.variants.Variant` or :class:`labkit.variants.Scale`.
+        Any field of :class:`labkit.variants.Variant`, or of :class:`labkit.variants.AtlasSettings` for an atlas, or of
+        :class:`labkit.variants.Scale`.
 
     Returns
     -------
@@ -106,10 +110,16 @@ def train(
 
         # the whole cohort lies on the device, and augmentation happens there: no loader, no copies while training
         scans = train_part.volumes(size.size).to(device)
-        transforms = replace(AUGMENTATIONS[variant.augmentation], voxel_mm=train_part[0].zooms)
         rng = torch.Generator(device).manual_seed(seed)
-        learner = Learner(variant, size, device, seed)
-        step = Captured(learner)  # labkit.updates.step, on a GPU recorded and played back
+        if isinstance(variant, AtlasSettings):
+            box = volumes.scanned_slices(train_part.shape, size.size)
+            learner = AtlasFit(scans, variant, size, box, seed, *labels_of(train_part, size.size, device))
+            step, draws = learner.step, partial(learner.draw, rng)
+        else:
+            transforms = replace(AUGMENTATIONS[variant.augmentation], voxel_mm=train_part[0].zooms)
+            learner = Learner(variant, size, device, seed)
+            step = Captured(learner)  # labkit.updates.step, on a GPU recorded and played back
+            draws = partial(draw, scans, variant, size, transforms, rng)
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
         iteration = recorder.resume()
@@ -118,7 +128,7 @@ def train(
         last = iteration >= size.iterations
         with contextlib.nullcontext() if last else recorder.sitting():
             while not (last or recorder.asked_to_stop):
-                recorder.collect(step(draw(scans, variant, size, transforms, rng)))
+                recorder.collect(step(draws()))
                 iteration += 1
                 last = iteration == size.iterations
                 if last or iteration % size.sample_every == 0:
@@ -131,6 +141,12 @@ def train(
                 recorder.checkpoint(iteration)  # asked to stop: rows not yet due are kept in it
         recorder.end_if_stopped(iteration)
     return Run(folder)
+
+
+def labels_of(scans: Cohort, size: int, device: torch.device) -> tuple[list[int], Tensor | None]:
+    """Places of the scans that have labels, and their maps on the cubes, uint8 (M, 1, S, S, S); None for none."""
+    places = [place for place, scan in enumerate(scans) if scan.labels is not None]
+    return places, scans.subset(places).label_maps(size).to(device) if places else None
 
 
 def draw(scans: Tensor, variant: Variant, scale: Scale, transforms: Augmentation, rng: torch.Generator) -> Draws:
@@ -158,7 +174,7 @@ def choose_scale(name: str, device: torch.device) -> str:
     return ("paper" if device.type == "cuda" else "laptop") if name == "auto" else name
 
 
-def default_run_folder(variant: Variant, cohort: Cohort, scale: Scale, seed: int, overrides: dict[str, Any]) -> Path:
+def default_run_folder(variant: Variant | AtlasSettings, cohort: Cohort, scale: Scale, seed: int, overrides: dict[str, Any]) -> Path:
     """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was overridden behind it."""
     changed = "".join(f"-{key}={value}" for key, value in sorted(overrides.items()))
     return runs_folder() / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
@@ -174,7 +190,7 @@ def _split(cohort: Cohort, n_train: int | None) -> tuple[Cohort, Cohort | None]:
     return (cohort, None) if n_train == animals else cohort.split(n_train, seed=0)
 
 
-def _config(variant: Variant, scale: Scale, seed: int, cohort: Cohort, train: Cohort, held_out: Cohort | None) -> dict:
+def _config(variant: Variant | AtlasSettings, scale: Scale, seed: int, cohort: Cohort, train: Cohort, held_out: Cohort | None) -> dict:
     return {
         "variant": asdict(variant),
         "scale": asdict(scale),

@@ -55,6 +55,7 @@ class Learner:
         }  # fmt: skip
         # norms over the batch make a scan's value depend on its company, so those batches are never put together
         self.batch_free = {"G": variant.generator_norm != "batch", "D": variant.discriminator_norm != "batch"}
+        self.scans_a_step = 2 * scale.batch_size  # of (E, G), and fresh ones for D
         self.average = copy.deepcopy(self.G).requires_grad_(False)
         self.averaged = 0
 
@@ -94,6 +95,10 @@ class Learner:
                 "G": calibrated(self.average, random.split(self.scale.batch_size)),
                 "G_encoded": calibrated(self.G, encoded),
             }
+
+    def in_use(self, scans: Tensor) -> dict[str, Any]:
+        """What is kept for use: the weights of :meth:`evaluators`."""
+        return {name: network.state_dict() for name, network in self.evaluators(scans).items()}
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: networks, average, optimisers."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from labkit.atlas import ATLAS_SCALES, AtlasSettings
 from labkit.fields import check, from_dict, known, number, one_of
 
-__all__ = ["SCALES", "VARIANTS", "Scale", "Variant", "asdict", "from_dict", "resolve"]
+__all__ = ["MODELS", "SCALES", "VARIANTS", "AtlasSettings", "Scale", "Variant", "asdict", "from_dict", "resolve"]
 
 LAMBDAS = ("lambda1", "lambda2", "lambda3", "none")
 
@@ -170,8 +171,8 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
 
     Parameters
     ----------
-    model : str or Variant
-        Key of `VARIANTS`, or a variant made elsewhere.
+    model : str, Variant or AtlasSettings
+        Name in `MODELS`, or settings made elsewhere.
     scale : str or Scale
         Key of `SCALES`, or a scale made elsewhere.
     **overrides
@@ -180,7 +181,7 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
 
     Returns
     -------
-    Variant, Scale
+    Variant or AtlasSettings, and Scale
 
     Raises
     ------
@@ -195,12 +196,18 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
     >>> labkit.resolve("sigmarat3", "laptop")
     Traceback (most recent call last):
     ValueError: unknown model 'sigmarat3': did you mean 'sigmarat2'? allowed are adni, sigmarat1, sigmarat2,
-    sigmarat2_released
+    sigmarat2_released, atlas
     """
-    variant = VARIANTS[known("model", model, VARIANTS)] if isinstance(model, str) else model
+    if isinstance(model, str):
+        known("model", model, MODELS)
     size = SCALES[known("scale", scale, SCALES)] if isinstance(scale, str) else scale
-    if not isinstance(variant, Variant) or not isinstance(size, Scale):
-        raise TypeError(f"model and scale are names, got {model!r} and {scale!r}")
+    if not isinstance(size, Scale):
+        raise TypeError(f"scale is a name, got {scale!r}")
+    if model == "atlas" or isinstance(model, AtlasSettings):
+        return _resolve_atlas(model, size, overrides)
+    variant = VARIANTS[model] if isinstance(model, str) else model
+    if not isinstance(variant, Variant):
+        raise TypeError(f"model is a name, got {model!r}")
     of_variant, of_scale = ([f.name for f in fields(kind) if f.name != "name"] for kind in (Variant, Scale))
     for given in overrides:
         known("override", given, of_variant + of_scale)
@@ -214,6 +221,23 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
             "codes a batch; set batch_size to 2 or more, or code_norm to none"
         )
     return variant, size
+
+
+def _resolve_atlas(
+    model: str | AtlasSettings, size: Scale, overrides: dict[str, Any]
+) -> tuple[AtlasSettings, Scale]:
+    """An atlas has no channels, no average of weights and no half precision; the other settings of a scale are its own."""
+    settings = replace(ATLAS_SCALES[size.name], name="atlas") if isinstance(model, str) else model
+    own = [f.name for f in fields(AtlasSettings) if f.name != "name"]
+    of_scale = ["size", "iterations", "batch_size", "log_every", "sample_every", "checkpoint_every"]
+    for given in overrides:
+        known("override", given, dict.fromkeys(own + of_scale))
+    settings = replace(settings, **{name: value for name, value in overrides.items() if name in own})
+    steps = settings.iterations
+    of_atlas = {"size": 16 if size.name == "smoke" else 64, "precision": "fp32", "iterations": steps,
+                "batch_size": settings.batch_size, "log_every": max(1, steps // 100),
+                "sample_every": max(1, steps // 2), "checkpoint_every": max(1, steps // 2)}  # fmt: skip
+    return settings, replace(size, **of_atlas | {name: overrides[name] for name in of_scale if name in overrides})
 
 
 _ADNI = Variant(
@@ -270,7 +294,10 @@ VARIANTS: dict[str, Variant] = {
         replace(_SIGMARAT2, name="sigmarat2_released", gdl_gradient=False, gdl_reduction="sum", generator_steps=2),
     )
 }
-"""The study's models by name."""
+"""The paper's models by name, and what its release trains."""
+
+MODELS = (*VARIANTS, "atlas")
+"""Names of all models."""
 
 SCALES: dict[str, Scale] = {
     scale.name: scale

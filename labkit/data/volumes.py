@@ -25,6 +25,15 @@ def padding(shape: tuple[int, ...], side: int) -> list[tuple[int, int]]:
     return [((side - extent) // 2, side - extent - (side - extent) // 2) for extent in shape]
 
 
+def scanned_slices(shape: tuple[int, ...], size: int) -> tuple[slice, ...]:
+    """Where in a cube of `size` a scan of `shape` voxels is, without its padding."""
+    side = cube_side(shape)
+    return tuple(
+        slice(before * size // side, max(1, (before + extent) * size // side))
+        for (before, _), extent in zip(padding(shape, side), shape, strict=True)
+    )
+
+
 def pad_to_cube(images: torch.Tensor, side: int) -> torch.Tensor:
     """Zero-pad scans (N, X, Y, Z), any unit and dtype, to cubes (N, 1, side, side, side)."""
     (x0, x1), (y0, y1), (z0, z1) = padding(tuple(images.shape[1:]), side)

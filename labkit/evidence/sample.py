@@ -53,7 +53,7 @@ class Sample:
     @property
     def slices(self) -> tuple[slice, ...]:
         """Where in the cube the scan is, without its padding."""
-        return scanned_slices(self.shape, self.cubes.shape[-1])
+        return volumes.scanned_slices(self.shape, self.cubes.shape[-1])
 
     @property
     def scanned(self) -> Tensor:
@@ -90,15 +90,6 @@ def at_resolution(sample: Sample, size: int) -> Sample:
     """The sample averaged to cubes of `size` and brought back: the best that a generator of that size could do."""
     full = sample.cubes.shape[-1]
     return Sample(volumes.resize(volumes.resize(sample.cubes, min(size, full)), full), sample.shape)
-
-
-def scanned_slices(shape: tuple[int, ...], size: int) -> tuple[slice, ...]:
-    """Where in a cube of `size` a scan of `shape` voxels is, without its padding."""
-    side = volumes.cube_side(shape)
-    return tuple(
-        slice(before * size // side, max(1, (before + extent) * size // side))
-        for (before, _), extent in zip(volumes.padding(shape, side), shape, strict=True)
-    )
 
 
 def first_scans(cohort: Cohort) -> list[int]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.data.cohort import Cohort
+from labkit.data.volumes import scanned_slices
 from labkit.evidence.judging.results import padded
 from labkit.evidence.judging.session import Session, Stimuli
 from labkit.evidence.judging.trials import REAL
-from labkit.evidence.sample import scanned_slices
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labkit.data import volumes
 from labkit.data.cohort import Cohort
 from labkit.evidence import describe
 from labkit.evidence.brightness import head_white
 from labkit.evidence.judging import answers
 from labkit.evidence.judging.trials import REAL, Trial, check_task, needs, plan
-from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal, scanned_slices
+from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.generation import generate
 from labkit.runs import Run
@@ -53,7 +54,7 @@ class Stimuli:
         """
         sample = at_resolution(Sample.of(self.cohort, self.size), self.resolution)
         shown = torch.zeros_like(sample.cubes)
-        where = scanned_slices(sample.shape, self.size)
+        where = volumes.scanned_slices(sample.shape, self.size)
         for cube, scan in zip(shown[:, 0], sample.scanned[:, 0].numpy(), strict=True):
             head = describe.head_mask(scan)
             grey = np.round(np.clip(scan / head_white(scan[head]), 0, 1) * 255) / 255
@@ -62,7 +63,7 @@ class Stimuli:
 
     def slices(self, index: int) -> np.ndarray:
         """Coronal slices of a scan, caudal first: uint8 (slices, rows, columns), dorsal on top, left on the left."""
-        inside = scanned_slices(self.cohort.shape, self.size)
+        inside = volumes.scanned_slices(self.cohort.shape, self.size)
         volume = self.cubes[(index, 0, *inside)].numpy()  # right, superior, anterior
         return np.round(volume * 255).astype(np.uint8).transpose(2, 1, 0)[:, ::-1]
 

@@ -15,7 +15,7 @@ from labkit.data import volumes
 from labkit.data.augment import AUGMENTATIONS, augment
 from labkit.data.cohort import Cohort
 from labkit.data.grids import STUDY_ZOOMS
-from labkit.evidence.sample import Sample, scanned_slices
+from labkit.evidence.sample import Sample
 from labkit.fields import known
 from labkit.files import load_state
 
@@ -109,7 +109,7 @@ def examples(scans: Cohort, plan: Plan) -> Examples:
 def padded_box(shape: tuple[int, ...], plan: Plan) -> tuple[slice, ...]:
     """Where in a cube scans of `shape` are, widened until the network can halve it."""
     by, size, box = plan.block * 2 ** (len(plan.channels) - 1), plan.size, []
-    for part in scanned_slices(shape, size):
+    for part in volumes.scanned_slices(shape, size):
         extent = part.stop - part.start
         wide = -(-extent // by) * by
         start = min(max(0, part.start - (wide - extent) // 2), size - wide)
