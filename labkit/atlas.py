@@ -434,6 +434,11 @@ class AtlasGenerator(nn.Module):
         self.register_buffer("template", atlas.state["template"])  # tells the device
         self.box = tuple(slice(start, start + n) for start, n in zip(atlas.place, atlas.geometry.full, strict=True))
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether it was trained on scans with labels, so that :meth:`labelled` has some to give."""
+        return "label_logits" in self.atlas.state
+
     def forward(self, z: Tensor) -> Tensor:
         """(B, Z) -> (B, 1, S, S, S)."""
         # by parts and with gradients, which directions of the latent space are made of

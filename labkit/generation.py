@@ -50,13 +50,29 @@ def in_batches(network: nn.Module, inputs: Tensor, show: str = "") -> Iterator[T
 
     With a progress bar if `show` has words for one.
     """
+    for part, full in _parts(network, inputs, show):
+        with torch.no_grad():  # around the pass alone: around the yield it would reach into the caller
+            out = network(full).float().cpu()[: len(part)]
+        yield out
+
+
+def labelled_batches(network: nn.Module, codes: Tensor, show: str = "") -> Iterator[tuple[Tensor, Tensor | None]]:
+    """As :func:`in_batches`, with the label maps of a generator that makes labels, uint8 (B, 1, S, S, S), else None."""
+    if not getattr(network, "has_labels", False):
+        yield from ((volumes, None) for volumes in in_batches(network, codes, show))
+        return
+    for part, full in _parts(network, codes, show):
+        volumes, labels = (made.cpu()[: len(part)] for made in network.labelled(full))
+        yield volumes.float(), labels
+
+
+def _parts(network: nn.Module, inputs: Tensor, show: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of the inputs, and each as a full batch on the network's device."""
     device = next(itertools.chain(network.parameters(), network.buffers())).device
     parts = inputs.split(BATCH)
     for part in progress_bar(parts, show, len(parts)) if show else parts:
         full = torch.cat([part, part[-1:].expand(BATCH - len(part), *part.shape[1:])]) if len(part) < BATCH else part
-        with torch.no_grad():  # around the pass alone: around the yield it would reach into the caller
-            out = network(full.to(device)).float().cpu()[: len(part)]
-        yield out
+        yield part, full.to(device)
 
 
 def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") -> Tensor:
@@ -171,6 +187,8 @@ def generate(
 ) -> Cohort:
     """Write synthetic scans: noise, generator, crop, and the grid and unit of real scans (the paper's figure 3).
 
+    An atlas that was trained on scans of which some had labels writes label maps beside its scans (``*_dseg.nii.gz``).
+
     Parameters
     ----------
     run : Run or path
@@ -224,9 +242,12 @@ def generate(
     network = run.generator(choose_device(device))
     _check_unchanged(run, made)
     with new_folder(folder) as fresh:
-        volumes = itertools.chain.from_iterable(in_batches(network, codes, f"generating {n} scans"))
-        for index, (volume, code) in enumerate(zip(volumes, codes, strict=True)):
-            _write_scan(fresh, file_template, volume, index, code, made)
+        index = 0
+        for volumes, labels in labelled_batches(network, codes, f"generating {n} scans"):
+            for place, volume in enumerate(volumes):
+                own = None if labels is None else labels[place]
+                _write_scan(fresh, file_template, volume, own, index, codes[index], made)
+                index += 1
         _write_description(fresh, run, made)
     return open_cohort(folder, **file_template.opening)
 
@@ -352,7 +373,7 @@ def _check_made(folder: Path, made: dict[str, Any]) -> None:
 
 
 def _write_scan(
-    folder: Path, file_template: FileTemplate, volume: Tensor, index: int, code: Tensor, made: dict
+    folder: Path, file_template: FileTemplate, volume: Tensor, labels: Tensor | None, index: int, code: Tensor, made: dict
 ) -> None:
     subject = f"synthetic{index:05d}"
     # scanned rats differ in gain, and so do these; drawn apart from the code, which decides nothing about it
@@ -360,7 +381,7 @@ def _write_scan(
     image = file_template.image(volume, np.random.default_rng(gain))
     _check_not_constant(image, f"code {index} of seed {made['seed']}")
     path = bids.scan_path(subject, suffix=file_template.suffix, description="synthetic")
-    bids.save_scan(folder, path, image, None)
+    bids.save_scan(folder, path, image, None if labels is None else file_template.label_image(labels))
     sidecar = {
         "Synthetic": True,
         "Description": SYNTHETIC,
@@ -394,5 +415,6 @@ def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:
 
 
 def _generated_by(run: Run) -> dict[str, Any]:
-    what = f"3-D alpha-GAN {run.variant.name} at {run.scale.size}^3"
+    kind = "atlas" if run.variant.name == "atlas" else f"3-D alpha-GAN {run.variant.name}"
+    what = f"{kind} at {run.scale.size}^3"
     return {"GeneratedBy": [{"Name": "labkit", "Version": __version__, "Description": what}]}

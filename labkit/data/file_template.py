@@ -83,6 +83,10 @@ class FileTemplate:
         low, high = self.draw_range(rng)
         return nifti.restore(volume, self.shape, replace(self.origin, low=low, high=high))
 
+    def label_image(self, labels: torch.Tensor) -> nib.Nifti1Image:
+        """A label map (1, S, S, S), uint8, as an image like the file, in its grid."""
+        return nifti.restore_labels(labels, self.shape, self.origin)
+
     def draw_range(self, rng: np.random.Generator) -> tuple[float, float]:
         """The intensity range of one of the scans, the files' unit: what -1 and 1 become."""
         return self.ranges[int(rng.integers(len(self.ranges)))]
