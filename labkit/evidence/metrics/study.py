@@ -146,7 +146,6 @@ class Study:
 
         rows = {}
         table = self.table[~self.table["flavour"].isin([RECONSTRUCTION, *AUDITED[1:]])]
-        table = table[~repeats(table, "model")]
         for model, own in table.groupby("model", sort=False):
             row = {}
             for group, metrics in GROUPS.items():
@@ -243,13 +242,6 @@ class Study:
             write_text(run.path / TABLE, table)
             written += [run.path / METRICS, run.path / TABLE]
         return written
-
-
-def repeats(table: pd.DataFrame, by: str) -> np.ndarray:
-    """Rows of the released flavour that are the paper's to the digit for the same `by`, and would count twice."""
-    paper = table[table["flavour"] == "paper"].set_index([by, "metric"])["value"]
-    keys = zip(table[by], table["metric"], table["flavour"], table["value"], strict=True)
-    return np.array([f == "released" and paper.get((one, metric)) == v for one, metric, f, v in keys])
 
 
 def passes(row: pd.Series) -> bool:
