@@ -59,12 +59,13 @@ def main() -> None:
             sittings[run.path.name] = run.provenance["sittings"]
     if not codes:
         parser.error(f"{options.runs} has no finished run")
+    said = f"At `{options.scale}` scale ({wanted.size}³ voxels), {iterations} iterations, cohort `{cohort.name}`."
     for name, rows, by in (("table", codes, ["model", "codes of"]), ("samples", samples, ["model", "weights of G"])):
         table = pd.DataFrame(rows)
         csv = "measured.csv" if name == "table" else "samples.csv"
         write_text(options.out / csv, table.to_csv(index=False, float_format="%.5g"))
-        write_text(options.out / f"{name}.md", markdown(table, by))
-        print(markdown(table, by))
+        write_text(options.out / f"{name}.md", f"{said}\n\n{markdown(table, by)}")
+        print(said, markdown(table, by), sep="\n")
     kept = {"cohort": cohort.fingerprint, "scale": options.scale, "iterations": iterations, "sittings": sittings}
     write_json(options.out / "provenance.json", kept)
 

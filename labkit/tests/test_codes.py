@@ -72,6 +72,8 @@ def test_what_is_finished_is_measured_and_nothing_trained(experiment, runs, rats
     monkeypatch.setattr(sys, "argv", ["codes.py", *arguments.split(), "--out", str(tmp_path)])
     experiment.main()
     table = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert table[0].startswith("At `smoke` scale (16³ voxels)")
+    table = table[2:]
     assert len(table) == 2 + 2 * 3 + 1 and table[-1].startswith("|  | (real scans) | 1 |")
     assert len({line.count("|") for line in table}) == 1
     assert set(json.loads((tmp_path / "provenance.json").read_text())["sittings"]) == {"sigmarat2-s0", "adni-s0"}

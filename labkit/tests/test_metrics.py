@@ -176,7 +176,7 @@ def test_the_frechet_distance_is_monais_where_that_works():
     assert distributions.frechet(x, y) == pytest.approx(theirs, rel=1e-6)
 
 
-def test_a_generator_that_collapses_is_preferred_by_the_released_measure_alone():
+def test_a_generator_that_collapses_is_preferred_by_the_linear_mmd_alone():
     rng = np.random.default_rng(0)
     real, full, n = normal(120, 8), normal(120, 8, seed=1), 120
     centre = real.mean(0)
