@@ -61,7 +61,9 @@ def table(metrics: str) -> str:
         sys.exit(f"metrics.md has no row for {', '.join(missing)}")
     head = ["measure", *lines[0][2:]]
     rows = [[words, *(INTERVAL.sub("", cell) for cell in known[key])] for key, words in ROWS.items()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+    source = (OUT / "metrics.md").relative_to(ROOT).as_posix()
+    looked_at = f"{len(rows)} of {len(known)} rows that were looked at; [all, with intervals]({source})."
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + f"\n\n{looked_at}\n"
 
 
 def sittings_of(runs: Path, model: str) -> list[dict[str, Any]]:

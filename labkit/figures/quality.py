@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from labkit.evidence.metrics import faults
 from labkit.evidence.metrics.compare import AUDITED, Comparison
-from labkit.evidence.metrics.study import Study, repeats, short
+from labkit.evidence.metrics.study import Study, short
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.figures import frames, style
 from labkit.figures.frames import Card, Cards
@@ -60,7 +60,6 @@ def fault_map(control: pd.DataFrame, strength: float = 1.0) -> Figure:
     here = control[np.isclose(control["strength"], strength) & (control["metric"] != "Wasserstein")]
     if here.empty:
         raise ValueError(f"strength={strength} was not tried; tried were {sorted(control['strength'].unique())}")
-    here = here[~repeats(here, "fault")]
     table = here.pivot(index=["metric", "flavour"], columns="fault", values="worse")
     table = table.loc[list(dict.fromkeys(zip(here["metric"], here["flavour"], strict=True))), here["fault"].unique()]
     values = table.to_numpy()
@@ -205,11 +204,11 @@ def similarity_distributions(study: Study) -> Figure:
     real, _ = study.yardstick.similar_pairs(study.yardstick.other)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained", sharey=True, sharex=True)
     for ax in axes:
-        ax.ecdf(real.defined, color="black", linewidth=2, label="real, real")
+        ax.ecdf(real.values, color="black", linewidth=2, label="real, real")
     for (name, comparison), colour in _coloured(study):
         within, between = study.yardstick.similar_pairs(comparison.made)
-        axes[0].ecdf(within.defined, color=colour, label=name)
-        axes[1].ecdf(between.defined, color=colour, label=name)
+        axes[0].ecdf(within.values, color=colour, label=name)
+        axes[1].ecdf(between.values, color=colour, label=name)
     axes[0].set_title("pairs of one source")
     axes[1].set_title("a real and a synthetic rat")
     axes[0].set_ylabel("share of pairs below")

@@ -87,3 +87,13 @@ def test_the_released_metrics_differ_on_the_same_pairs(experiment, rats):
     numbers, _ = experiment.two_grids(rats)
     assert numbers["MAE, padded"] == pytest.approx(numbers["MAE, scanned"] * 40 / 64, rel=0.05)
     assert numbers["NCC, padded"] > numbers["NCC, scanned"]
+
+
+def test_batches_of_two_count_the_spread_of_both_sides_and_a_mean_rat_pleases_unpaired_errors(experiment):
+    rats = labkit.open_cohort("phantom", n=12)
+    numbers, said = experiment.batches_of_two(rats)
+    assert numbers["MMD released"] > 2 * numbers["MMD paper"] and "released" in said
+    numbers, _ = experiment.collapse(rats)
+    for flavour in ("paper", "released"):
+        assert numbers[f"RMSE {flavour}, mean"] < numbers[f"RMSE {flavour}, rats"]
+    assert numbers["MMD paper, mean"] == pytest.approx(numbers["MMD paper, rats"], rel=1e-3)  # the same mean

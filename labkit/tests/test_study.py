@@ -114,7 +114,7 @@ def test_figures_of_a_study_have_their_panels(measured):
     }
     assert len(drawn["copies"].axes) == 6 and len(drawn["triplets"].axes) == 6 and len(drawn["map"].axes) == 2
     labels = [text.get_text() for text in drawn["fault_map"].axes[0].get_yticklabels()]
-    assert "RMSE, paper" in labels and "RMSE, released" not in labels and "MMD, released" in labels
+    assert {"RMSE, paper", "RMSE, released", "MMD, released"} <= set(labels)
     cards = figures.fault_cards(measured.yardstick, control)
     assert len(cards.cards) == 6  # these rats have no ventricles to erase
     assert cards.cards[0].pictures[0].shape == cards.cards[0].pictures[1].shape and cards.cards[0].pictures[0].ndim == 3

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,9 +18,6 @@ from labkit.evidence.metrics import distributions, embeddings, intervals, simila
 from labkit.evidence.sample import Sample
 
 NEIGHBOURS = 5
-BATCH = 4
-"""Scans a batch of the released MMD, the study's batch of training."""
-
 FOLDINGS = 3
 """Foldings that a classifier's AUC is the mean of."""
 
@@ -120,41 +116,24 @@ Family = Callable[[Sample, Sample, np.random.Generator, Effort], Iterator[Measur
 def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
     """The paper's protocol: every real scan against a random other one, several times, mean of all; and linear MMD.
 
-    In two flavours, as the paper says and as the released notebook computes.
+    What the release computes under the same names is :mod:`labkit.evidence.metrics.released`.
     """
     n, m = len(real), len(other)
     first = np.tile(np.arange(n), effort.repeats)
     second = np.concatenate([rng.permutation(max(n, m))[:n] % m for _ in range(effort.repeats)])
-    scaled = "[0, 1] by each scan's range (generated ones by the range they were written with)"
+    scaled = "[0, 1] by each scan's range (generated ones by the range they were written with); the scanned slices"
     how = (
         f"unpaired: each real scan against a random other, mean of {effort.repeats} rounds; {scaled}; blind to collapse"
     )
     for name, measure, direction in ERRORS:
-        for flavour in ("paper", "released"):
-            padded = flavour == "released" and name in ("MAE", "NCC")
-            if flavour == "paper" or padded:  # else the release computes the same
-                x, y = (real.cubes, other.cubes) if padded else (real.scanned, other.scanned)
-                values = _over_pairs(measure, x, y, first, second)
-                found = values.mean(), *intervals.of_pairs(values, first, second, False, rng, effort.resamples)
-            grid = "the padded cube, zeros included" if padded else "the scanned slices"
-            yield Measurement(name, flavour, *found, direction=direction, how=f"{how}; {grid}")
+        values = _over_pairs(measure, real.scanned, other.scanned, first, second)
+        interval = intervals.of_pairs(values, first, second, False, rng, effort.resamples)
+        yield Measurement(name, "paper", values.mean(), *interval, direction=direction, how=how)
     x, y = (side.scanned.flatten(1).numpy() for side in (real, other))
-    kernel = f"linear kernel on the scanned slices' voxels: squared distance of means; {scaled}; blind to collapse"
     value = distributions.linear_mmd(x, y)
     interval = intervals.of_halves(distributions.linear_mmd, x, y, value, rng, effort.halves, least=0.0)
-    yield Measurement("MMD", "paper", value, *interval, how=f"{kernel}; all scans at once")
-    released = float(np.mean([_batched_mmd(x, y, rng) for _ in range(effort.repeats)]))
-    # one round a half: rounds are of the same scans, and are no more animals
-    interval = intervals.of_halves(partial(_batched_mmd, rng=rng), x, y, released, rng, effort.halves, least=0.0)
-    how = f"{kernel}; mean over batches of {BATCH}, both sides' spread counts, so collapse pays"
-    yield Measurement("MMD", "released", released, *interval, how=how)
-
-
-def _batched_mmd(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> float:
-    """Mean linear MMD over batches; the release skips what does not fill one."""
-    first, second = rng.permutation(len(x)), rng.permutation(max(len(x), len(y))) % len(y)
-    starts = range(0, len(x) - BATCH + 1, BATCH)
-    return float(np.mean([distributions.linear_mmd(x[first[s : s + BATCH]], y[second[s : s + BATCH]]) for s in starts]))
+    how = f"linear kernel on voxels, all scans at once: squared distance of means; {scaled}; blind to collapse"
+    yield Measurement("MMD", "paper", value, *interval, how=how)
 
 
 def _over_pairs(measure: Callable, x: Tensor, y: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -171,11 +150,11 @@ def similarities(box: embeddings.Box) -> Family:
     def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
         pairs_rng, rng = rng.spawn(2)  # pairs may be known already, and intervals must not depend on that
         within, between = similar_pairs(real, other, box, pairs_rng, effort.pairs)
-        for flavour, pairs, values, of in (
-            ("paper", within, within.defined, "unordered pairs of one source"),
-            ("released", within, within.released, "unordered pairs of one source"),
-            ("real-synthetic", between, between.defined, "pairs of a real and another scan"),
+        for flavour, pairs, of in (
+            ("paper", within, "unordered pairs of one source"),
+            ("real-synthetic", between, "pairs of a real and another scan"),
         ):
+            values = pairs.values
             interval = intervals.of_pairs(values, pairs.first, pairs.second, pairs is within, rng, effort.resamples)
             how = f"{len(values)} {of}; 3 scales, kernel 7, weights renormalised, brain box; {NORMALISED}"
             yield Measurement("MS-SSIM", flavour, values.mean(), *interval, direction="floor", how=how)
@@ -184,12 +163,11 @@ def similarities(box: embeddings.Box) -> Family:
 
 
 class Pairs(NamedTuple):
-    """MS-SSIM of pairs of scans, (m,) each: which ones, as defined, and as released."""
+    """MS-SSIM of pairs of scans, (m,) each: which ones, and what it is."""
 
     first: np.ndarray
     second: np.ndarray
-    defined: np.ndarray
-    released: np.ndarray
+    values: np.ndarray
 
 
 def similar_pairs(
@@ -209,7 +187,7 @@ def similar_pairs(
         for (first, second), left in zip((pairs.T for pairs in chosen), (other, real), strict=True):
             x, y = left.normalised[(..., *box)], other.normalised[(..., *box)]
             values = similarity.ms_ssim(x[torch.from_numpy(first)], y[torch.from_numpy(second)])
-            found.append(Pairs(first, second, *(part.numpy() for part in values)))
+            found.append(Pairs(first, second, values.numpy()))
         within, between = found
         return within, between
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 WEIGHTS = (0.0448, 0.2856, 0.3001)
-"""Weights of Wang et al. 2003 (Asilomar) for the finest three of their five scales: 40 slices halve no further."""
+"""Weights of Wang et al. 2003 (Asilomar) for the finest three of their five scales: the window must fit 40 slices."""
 
 KERNEL = 7
 BATCH = 16  # pairs
@@ -47,12 +47,11 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return _ssim_and_contrast(x, y)[0]
 
 
-def ms_ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Multi-scale structural similarity of pairs, as it is defined and as the release computes it.
+def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Multi-scale structural similarity of pairs: contrast terms of all scales but the last, times its similarity.
 
-    Three scales, a Gaussian window of 7 voxels (standard deviation 1.5), weights renormalised to a sum of 1. Where the
-    definition has the contrast terms of all scales but the last times the similarity of the last one, the release
-    multiplies the last one in once for every scale: prod_s cs_s^w_s * ssim_last^w_last.
+    Three scales, a Gaussian window of 7 voxels (standard deviation 1.5) that stays within the scan, weights
+    renormalised to a sum of 1.
 
     Parameters
     ----------
@@ -61,23 +60,21 @@ def ms_ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    defined, released : torch.Tensor
+    torch.Tensor
         (B,), 1 for equal scans.
     """
     weights = torch.tensor(WEIGHTS) / sum(WEIGHTS)
-    defined, released = [], []
+    found = []
     for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True):
-        contrasts = []
+        terms = []
         for scale in range(len(WEIGHTS)):
             if scale:
                 a, b = (torch.nn.functional.avg_pool3d(v, 2) for v in (a, b))
             last, contrast = _ssim_and_contrast(a, b)
-            contrasts.append(contrast.clamp_min(0))
-        at_last = last.clamp_min(0) ** weights[-1]
-        terms = torch.stack(contrasts[:-1], 1) ** weights[:-1]  # (b, 2)
-        defined.append(terms.prod(1) * at_last)
-        released.append((terms * at_last[:, None]).prod(1))
-    return torch.cat(defined), torch.cat(released)
+            terms.append(contrast)
+        terms[-1] = last
+        found.append((torch.stack(terms, 1).clamp_min(0) ** weights).prod(1))
+    return torch.cat(found)
 
 
 def _ssim_and_contrast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

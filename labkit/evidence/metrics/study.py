@@ -146,7 +146,6 @@ class Study:
 
         rows = {}
         table = self.table[~self.table["flavour"].isin([RECONSTRUCTION, *AUDITED[1:]])]
-        table = table[~repeats(table, "model")]
         for model, own in table.groupby("model", sort=False):
             row = {}
             for group, metrics in GROUPS.items():
@@ -204,15 +203,22 @@ class Study:
 
         look = "text-align: left; white-space: pre; font-size: 0.8em; padding: 0.2em 0.6em 0.2em 0"
         broken = board.map(lambda text: text.replace(" (", "\n("))  # the interval below its value
-        return broken.style.apply(bold, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
+        styler = broken.style.apply(bold, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
+        return styler.set_caption(self._share(board))
+
+    def _share(self, board: pd.DataFrame) -> str:
+        """How many of the rows that were looked at a table shows."""
+        return f"{len(board)} of {self.table.groupby(['metric', 'flavour']).ngroups} rows; all are in {TABLE}"
 
     def markdown(self, metrics: str | Sequence[str] | None = None) -> str:
-        """:meth:`leaderboard` as a Markdown table, the best run bold where intervals separate."""
+        """:meth:`leaderboard` as a Markdown table, the best run bold where intervals separate; a part says so."""
         board, best = self.leaderboard(metrics), self.best(metrics)
         lines = ["| metric | flavour | " + " | ".join(board.columns) + " |", "|---" * (2 + len(board.columns)) + "|"]
         for key, row in board.iterrows():
             cells = [f"**{value}**" if column == best.get(key, "") else value for column, value in row.items()]
             lines.append("| " + " | ".join([*key, *cells]) + " |")
+        if metrics is not None:
+            lines += ["", f"{self._share(board)}."]
         return "\n".join(lines) + "\n"
 
     def save(self) -> list[Path]:
@@ -243,13 +249,6 @@ class Study:
             write_text(run.path / TABLE, table)
             written += [run.path / METRICS, run.path / TABLE]
         return written
-
-
-def repeats(table: pd.DataFrame, by: str) -> np.ndarray:
-    """Rows of the released flavour that are the paper's to the digit for the same `by`, and would count twice."""
-    paper = table[table["flavour"] == "paper"].set_index([by, "metric"])["value"]
-    keys = zip(table[by], table["metric"], table["flavour"], table["value"], strict=True)
-    return np.array([f == "released" and paper.get((one, metric)) == v for one, metric, f, v in keys])
 
 
 def passes(row: pd.Series) -> bool:

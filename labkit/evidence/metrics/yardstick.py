@@ -10,7 +10,7 @@ import numpy as np
 
 from labkit.data.cohort import Cohort
 from labkit.evidence import attributes
-from labkit.evidence.metrics import embeddings, measures
+from labkit.evidence.metrics import embeddings, measures, released
 from labkit.evidence.metrics.measures import FULL, NEIGHBOURS, Effort, Family, Measurement, Pairs, Reader
 from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
 
@@ -162,6 +162,7 @@ class Yardstick:
         found: dict[str, Family] = {"paper": measures.paper}
         if min(part.stop - part.start for part in self.box) >= SMALLEST_BOX:
             found["MS-SSIM"] = measures.similarities(self.box)
+        found["released"] = released.released
         self.embedded = {"regions": embeddings.regions(self.box)}
         if self.teaching is not None:
             self.embedded = {"PCA": embeddings.pca(self.teaching.normalised, self.box), **self.embedded}

@@ -40,6 +40,7 @@ class Plan:
     batch_size: int = 4
     lr: float = 5e-3  # the largest learning rate, of one cycle up and down
     block: int = 1  # voxels a side that the network takes as channels of one: an eighth of the work for 2
+    residual: int = 1  # of a level's convolutions with a short cut; 0 for plain ones
     seeds: int = 5  # repeats of every arm
     teachers: int = 1  # networks whose mean labels synthetic scans
 
@@ -48,7 +49,8 @@ PLANS = {
     plan.name: plan
     for plan in (
         Plan("smoke", 16, (4, 8), steps=20, seeds=2),
-        Plan("laptop", 64, (16, 32, 64), steps=1200, lr=1e-2, block=2),
+        # batches of one: many small steps converge in the fewest operations
+        Plan("laptop", 64, (32, 64, 128), steps=2400, batch_size=1, lr=2e-2, block=2, residual=0),
         Plan("paper", 64, (32, 64, 128, 256), steps=6000, lr=2e-3, teachers=3),
     )
 }
@@ -127,8 +129,8 @@ class Blocked(nn.Module):
         from monai.networks.nets import UNet
 
         super().__init__()
-        self.block, voxels, levels = plan.block, plan.block**3, len(plan.channels)
-        self.unet = UNet(3, voxels, CLASSES * voxels, plan.channels, (2,) * (levels - 1), num_res_units=1, norm="batch")
+        self.block, voxels, halvings = plan.block, plan.block**3, (2,) * (len(plan.channels) - 1)
+        self.unet = UNet(3, voxels, CLASSES * voxels, plan.channels, halvings, num_res_units=plan.residual, norm="batch")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) -> (B, 4, X, Y, Z) logits."""
