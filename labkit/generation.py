@@ -75,7 +75,7 @@ def _parts(network: nn.Module, inputs: Tensor, show: str) -> Iterator[tuple[Tens
         yield part, full.to(device)
 
 
-def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") -> Tensor:
+def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto", noise: bool = True) -> Tensor:
     """Codes (N, Z) to volumes, float32 (N, 1, S, S, S) in [-1, 1].
 
     Parameters
@@ -88,6 +88,8 @@ def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") 
         Where the codes come from.
     device : str
         As in :func:`labkit.training.train`.
+    noise : bool
+        Whether an atlas's random scans have noise: see :meth:`labkit.runs.Run.generator`.
 
     Examples
     --------
@@ -96,7 +98,7 @@ def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto") 
     (2, 1, 16, 16, 16)
     """
     _check_codes(run, codes)
-    network = run.generator(choose_device(device), kind)
+    network = run.generator(choose_device(device), kind, noise)
     return _gathered(in_batches(network, codes), (1, *(run.scale.size,) * 3))
 
 
@@ -145,7 +147,7 @@ def interpolate(
     if steps < 2:
         raise ValueError(f"steps={steps}: a way has two ends, so at least 2")
     codes = slerp(a, b, torch.linspace(0, 1, steps))
-    return decode(run, codes, kind, device), codes
+    return decode(run, codes, kind, device, noise=False), codes
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -373,7 +375,13 @@ def _check_made(folder: Path, made: dict[str, Any]) -> None:
 
 
 def _write_scan(
-    folder: Path, file_template: FileTemplate, volume: Tensor, labels: Tensor | None, index: int, code: Tensor, made: dict
+    folder: Path,
+    file_template: FileTemplate,
+    volume: Tensor,
+    labels: Tensor | None,
+    index: int,
+    code: Tensor,
+    made: dict,
 ) -> None:
     subject = f"synthetic{index:05d}"
     # scanned rats differ in gain, and so do these; drawn apart from the code, which decides nothing about it

@@ -51,7 +51,13 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, learner: Learner | AtlasFit, rng: torch.Generator, scans: Tensor, held_out: Cohort | None, seed: int
+        self,
+        folder: Path,
+        learner: Learner | AtlasFit,
+        rng: torch.Generator,
+        scans: Tensor,
+        held_out: Cohort | None,
+        seed: int,
     ) -> None:
         self.folder, self.learner, self.rng, self.device = folder, learner, rng, learner.device
         self.known = scans[:CALIBRATION]

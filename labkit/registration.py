@@ -29,6 +29,7 @@ from labkit.atlas import (
 )
 from labkit.variants import Scale
 
+
 class AtlasLearner:
     """Template, appearances and the numbers of every animal, while they are fitted.
 
@@ -317,7 +318,12 @@ class AtlasFit(AtlasLearner):
     def step(self, animals: Tensor) -> dict[str, Tensor]:
         """As :meth:`AtlasLearner.step`, with the error named and scaled as everywhere: of scans in [-1, 1]."""
         terms = super().step(animals)
-        return {"loss": terms["loss"], "rec_mse": 4 * terms["mse"], "bending": terms["bending"], "speed": terms["speed"]}
+        return {
+            "loss": terms["loss"],
+            "rec_mse": 4 * terms["mse"],
+            "bending": terms["bending"],
+            "speed": terms["speed"],
+        }
 
     def atlas(self) -> Atlas:
         """The atlas as it stands; before the last step by few animals and without labels, which take a while."""

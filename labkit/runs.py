@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from labkit import networks
 from labkit.atlas import Atlas, AtlasEncoder, AtlasGenerator
@@ -111,7 +110,15 @@ def settings_of(values: Mapping[str, Any]) -> Variant | AtlasSettings:
 
 def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name, without those that may differ between two sittings of one run."""
-    free = {"scale.iterations", "variant.iterations", "scale.name", "iterations", "device", "precision_used", "cohort.recipe"}
+    free = {
+        "scale.iterations",
+        "variant.iterations",
+        "scale.name",
+        "iterations",
+        "device",
+        "precision_used",
+        "cohort.recipe",
+    }
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"

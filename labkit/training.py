@@ -174,7 +174,9 @@ def choose_scale(name: str, device: torch.device) -> str:
     return ("paper" if device.type == "cuda" else "laptop") if name == "auto" else name
 
 
-def default_run_folder(variant: Variant | AtlasSettings, cohort: Cohort, scale: Scale, seed: int, overrides: dict[str, Any]) -> Path:
+def default_run_folder(
+    variant: Variant | AtlasSettings, cohort: Cohort, scale: Scale, seed: int, overrides: dict[str, Any]
+) -> Path:
     """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was overridden behind it."""
     changed = "".join(f"-{key}={value}" for key, value in sorted(overrides.items()))
     return runs_folder() / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
@@ -190,7 +192,9 @@ def _split(cohort: Cohort, n_train: int | None) -> tuple[Cohort, Cohort | None]:
     return (cohort, None) if n_train == animals else cohort.split(n_train, seed=0)
 
 
-def _config(variant: Variant | AtlasSettings, scale: Scale, seed: int, cohort: Cohort, train: Cohort, held_out: Cohort | None) -> dict:
+def _config(
+    variant: Variant | AtlasSettings, scale: Scale, seed: int, cohort: Cohort, train: Cohort, held_out: Cohort | None
+) -> dict:
     return {
         "variant": asdict(variant),
         "scale": asdict(scale),

@@ -223,9 +223,7 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
     return variant, size
 
 
-def _resolve_atlas(
-    model: str | AtlasSettings, size: Scale, overrides: dict[str, Any]
-) -> tuple[AtlasSettings, Scale]:
+def _resolve_atlas(model: str | AtlasSettings, size: Scale, overrides: dict[str, Any]) -> tuple[AtlasSettings, Scale]:
     """An atlas has no channels, no average of weights and no half precision; the other settings of a scale are its own."""
     settings = replace(ATLAS_SCALES[size.name], name="atlas") if isinstance(model, str) else model
     own = [f.name for f in fields(AtlasSettings) if f.name != "name"]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from labkit import warps
 from labkit.data.grids import STUDY_ZOOMS
 
 REFERENCE_SIZE = 64  # the cube in whose voxels the paper gives translations
@@ -222,6 +223,43 @@ def augment(
     if generator.device.type != volumes.device.type:
         raise ValueError(f"the generator is on {generator.device}; make it with torch.Generator('{volumes.device}')")
     return _transform(volumes, labels, draw(shape[0], shape[-1], generator, augmentation), generator, augmentation)
+
+
+def elastic(
+    images: Tensor, labels: Tensor | None, generator: Generator, spacing: int = 16, sd: float = 2.0
+) -> tuple[Tensor, Tensor | None]:
+    """Other shapes of the same animals: each scan seen through a random smooth warp that folds nowhere.
+
+    Not one of the paper's transforms; what a generator of new shapes is to be compared with.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (B, 1, X, Y, Z), any unit.
+    labels : torch.Tensor or None
+        Integer, of the same shape: warped alike, the nearest voxel's label.
+    generator : torch.Generator
+        All draws.
+    spacing, sd : int, float
+        Voxels between the knots of the velocity, and about the standard deviation of displacements, voxels.
+    """
+    shape = images.shape[2:]
+    knots, points = (warps.coarse_shape(shape, step) for step in (spacing, 3))
+    # knots' values are weights of B-splines, whose sum varies less than they do
+    velocity = 2.8 * sd * torch.randn(len(images), 3, *knots, generator=generator, device=generator.device)
+    to_points, to_voxels = (
+        [make(n, m).to(velocity) for n, m in zip(out, given, strict=True)]
+        for make, out, given in (
+            (warps.spline_matrix, points, knots), (warps.spline_resampling, shape, points),
+        )
+    )  # fmt: skip
+    cell = velocity.new_tensor([n / m for n, m in zip(shape, points, strict=True)])[:, None, None, None]
+    moved, _ = warps.diffeomorphism(warps.separable(velocity, to_points) / cell)
+    places = warps.index_grid(images) + warps.separable(moved * cell, to_voxels)
+    if labels is None:
+        return warps.sample(images, places), None
+    nearest = warps.sample(labels.float(), places.round())
+    return warps.sample(images, places), nearest.round().to(labels.dtype)
 
 
 def _reading_is_free(device: torch.device) -> bool:

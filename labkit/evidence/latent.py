@@ -95,7 +95,7 @@ class LatentSpace:
         self.held_out = held_out if self.has_held_out else self.train
         size = run.scale.size
         self.n_codes = n_codes or (128 if size <= 32 else 32)
-        self.generators: dict[str, nn.Module] = {kind: run.generator(codes=kind) for kind in KINDS}
+        self.generators: dict[str, nn.Module] = {kind: run.generator(codes=kind, noise=False) for kind in KINDS}
         for network in self.generators.values():
             network.requires_grad_(False)
         self.scans = self.train.volumes(size)  # (N, 1, S, S, S) in [-1, 1]

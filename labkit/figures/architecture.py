@@ -1,16 +1,18 @@
-"""A variant on paper: its networks as a table, its losses as equations with their numbers filled in."""
+"""A model on paper: its parts as a table, what is minimised as equations with their numbers filled in."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from labkit import networks
+from labkit.atlas import Geometry
 from labkit.layers import FirstConv3d, UpsamplingConv3d
-from labkit.variants import Scale, Variant
+from labkit.variants import AtlasSettings, Scale, Variant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,22 +68,25 @@ def _block_label(block: networks.Block) -> str:
     return ", ".join([*parts, f"LeakyReLU {block.slope:g}" if block.slope else "ReLU"])
 
 
-def networks_table(variant: Variant, scale: Scale) -> pd.DataFrame:
-    """Layers of all four networks with what they put out for one scan or code.
+def networks_table(variant: Variant | AtlasSettings, scale: Scale) -> pd.DataFrame:
+    """Layers of all four networks with what they put out for one scan or code; of an atlas what is fitted.
 
     Parameters
     ----------
-    variant, scale : Variant, Scale
+    variant, scale : Variant or AtlasSettings, Scale
         What and how large.
 
     Returns
     -------
     pandas.DataFrame
         Index ``network`` (G, D, E, C) and ``layer``, columns ``output`` (channels × sides, without the batch) and
-        ``parameters``; each network ends with its sum.
+        ``parameters``; each network ends with its sum. Of an atlas: index ``of`` (all animals, each animal) and
+        ``what``, for scans of the study's proportions.
     """
     import pandas as pd
 
+    if isinstance(variant, AtlasSettings):
+        return _atlas_table(variant, scale)
     built = networks.build(variant, scale)
     code, scan = (2, variant.latent_dim), (2, 1, *(scale.size,) * 3)
     rows = []
@@ -96,15 +101,44 @@ def networks_table(variant: Variant, scale: Scale) -> pd.DataFrame:
     return table.set_index(["network", "layer"])
 
 
-def equations(variant: Variant) -> str:
-    """The losses a variant is trained on, as Markdown with LaTeX, its weights as numbers.
+def _atlas_table(settings: AtlasSettings, scale: Scale) -> pd.DataFrame:
+    import pandas as pd
+
+    geometry = Geometry((scale.size, scale.size, scale.size * 5 // 8), settings, torch.device("cpu"))
+    sides = {
+        ("all animals", "template T"): geometry.template_shape,
+        ("all animals", "appearances A"): (settings.appearances, *geometry.template_shape),
+        ("each animal", "velocity v at knots"): (3, *geometry.knots),
+        ("each animal", "pose"): (geometry.sizes["pose"],),
+        ("each animal", "log-brightness g at knots"): geometry.bright,
+        ("each animal", "weights a of appearances"): (settings.appearances,),
+    }
+    rows = [(*key, " × ".join(map(str, shape)), int(np.prod(shape))) for key, shape in sides.items()]
+    return pd.DataFrame(rows, columns=["of", "what", "sides", "numbers"]).set_index(["of", "what"])
+
+
+def _atlas_equations(settings: AtlasSettings) -> str:
+    """What an atlas is, and what its fit minimises."""
+    return "\n\n".join([
+        r"$$ \hat x_i = e^{B g_i} \, \bigl(T + \textstyle\sum_j a_{ij} A_j\bigr) \circ \varphi_i, \qquad "
+        r"\varphi_i = \mathrm{pose}_i \circ \exp(v_i) $$",
+        rf"$$ \begin{{aligned}} L = {{}} & 4 \, \lVert x_i - \hat x_i \rVert_{{MSE}} + {settings.bending:g} \, "
+        rf"\lVert \partial^2 v_i \rVert^2 \cr & + {settings.speed:g} \, \lVert v_i \rVert^2 + 10^{{-3}} \, "
+        r"\lVert g_i \rVert^2 \end{aligned} $$",
+        r"Scans in [0, 1], velocities in voxels. $\exp$ is the flow of $v$; $B$ makes knots smooth. The mean velocity of all "
+        "animals is held at zero. New animals are drawn from a Gaussian over all numbers of an animal, whose axes are the code.",
+    ])  # fmt: skip
+
+
+def equations(variant: Variant | AtlasSettings) -> str:
+    """The losses a model is trained on, as Markdown with LaTeX, its weights as numbers.
 
     Numbered as in Ferreira et al. 2022; a variant whose settings are none of the paper's has the same three equations
     with its own terms.
 
     Parameters
     ----------
-    variant : Variant
+    variant : Variant or AtlasSettings
         Resolved, overrides included.
 
     Returns
@@ -112,6 +146,8 @@ def equations(variant: Variant) -> str:
     str
         Markdown.
     """
+    if isinstance(variant, AtlasSettings):
+        return _atlas_equations(variant)
     weights = variant.reconstruction_weights
     size = r"\lVert x - G(z_e) \rVert"
     names = {"l1": rf"{size}_{{L1}}", "mse": rf"{size}_{{MSE}}", "gdl": rf"{size}_{{GDL}}"}

@@ -24,15 +24,17 @@ PANELS = {
     "Wasserstein estimates: real minus generated": {"wasserstein_D": "scans (D)", "wasserstein_C": "codes (C)"},
     "losses": {"loss_EG": "L_G", "loss_D": "L_D", "loss_C": "L_C"},
     "gradient norms": {"grad_E": "E", "grad_G": "G", "grad_D": "D", "grad_C": "C"},
+    "what is minimised": {"loss": "L"},
+    "priors of the warps": {"bending": "squared bending", "speed": "squared velocity"},
 }
-"""What `loss_curves` draws: panel, and its columns of ``losses.csv`` with their names."""
+"""What `loss_curves` draws: panel, and its columns of ``losses.csv`` with their names; a model has some of them."""
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-POSITIVE = ("reconstruction: mean squared error, scans in [−1, 1]", "gradient norms")
+POSITIVE = ("reconstruction: mean squared error, scans in [−1, 1]", "gradient norms", "what is minimised")
 
 
 def loss_curves(run: Run, smooth: int = 0) -> Interactive:
-    """Losses of a run over iterations, four panels; log scales for errors and gradient norms.
+    """Losses of a run over iterations, a panel a kind; log scales for errors and gradient norms.
 
     Parameters
     ----------
@@ -46,10 +48,12 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
 
     losses = run.losses
     window = smooth or max(1, len(losses) // 40)
-    figure = make_subplots(len(PANELS), 1, shared_xaxes=True, vertical_spacing=0.06, subplot_titles=list(PANELS))
+    panels = {panel: columns for panel, columns in PANELS.items() if set(columns) & set(losses.columns)}
+    height = 2.25 * len(panels)
+    figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.06, subplot_titles=list(panels))
     with plt.rc_context(style.STYLE):
-        still, axes = plt.subplots(len(PANELS), 1, figsize=(WIDTH, 9), sharex=True, layout="constrained")
-    for row, (ax, (panel, columns)) in enumerate(zip(axes, PANELS.items(), strict=True), start=1):
+        still, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, height), sharex=True, layout="constrained")
+    for row, (ax, (panel, columns)) in enumerate(zip(axes, panels.items(), strict=True), start=1):
         for colour, (column, name) in zip(COLOURS, columns.items(), strict=False):
             values = losses[column].dropna()
             if values.empty:
@@ -66,38 +70,47 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
         ax.set_title(panel)
         ax.legend(ncols=4)
     axes[-1].set_xlabel("iteration")
-    figure.update_xaxes(title_text="iteration", row=len(PANELS), col=1)
-    figure.update_layout(height=900, template="plotly_white", margin={"l": 50, "r": 10, "t": 40, "b": 40},
+    figure.update_xaxes(title_text="iteration", row=len(panels), col=1)
+    figure.update_layout(height=round(100 * height), template="plotly_white", margin={"l": 50, "r": 10, "t": 40, "b": 40},
                          legend={"orientation": "h"}, hovermode="x unified")  # fmt: skip
     plt.close(still)
-    return Interactive(figure, still, _losses_in_words(run))
+    return Interactive(figure, still, _losses_in_words(run, list(panels)))
 
 
-def _losses_in_words(run: Run) -> str:
+def _losses_in_words(run: Run, panels: list[str]) -> str:
     last, held = run.losses.iloc[-1], run.losses["held_out_mse"].dropna()
     return (
-        f"Four panels of curves over {run.losses.index[-1]} iterations of {run.config['variant']['name']}: mean "
+        f"{len(panels)} panels of curves over {run.losses.index[-1]} iterations of {run.config['variant']['name']}: mean "
         f"squared reconstruction error, now {last['rec_mse']:.3g} in training"
         + (f" and {held.iloc[-1]:.3g} on held-out scans" if len(held) else "")
-        + f"; Wasserstein estimates, now {last['wasserstein_D']:.3g} for scans; losses; gradient norms."
+        + f"; {'; '.join(panels[1:])}."
     )
 
 
 @style.drawn
 def code_statistics(run: Run) -> Figure:
-    """Mean and standard deviation (log scale) of encoded codes over iterations, beside the 0 and 1 of random codes."""
+    """Mean and standard deviation (log scale) of encoded codes over iterations, beside the 0 and 1 of random codes.
+
+    A model without an encoder to train, an atlas, has held-out scans' standard deviation alone.
+    """
     losses = run.losses
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(WIDTH, 4.2), sharex=True, layout="constrained")
-    upper.plot(losses.index, losses["z_enc_sd"], color=BLUE, linewidth=1, label="training batches")
+    panels = 2 if "z_enc_sd" in losses else 1
+    figure, axes = plt.subplots(
+        panels, 1, figsize=(WIDTH, 2.1 * panels), sharex=True, layout="constrained", squeeze=False
+    )
+    upper = axes[0, 0]
+    if panels == 2:
+        upper.plot(losses.index, losses["z_enc_sd"], color=BLUE, linewidth=1, label="training batches")
+        axes[1, 0].plot(losses.index, losses["z_enc_mean"], color=BLUE, linewidth=1)
+        axes[1, 0].axhline(0, color=GREY, linestyle="--", linewidth=1)
+        axes[1, 0].set(title="mean of encoded codes")
     held = losses["held_out_code_sd"].dropna()
     if len(held):
         upper.plot(held.index, held, "o-", color=VERMILION, markersize=3, linewidth=1, label="held-out scans")
     upper.axhline(1, color=GREY, linestyle="--", linewidth=1, label="random codes, N(0, I)")
     upper.set(yscale="log", title="standard deviation of encoded codes")
     upper.legend()
-    lower.plot(losses.index, losses["z_enc_mean"], color=BLUE, linewidth=1)
-    lower.axhline(0, color=GREY, linestyle="--", linewidth=1)
-    lower.set(title="mean of encoded codes", xlabel="iteration")
+    axes[-1, 0].set(xlabel="iteration")
     return figure
 
 

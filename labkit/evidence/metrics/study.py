@@ -13,6 +13,7 @@ import numpy as np
 
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.compare import AUDITED, Comparison
+from labkit.evidence.metrics.controls import controls
 from labkit.evidence.metrics.measures import NEIGHBOURS, Measurement, Reader
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
@@ -68,6 +69,8 @@ class Study:
         By name: the model's where each has another, otherwise the folder's.
     yardstick : Yardstick
     comparisons : dict of str to Comparison
+    controls : dict of str to Comparison
+        The same of generators that learned nothing (:mod:`labkit.evidence.metrics.controls`).
 
     Raises
     ------
@@ -94,7 +97,9 @@ class Study:
         train = first.train_part(own)
         self.real = real_scans(first, own, real, n, seed)
         self.yardstick = Yardstick(self.real, n, train, seed, size, reader, self.coarsest)
-        self.comparisons = {}
+        self.comparisons, self.controls = {}, {}
+        for name, made in controls(train, len(self.yardstick.reference), seed).items():
+            self.controls[name] = Comparison(self.yardstick, made, self.real)
         for name, run in self.runs.items():
             made = generate(run, max(n, len(self.yardstick.reference)), seed=seed)
             self.comparisons[name] = Comparison(self.yardstick, made, self.real, reconstruct(run, self.real))
@@ -108,9 +113,10 @@ class Study:
         """
         import pandas as pd
 
+        measured = self.comparisons | self.controls
         tables = [
             comparison.table().assign(model=name)
-            for name, comparison in progress_bar(self.comparisons.items(), "measuring runs", len(self.comparisons))
+            for name, comparison in progress_bar(measured.items(), "measuring runs", len(measured))
         ]
         return pd.concat(tables, ignore_index=True)[["model", *Measurement._fields]]
 
