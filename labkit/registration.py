@@ -332,7 +332,7 @@ class AtlasFit(AtlasLearner):
             atlas = self.finish() if is_last else self.finish(animals=4)
             if is_last and self.labels is not None:
                 atlas = atlas.learn_labels(self.numbers[self.labelled], self.labels)
-            self._made = self.iteration, atlas
+            self._made = self.iteration, Atlas(self.settings, atlas.state | {"numbers": self.numbers.clone()})
         return self._made[1]
 
     def finish(self, animals: int = 48) -> Atlas:

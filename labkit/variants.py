@@ -224,7 +224,7 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
 
 
 def _resolve_atlas(model: str | AtlasSettings, size: Scale, overrides: dict[str, Any]) -> tuple[AtlasSettings, Scale]:
-    """An atlas has no channels, no average of weights and no half precision; the other settings of a scale are its own."""
+    """An atlas has no channels, no average of weights and no half precision; the rest of a scale is its own."""
     settings = replace(ATLAS_SCALES[size.name], name="atlas") if isinstance(model, str) else model
     own = [f.name for f in fields(AtlasSettings) if f.name != "name"]
     of_scale = ["size", "iterations", "batch_size", "log_every", "sample_every", "checkpoint_every"]

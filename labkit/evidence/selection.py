@@ -33,7 +33,10 @@ def find_runs(runs: Sequence[Run | str | os.PathLike] | str | None = None) -> li
             mine, theirs = newest.config, run.config
         except ValueError:  # half-copied
             continue
-        if theirs["train"]["fingerprint"] == mine["train"]["fingerprint"] and theirs["scale"] == mine["scale"]:
+        scales = [config["scale"] for config in (mine, theirs)]
+        if any(config["variant"]["name"] == "atlas" for config in (mine, theirs)):
+            scales = [scale["name"] for scale in scales]  # an atlas has cubes of its own size
+        if theirs["train"]["fingerprint"] == mine["train"]["fingerprint"] and scales[0] == scales[1]:
             siblings.setdefault(run.variant.name, run)
     return [siblings[name] for name in sorted(siblings)]
 

@@ -125,8 +125,9 @@ def _atlas_equations(settings: AtlasSettings) -> str:
         rf"$$ \begin{{aligned}} L = {{}} & 4 \, \lVert x_i - \hat x_i \rVert_{{MSE}} + {settings.bending:g} \, "
         rf"\lVert \partial^2 v_i \rVert^2 \cr & + {settings.speed:g} \, \lVert v_i \rVert^2 + 10^{{-3}} \, "
         r"\lVert g_i \rVert^2 \end{aligned} $$",
-        r"Scans in [0, 1], velocities in voxels. $\exp$ is the flow of $v$; $B$ makes knots smooth. The mean velocity of all "
-        "animals is held at zero. New animals are drawn from a Gaussian over all numbers of an animal, whose axes are the code.",
+        r"Scans in [0, 1], velocities in voxels. $\exp$ is the flow of $v$; $B$ makes knots smooth. The mean velocity "
+        "of all animals is held at zero. New animals are drawn from a Gaussian over all numbers of an animal, whose "
+        "axes are the code.",
     ])  # fmt: skip
 
 

@@ -71,7 +71,8 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
         ax.legend(ncols=4)
     axes[-1].set_xlabel("iteration")
     figure.update_xaxes(title_text="iteration", row=len(panels), col=1)
-    figure.update_layout(height=round(100 * height), template="plotly_white", margin={"l": 50, "r": 10, "t": 40, "b": 40},
+    margin = {"l": 50, "r": 10, "t": 40, "b": 40}
+    figure.update_layout(height=round(100 * height), template="plotly_white", margin=margin,
                          legend={"orientation": "h"}, hovermode="x unified")  # fmt: skip
     plt.close(still)
     return Interactive(figure, still, _losses_in_words(run, list(panels)))
@@ -80,8 +81,8 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
 def _losses_in_words(run: Run, panels: list[str]) -> str:
     last, held = run.losses.iloc[-1], run.losses["held_out_mse"].dropna()
     return (
-        f"{len(panels)} panels of curves over {run.losses.index[-1]} iterations of {run.config['variant']['name']}: mean "
-        f"squared reconstruction error, now {last['rec_mse']:.3g} in training"
+        f"{len(panels)} panels of curves over {run.losses.index[-1]} iterations of {run.config['variant']['name']}: "
+        f"mean squared reconstruction error, now {last['rec_mse']:.3g} in training"
         + (f" and {held.iloc[-1]:.3g} on held-out scans" if len(held) else "")
         + f"; {'; '.join(panels[1:])}."
     )

@@ -12,18 +12,21 @@ from matplotlib.patches import FancyBboxPatch
 from labkit.data import volumes
 from labkit.data.cohort import Scan
 from labkit.evidence.segmentation.arms import ARMS
-from labkit.evidence.segmentation.experiment import Experiment, synthetic
+from labkit.evidence.segmentation.experiment import Experiment
 from labkit.evidence.segmentation.gains import PAPER_GAINS
 from labkit.evidence.segmentation.network import confidence, full_labels, inputs, probabilities
 from labkit.evidence.segmentation.scores import SCORED_TISSUES
+from labkit.evidence.segmentation.sources import synthetic
 from labkit.figures import style
-from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, WIDTH
+from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 KINDS = {"none": ("real scans alone", BLUE), "teacher": ("+ synthetic", ORANGE), "gaussian": ("+ Gaussian", PURPLE),
+         "elastic": ("+ random warps", GREY), "atlas": ("+ atlas, own labels", VERMILION),
+         "registered": ("+ real, labelled by atlas", SKY), "contrast": ("+ atlas, recoloured", "black"),
          "true": ("+ new simulated, true labels", GREEN)}  # fmt: skip
 
 
@@ -76,6 +79,7 @@ def dose_response(experiment: Experiment) -> Figure:
     lines = {
         ("with augmentation", BLUE): [arm for arm in learned if arm.augmentation == "full"],
         ("without", ORANGE): [arm for arm in learned if arm.augmentation == "none"],
+        ("atlas, own labels", VERMILION): [arm for arm in whole if arm.source == "atlas"],
         ("Gaussian (control)", PURPLE): [arm for arm in whole if arm.source == "gaussian"],
         ("true labels (control)", GREEN): [arm for arm in whole if arm.source == "true"],
     }
@@ -106,7 +110,9 @@ def low_data(experiment: Experiment) -> Figure:
     """Dice against the number of real scans, with and without added ones, a panel a tissue."""
     n = len(experiment.train)
     some = [arm for arm in experiment.arms if arm.real > 0]
-    used = [arm for arm in some if arm.augmentation == "full" and arm.added in (0.0, 2.0)]
+    used = [
+        arm for arm in some if arm.augmentation == "full" and (arm.added in (0.0, 2.0) or arm.source == "registered")
+    ]
     points = {
         line: sorted((arm.counts(n)[0], arm.name) for arm in used if arm.source == source)
         for source, line in KINDS.items()

@@ -13,8 +13,8 @@ from labkit import figures
 from labkit.evidence.attributes import tissues
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
-from labkit.evidence.segmentation import arms, gains
-from labkit.evidence.segmentation.experiment import Experiment, LeakError, gaussian
+from labkit.evidence.segmentation import arms, gains, sources
+from labkit.evidence.segmentation.experiment import Experiment, LeakError
 from labkit.evidence.segmentation.network import (
     PLANS,
     Examples,
@@ -29,6 +29,7 @@ from labkit.evidence.segmentation.network import (
 )
 from labkit.evidence.segmentation.reader import find_reader
 from labkit.evidence.segmentation.scores import score
+from labkit.evidence.segmentation.sources import gaussian
 from labkit.tests.brains import onions
 from labkit.tests.test_training import FAST
 from labkit.training import train
@@ -377,3 +378,33 @@ def test_examples_join_and_are_taken(rats):
     both = data.take([0, 2]).join(data.take([1]))
     assert isinstance(both, Examples) and len(both) == 3
     assert torch.equal(both.images[1], data.images[2]) and torch.equal(both.labels[2], data.labels[1])
+
+
+@pytest.fixture(scope="module")
+def atlas(run, rats):
+    """An atlas of the same training scans, beside the generator's run."""
+    return train("atlas", rats, "smoke", run.path.parent / "atlas", n_train=8, iterations=40)
+
+
+def test_an_atlas_brings_labels_of_its_own_and_sees_an_arms_labels_alone(run, atlas, done):
+    alone = Experiment(run, COARSE, "r5+a200,r5+u95,r5+c200,r5+e200")
+    assert alone.atlas.path == atlas.path
+    arm = arms.ARMS["r5+u95"]
+    data, about = alone._data(arm, 0)
+    assert len(data) == 1 + 7 and about["labels"] == "the atlas's own"
+    truth = alone._real.labels
+    places = [p for p in range(8) if alone.train.subjects[p] not in sources.arms_animals(alone.train, 0.05, 0)]
+    agree = (data.labels[1:] == truth[places]).float().mean()
+    assert agree > 0.9 and not torch.equal(data.labels[1:], truth[places])
+    drawn, _ = alone._data(arms.ARMS["r5+a200"], 0)
+    assert len(drawn) == 1 + 16 and (drawn.labels[1:] > 0).any() and drawn.images.abs().max() <= 1
+    coloured, _ = alone._data(arms.ARMS["r5+c200"], 0)
+    assert torch.equal(coloured.labels, drawn.labels) and not torch.equal(coloured.images, drawn.images)
+    elastic, _ = alone._data(arms.ARMS["r5+e200"], 0)
+    assert len(elastic) == 17 and set(elastic.labels.unique().tolist()) == {0, 1, 2, 3}
+
+
+def test_arms_of_an_atlas_need_one():
+    assert not [arm for arm in arms.chosen("reduced", True, atlas=False) if arm.source in arms.ATLAS_SOURCES]
+    with pytest.raises(ValueError, match="needs an atlas of the same training scans"):
+        arms.chosen("r5+a200", True, atlas=False)

@@ -12,11 +12,21 @@ SOURCES = {
     "teacher": "synthetic scans, with labels by a network trained on the arm's own real scans",
     "gaussian": "samples of a Gaussian with the real training scans' mean and covariance, labelled in the same way: a "
     "control that needs no generator",
+    "elastic": "the arm's own real scans under random warps",
+    "atlas": "scans drawn from an atlas that sees the arm's own labels, with labels of its own",
+    "registered": "the other real training scans, as if without labels, labelled by that atlas",
+    "contrast": "scans drawn from that atlas, each tissue's brightness drawn anew",
     "true": "new simulated rats with their true labels: what synthetic scans would be if they were perfect, a control",
 }
 """What an arm adds, and where its labels are from."""
 
-WORDS = {"teacher": "synthetic", "gaussian": "Gaussian", "true": "true"}
+ATLAS_SOURCES = ("atlas", "registered", "contrast")
+"""Those for which an atlas has to be trained."""
+
+WORDS = {
+    "teacher": "synthetic", "gaussian": "Gaussian", "elastic": "warped", "atlas": "atlas", "registered": "registered",
+    "contrast": "recoloured", "true": "true",
+}  # fmt: skip
 """Sources, in a word."""
 
 
@@ -24,7 +34,7 @@ WORDS = {"teacher": "synthetic", "gaussian": "Gaussian", "true": "true"}
 class Arm:
     """A training set."""
 
-    name: str  # r, s, g, t for real, synthetic, Gaussian and true, each with the percentage of the real training scans
+    name: str  # a letter a source, r for real, each with the percentage of the real training scans
     real: float  # part of the real training scans, [0, 1]
     added: float = 0.0  # scans, in parts of all real training scans; 2 is 348 for the paper's 174
     source: str = "none"  # of the added scans' labels, a key of SOURCES
@@ -55,7 +65,13 @@ def _arms() -> list[Arm]:
     for part in (5, 25, 50):
         found.append(Arm(f"r{part}", part / 100, reference="r100"))
         found.append(Arm(f"r{part}+s200", part / 100, 2.0, "teacher", reference=f"r{part}"))
+        found.append(Arm(f"r{part}+a200", part / 100, 2.0, "atlas", reference=f"r{part}"))
+        found.append(Arm(f"r{part}+u{100 - part}", part / 100, 1 - part / 100, "registered", reference=f"r{part}"))
+    found += [Arm(f"a{dose}", 0.0, dose / 100, "atlas", reference="r100") for dose in (100, 200)]
+    found += [Arm(f"r100+a{dose}", 1.0, dose / 100, "atlas", reference="r100") for dose in (50, 200)]
+    found.append(Arm("r5+c200", 0.05, 2.0, "contrast", reference="r5"))
     for part in (5, 100):
+        found.append(Arm(f"r{part}+e200", part / 100, 2.0, "elastic", reference=f"r{part}"))
         found.append(Arm(f"r{part}+g200", part / 100, 2.0, "gaussian", reference=f"r{part}"))
         found.append(Arm(f"r{part}+t200", part / 100, 2.0, "true", reference=f"r{part}"))
     return found
@@ -67,19 +83,20 @@ ARMS = {arm.name: arm for arm in _arms()}
 SETS = {
     "full": tuple(ARMS),
     "reduced": (
-        "r100-plain", "r100", "r100+s50", "r100+s200", "r100+g200", "r100+t200", "r5", "r5+s200", "r5+g200", "r5+t200",
+        "r100-plain", "r100", "r100+s50", "r100+s200", "r100+g200", "r100+a200", "r100+t200",
+        "r5", "r5+s200", "r5+e200", "r5+a200", "r5+u95", "r5+t200",
     ),
-    "least": ("r100-plain", "r100", "r100+s200", "r100+g200", "r100+t200"),
+    "least": ("r100-plain", "r100", "r100+s200", "r100+g200", "r100+a200", "r100+t200"),
 }  # fmt: skip
 """Arms by name of a set: all; those of the laptop scale; those of a smoke test."""
 
 
-def chosen(arms: str | Sequence[str], simulated: bool) -> list[Arm]:
+def chosen(arms: str | Sequence[str], simulated: bool, atlas: bool = True) -> list[Arm]:
     """Arms by name of a set, or by their own, in the order of :data:`ARMS`, with the arms they are compared with.
 
     An arm's reference is trained on the same real scans, and so it is also the teacher of its synthetic ones. `arms` is
     a key of :data:`SETS`, or names, which one text may hold with commas. Where no new rats can be `simulated`, true
-    controls are left out of a set, and refused by name.
+    controls are left out of a set, and refused by name; so are arms of an `atlas` where none was trained.
     """
     names, a_set = arms, isinstance(arms, str) and arms in SETS
     if isinstance(arms, str):
@@ -92,5 +109,12 @@ def chosen(arms: str | Sequence[str], simulated: bool) -> list[Arm]:
             if a_set:
                 continue
             raise ValueError(f"arm {arm.name!r} adds new simulated rats, and the run's cohort is not a simulated one")
+        if arm.source in ATLAS_SOURCES and not atlas:
+            if a_set:
+                continue
+            raise ValueError(
+                f"arm {arm.name!r} needs an atlas of the same training scans: papermill book/02_train.ipynb out.ipynb "
+                "-p model atlas, with the cohort of this run"
+            )
         wanted |= {arm.name, arm.reference or arm.name}
     return [arm for arm in ARMS.values() if arm.name in wanted]

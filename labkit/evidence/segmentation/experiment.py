@@ -21,13 +21,11 @@ import torch
 from torch import nn
 
 from labkit import recording
-from labkit.data import volumes
 from labkit.data.cohort import Cohort
 from labkit.data.labels import without_tissues
 from labkit.data.sources import SIMULATED, open_cohort
-from labkit.evidence.sample import Sample
 from labkit.evidence.segmentation import gains
-from labkit.evidence.segmentation.arms import ARMS, Arm, chosen
+from labkit.evidence.segmentation.arms import ARMS, ATLAS_SOURCES, Arm, chosen
 from labkit.evidence.segmentation.network import (
     ABOUT_FILE,
     MODEL_FILE,
@@ -47,10 +45,10 @@ from labkit.evidence.segmentation.network import (
     train_network,
 )
 from labkit.evidence.segmentation.scores import SCORES, score
+from labkit.evidence.segmentation.sources import ArmsAtlas, arms_animals, gaussian, places_of, synthetic, warped
 from labkit.fields import whole
 from labkit.files import located, progress_bar, save_state, write_json, write_text
-from labkit.generation import decode, draw_codes
-from labkit.runs import Run, load_run
+from labkit.runs import MODELS, Run, load_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +77,9 @@ class Experiment:
         The cohort that the run was trained on, where it cannot find it again itself.
     out_dir : path, optional
         Default inside the run, a folder for each plan and pair of cohorts.
+    atlas : Run or path, optional
+        An atlas's run on the same training scans, for the arms with labels of its own; default the run itself if it is
+        one, or else the newest beside it. Without one those arms are left out of a set, and refused by name.
 
     Raises
     ------
@@ -99,14 +100,16 @@ class Experiment:
         out_dir: str | os.PathLike | None = None,
         *,
         cohort: Cohort | str | os.PathLike | None = None,
+        atlas: Run | str | os.PathLike | None = None,
     ) -> None:
         self.run = run if isinstance(run, Run) else load_run(run)
+        self.atlas = find_atlas(self.run) if atlas is None else atlas if isinstance(atlas, Run) else load_run(atlas)
         self.plan = plan_called(scale or self.run.scale.name)
         self.seeds = whole("seeds", self.plan.seeds if seeds is None else seeds, 1, "how often every arm is repeated")
         recipe = self.run.config["cohort"].get("recipe") or {}
         self.simulated = recipe if recipe.get("source") in SIMULATED else {}
         usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
-        self.arms = chosen(arms or usual, bool(self.simulated))
+        self.arms = chosen(arms or usual, bool(self.simulated), self.atlas is not None)
         if train is None or test is None:
             if isinstance(cohort, str | os.PathLike):
                 cohort = open_cohort(cohort, **{key: value for key, value in recipe.items() if key != "source"})
@@ -159,6 +162,7 @@ class Experiment:
 
     def _arm_folder(self, arm: Arm, seed: int, steps: int | None = None) -> Path:
         other = f"-steps{steps}" if steps not in (None, self.plan.steps) else ""
+        other += f"-{self.atlas.fingerprint[:8]}" if arm.source in ATLAS_SOURCES and self.atlas else ""
         return self.folder / f"{arm.name}{other}-seed{seed}"
 
     def _one(self, arm: Arm, seed: int, steps: int | None = None) -> None:
@@ -181,6 +185,10 @@ class Experiment:
         added = arm.counts(len(self.train))[1]
         if arm.source == "true":
             return real.join(self._true.take(range(added))), {"labels": "true"}
+        if arm.source == "elastic":
+            return real.join(warped(real, added, seed)), {"labels": "warped along"}
+        if arm.source in ATLAS_SOURCES:
+            return real.join(self._from_atlas(arm, seed, added)), {"labels": "the atlas's own"}
         if arm.source in ("teacher", "gaussian"):
             labelled = self.labelled(arm, seed)
             kept = labelled.confidence[labelled.kept]
@@ -191,10 +199,16 @@ class Experiment:
 
     def real(self, arm: Arm, seed: int) -> Examples:
         """The real scans of an arm, or none: whole animals, other ones for each seed."""
-        animals = np.array(sorted(set(self.train.subjects)))
-        order = np.random.default_rng([seed, 7]).permutation(animals)
-        mine = set(order[: max(int(arm.real > 0), round(arm.real * len(animals)))].tolist())
-        return self._real.take([i for i, subject in enumerate(self.train.subjects) if subject in mine])
+        return self._real.take(places_of(self.train, arms_animals(self.train, arm.real, seed)))
+
+    def _from_atlas(self, arm: Arm, seed: int, n: int) -> Examples:
+        """Scans with labels by the atlas, which knows the labels of the arm's real scans, or of its reference's."""
+        seen = arms_animals(self.train, arm.real or ARMS[arm.reference].real, seed)
+        atlas = ArmsAtlas(self.atlas, self.train, places_of(self.train, seen), self._real, self.plan)
+        if arm.source == "registered":
+            others = [place for place, subject in enumerate(self.train.subjects) if subject not in seen]
+            return atlas.registered(others[:n])
+        return atlas.drawn(n, seed, contrast=arm.source == "contrast")
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:
         """The synthetic scans of an arm, or its Gaussian's, with their teacher's labels."""
@@ -299,24 +313,16 @@ class Experiment:
         return [self.folder / name for name in contents]
 
 
-def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, ...]) -> Sample:
-    """Scans as a generator makes them, brought to cubes of `size`; the padding is black, as real scans' is."""
-    made = volumes.resize(decode(run, draw_codes(run, n, seed)), size)
-    sample = Sample(torch.zeros_like(made), shape)
-    sample.scanned[:] = (made[(..., *sample.slices)] + 1) / 2
-    sample.cubes.clamp_(0, 1)
-    return sample
-
-
-def gaussian(images: torch.Tensor, n: int, seed: int) -> torch.Tensor:
-    """Samples of the Gaussian with the images' own mean and covariance, (N, 1, S, S, S) -> (n, 1, S, S, S) in [-1, 1].
-
-    Sums of the images' deviations with random weights have just that covariance: all principal components, no model.
-    """
-    mean = images.mean(0, keepdim=True)
-    weights = torch.randn(n, len(images), generator=torch.Generator().manual_seed(seed))
-    weights /= max(1, len(images) - 1) ** 0.5
-    return (mean + torch.einsum("ni,i...->n...", weights, images - mean)).clamp_(-1, 1)
+def find_atlas(run: Run) -> Run | None:
+    """The run itself if it is an atlas's, else the newest atlas beside it that was trained on the same scans."""
+    if run.variant.name == "atlas":
+        return run
+    beside = [
+        Run(path.parent) for path in run.path.parent.glob(f"*/{MODELS}") if (path.parent / "config.json").exists()
+    ]
+    mine = run.config["train"]["fingerprint"]
+    alike = [one for one in beside if one.variant.name == "atlas" and one.config["train"]["fingerprint"] == mine]
+    return max(alike, key=lambda one: (one.path / MODELS).stat().st_mtime, default=None)
 
 
 def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:

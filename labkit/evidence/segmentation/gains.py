@@ -24,6 +24,10 @@ OTHERWISE = {
     "r5": "a twentieth of the real scans",
     "r5+g200": "samples of a Gaussian added",
     "r100+g200": "samples of a Gaussian added",
+    "r5+e200": "the same scans under random warps added",
+    "r5+a200": "scans of an atlas with its own labels added",
+    "r5+u95": "the other real scans added, labelled by registration",
+    "r100+a200": "scans of an atlas with its own labels added",
     "r5+t200": "new rats with true labels added",
     "r100+t200": "new rats with true labels added",
 }

@@ -130,7 +130,9 @@ class Blocked(nn.Module):
 
         super().__init__()
         self.block, voxels, halvings = plan.block, plan.block**3, (2,) * (len(plan.channels) - 1)
-        self.unet = UNet(3, voxels, CLASSES * voxels, plan.channels, halvings, num_res_units=plan.residual, norm="batch")
+        self.unet = UNet(
+            3, voxels, CLASSES * voxels, plan.channels, halvings, num_res_units=plan.residual, norm="batch"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) -> (B, 4, X, Y, Z) logits."""

@@ -1,0 +1,133 @@
+"""Where an arm's added scans come from: a generator, a Gaussian, an atlas with labels of its own, random warps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit import warps
+from labkit.data import volumes
+from labkit.data.augment import elastic
+from labkit.data.cohort import Cohort
+from labkit.evidence.sample import Sample
+from labkit.evidence.segmentation.network import Examples, Plan
+from labkit.generation import decode, draw_codes, labelled_batches
+from labkit.runs import Run
+
+
+def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, ...]) -> Sample:
+    """Scans as a generator makes them, brought to cubes of `size`; the padding is black, as real scans' is."""
+    return _sample(decode(run, draw_codes(run, n, seed)), size, shape)
+
+
+def _sample(made: Tensor, size: int, shape: tuple[int, ...]) -> Sample:
+    made = volumes.resize(made, size)
+    sample = Sample(torch.zeros_like(made), shape)
+    sample.scanned[:] = (made[(..., *sample.slices)] + 1) / 2
+    sample.cubes.clamp_(0, 1)
+    return sample
+
+
+def gaussian(images: Tensor, n: int, seed: int) -> Tensor:
+    """Samples of the Gaussian with the images' own mean and covariance, (N, 1, S, S, S) -> (n, 1, S, S, S) in [-1, 1].
+
+    Sums of the images' deviations with random weights have just that covariance: all principal components, no model.
+    """
+    mean = images.mean(0, keepdim=True)
+    weights = torch.randn(n, len(images), generator=torch.Generator().manual_seed(seed))
+    weights /= max(1, len(images) - 1) ** 0.5
+    return (mean + torch.einsum("ni,i...->n...", weights, images - mean)).clamp_(-1, 1)
+
+
+def warped(real: Examples, n: int, seed: int) -> Examples:
+    """Scans and labels drawn with replacement, each under a random warp (:func:`labkit.data.augment.elastic`)."""
+    rng = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(real), (n,), generator=rng)
+    pairs = [elastic(real.images[part], real.labels[part], rng) for part in chosen.split(8)]
+    images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return replace(real, images=images, labels=labels)
+
+
+class ArmsAtlas:
+    """An atlas as one arm sees it: fitted to all training scans, with the labels of that arm's scans and no others.
+
+    Parameters
+    ----------
+    run : Run
+        An atlas's, trained on the very scans of `train`.
+    train : Cohort
+        All training scans; ValueError if the atlas was trained on others.
+    labelled : sequence of int
+        Places in `train` of the scans whose labels it may see.
+    like : Examples
+        All training scans as the network takes them.
+    """
+
+    def __init__(self, run: Run, train: Cohort, labelled: list[int], like: Examples, plan: Plan) -> None:
+        trained = run.config["train"]["digests"]
+        if missing := set(train.digests) - set(trained):
+            raise ValueError(
+                f"{run.path.name} was not trained on {len(missing)} of the {len(train)} training scans: train an atlas "
+                "on the cohort of the generator's run, or leave its arms out"
+            )
+        self.run, self.train, self.like, self.plan = run, train, like, plan
+        place = {digest: index for index, digest in enumerate(trained)}
+        atlas = run.encoder().atlas
+        self.numbers = atlas.state["numbers"][[place[digest] for digest in train.digests]]
+        size, box = run.scale.size, volumes.scanned_slices(train.shape, run.scale.size)
+        maps = train.subset(labelled).label_maps(size)[(..., *box)]
+        self.atlas = atlas.learn_labels(self.numbers[labelled], maps)
+
+    def drawn(self, n: int, seed: int, contrast: bool = False) -> Examples:
+        """New animals with labels of their own; with `contrast` each tissue's brightness is drawn anew.
+
+        Random contrasts on right shapes teach a network not to rely on brightness (Billot et al. 2023, SynthSeg,
+        Medical Image Analysis 86:102789); here within each tissue what the scan shows is kept, scaled and shifted.
+        """
+        generator = self.run.generator()
+        generator.atlas = self.atlas
+        made = list(labelled_batches(generator, draw_codes(self.run, n, seed)))
+        images, labels = (torch.cat(parts) for parts in zip(*made, strict=True))
+        sample = _sample(images, self.plan.size, self.train.shape)
+        labels = volumes.resize_labels(labels, self.plan.size)
+        images = sample.normalised * 2 - 1
+        return replace(self.like, images=recoloured(images, labels, seed) if contrast else images, labels=labels)
+
+    def registered(self, places: list[int]) -> Examples:
+        """Real training scans, as if without labels, with those that the template brings along."""
+        state, found = self.atlas.state, []
+        for part in self.numbers[places].split(8):
+            logits = state["label_logits"].expand(len(part), -1, -1, -1, -1)
+            seen = warps.sample(logits, self.atlas.geometry.points(part, guarded=True))
+            found.append(state["label_values"][seen.argmax(1, keepdim=True)])
+        cubes = self.run.generator().in_cube(torch.cat(found), 0)
+        return replace(self.like.take(places), labels=volumes.resize_labels(cubes, self.plan.size))
+
+
+def recoloured(images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Scale and shift the brightness of each label of each scan at random: (N, 1, S, S, S) in [-1, 1], the same."""
+    rng = torch.Generator().manual_seed(seed)
+    out = images.clone()
+    for label in labels.unique().tolist():
+        gain, shift = (torch.rand(2, len(images), 1, 1, 1, 1, generator=rng) - 0.5).unbind(0)
+        where = labels == label
+        unit = (images + 1) / 2
+        # what is black stays black: air has no contrast
+        new = unit * (1 + gain) + shift * 0.6 * (unit > 0.05)
+        out = torch.where(where, new.clamp(0, 1) * 2 - 1, out)
+    return out
+
+
+def places_of(train: Cohort, animals: set[str]) -> list[int]:
+    """Places of the scans of some animals."""
+    return [place for place, subject in enumerate(train.subjects) if subject in animals]
+
+
+def arms_animals(train: Cohort, share: float, seed: int) -> set[str]:
+    """The animals of which an arm takes the real scans: whole animals, other ones for each seed."""
+    animals = np.array(sorted(set(train.subjects)))
+    order = np.random.default_rng([seed, 7]).permutation(animals)
+    return set(order[: max(int(share > 0), round(share * len(animals)))].tolist())
