@@ -139,13 +139,13 @@ def vendored(target: Path) -> None:
     (target / "vendor" / "plotly" / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
 
 
-def tour(folder: Path, target: Path) -> None:
-    """The picture of the first page: a held-out real rat, a synthetic one, and the training rat nearest to it."""
-    run = labkit.load_run(folder)
-    cohort = run.cohort()
-    train, synthetic = run.train_part(cohort), labkit.generate(run, 1, seed=0)
-    distances = (train.volumes(32) - synthetic.volumes(32)).square().mean((1, 2, 3, 4))
-    scans = [(run.held_out(cohort) or cohort)[0], synthetic[0], train[int(distances.argmin())]]
+def tour(folders: list[Path], target: Path) -> None:
+    """The picture of the first page: a held-out real rat, one of each run, and the training rat nearest to the last."""
+    runs = [labkit.load_run(folder) for folder in folders]
+    cohort = runs[0].cohort()
+    train, made = runs[0].train_part(cohort), [labkit.generate(run, 1, seed=0) for run in runs]
+    distances = (train.volumes(32) - made[-1].volumes(32)).square().mean((1, 2, 3, 4))
+    scans = [(runs[0].held_out(cohort) or cohort)[0], *(one[0] for one in made), train[int(distances.argmin())]]
     figures.three_planes(scans).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
 
 
@@ -218,6 +218,8 @@ def assemble(target: Path, models: list[str]) -> None:
     (target / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     page = target / "intro.md"
     text = page.read_text(encoding="utf-8").replace("(02_train_sigmarat2)", f"(02_train_{shown(models)})")
+    if "atlas" not in models:
+        text = text.replace("[`atlas`](02_train_atlas)", "`atlas`")
     page.write_text(text, encoding="utf-8")
 
 
@@ -340,7 +342,7 @@ def main() -> None:
     shown_run = write_chapters(args, work, target)
     executed = time.monotonic() - began
     diagrams.write(target / "assets")
-    tour(shown_run, target)
+    tour([shown_run, *(work / "atlas" for model in args.models if model == "atlas" != shown(args.models))], target)
     build(work, target, args.to)
     size = sum(path.stat().st_size for path in args.to.rglob("*") if path.is_file())
     print(

@@ -20,7 +20,7 @@ from cache import ROOT, SIMULATED, digest, run_digest
 from labkit.data.simulate.library import meaning
 
 BOOK = ROOT / "book"
-MODELS = ("adni", "sigmarat1", "sigmarat2")
+MODELS = ("adni", "sigmarat1", "sigmarat2", "atlas")
 
 JOBS = {"smoke": 2, "laptop": 1, "paper": 1}
 """Chapters executed at a time: larger ones need the whole machine, and measure how fast it is."""
@@ -76,7 +76,8 @@ def pages(scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS
     first, all_of_them = [training[shown(models)].stem], [page.stem for page in training.values()]
     after = {  # the longest first, so that two at a time end together
         "07_judge": (every, all_of_them),
-        "05_segmentation": (one, first),
+        # the atlas beside the run, if there is one, has arms of its own
+        "05_segmentation": (one, [*first, *(training[model].stem for model in models if model == "atlas")]),
         "03_inspect": (one, first),
         # the network of chapter 5 is one more measure of chapter 4
         "04_quality": (every, [*all_of_them, "05_segmentation"]),

@@ -130,7 +130,7 @@ def models_table() -> str:
     networks = {"G": "generator", "D": "discriminator", "E": "encoder", "C": "code"}
     subscripts = {"lambda1": "λ₁", "lambda2": "λ₂", "lambda3": "λ₃"}
     columns = {}
-    for model in MODELS:
+    for model in (name for name in MODELS if name in labkit.VARIANTS):
         variant, scale = labkit.resolve(model, "paper")
         sums = architecture.networks_table(variant, scale)["parameters"].xs("in all", level="layer")
         terms = {term.upper(): getattr(variant, f"{term}_weight") for term in variant.reconstruction_weights}
