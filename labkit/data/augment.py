@@ -226,7 +226,7 @@ def augment(
 
 
 def elastic(
-    images: Tensor, labels: Tensor | None, generator: Generator, spacing: int = 16, sd: float = 2.0
+    images: Tensor, labels: Tensor | None, generator: Generator, spacing: int = 16, sd: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
     """Other shapes of the same animals: each scan seen through a random smooth warp that folds nowhere.
 
