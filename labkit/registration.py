@@ -257,12 +257,12 @@ def texture(atlas: Atlas, scans: Tensor, codes: Tensor, lags: int = 5) -> dict[s
         ``spread``, standard deviation at each voxel before the warp; ``filter_x``, ``filter_y``, ``filter_z``, matrices
         that colour white noise; ``levels`` with the mean squared difference.
     """
-    geometry, kinds = atlas.geometry, ("template", "appearances")
+    geometry = atlas.geometry
     split, count = (torch.zeros_like(atlas.state["spread"]) for _ in range(2))
     left, moments = [], []
     for part, z in zip(scans.split(CHUNK), codes.split(CHUNK), strict=True):
         numbers = atlas.numbers(z)
-        clean = geometry.render(*(atlas.state[kind] for kind in kinds), numbers)
+        clean = geometry.render(atlas.state["template"], atlas.state["appearances"], numbers)
         rest = part - expected(clean, atlas.noise)
         rician = atlas.noise**2 * (1 - (math.pi / 2 - 1) * torch.exp(-clean.square() / (2 * atlas.noise**2 + 1e-12)))
         excess = (rest.square() - rician) / geometry.brightness(numbers).square()

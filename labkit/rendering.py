@@ -149,7 +149,7 @@ class Geometry:
         return (places + self.middle) * self.scale - 0.5
 
     def see(self, volumes: Tensor, points: Tensor) -> Tensor:
-        """Volumes (B or 1, C, ...), on the template's grid or that of :attr:`shape`, through a warp: (B, C, X, Y, Z)."""
+        """Volumes (B or 1, C, ...) on the template's grid, or that of :attr:`shape`, warped: (B, C, X, Y, Z)."""
         if tuple(volumes.shape[2:]) != self.shape:
             points = (points + 0.5) * self.factor - 0.5
         return warps.sample(volumes.expand(len(points), -1, -1, -1, -1), points)
