@@ -15,173 +15,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit import warps
-from labkit.fields import check, number, one_of
+from labkit.rendering import ATLAS_SCALES, AtlasSettings, Geometry, Shape, expected
 
-__all__ = ["ATLAS_SCALES", "Adam", "Atlas", "AtlasSettings", "Geometry"]
+__all__ = ["ATLAS_SCALES", "Adam", "Atlas", "AtlasSettings", "annealed"]
 
-Shape = tuple[int, ...]
 BETAS = 0.8, 0.99
 """Of all moments: an animal is seen a few dozen times in all, fewer than a longer memory would reach back."""
 
 CHUNK = 8
 """Animals at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtlasSettings:
-    """How fine the atlas is, and how long it is fitted.
-
-    Attributes
-    ----------
-    name : str
-        Key in :data:`ATLAS_SCALES` these settings come from.
-    latent_dim : int
-        Length of a code; 500 as in SigmaRat1 and SigmaRat2.
-    iterations, batch_size : int
-        Steps of the fit, and scans a step.
-    coarse_share : float
-        Share of the steps at half the scans' resolution, which settles most of every warp at an eighth of the cost.
-    template_factor : int
-        Voxels of the template along a voxel of the scans, 1 or 2.
-    knot_spacing, flow_spacing, brightness_spacing : int
-        Voxels between knots of velocity, between points at which its flow is integrated, and between knots of
-        brightness.
-    squarings : int
-        Of scaling and squaring.
-    appearances : int
-        Number of A_j.
-    lr, lr_template : float
-        Step size of Adam for velocities, voxels, and for the template, grey values in [0, 1].
-    bending, speed : float
-        Weights of the mean squared second difference between knots and of the mean squared velocity, voxels.
-
-    Raises
-    ------
-    ValueError
-        Says which field was given what, and what is allowed.
-    """
-
-    name: str
-    latent_dim: int = number(1, default=500)
-    iterations: int = number(1)
-    batch_size: int = number(1, default=4)
-    coarse_share: float = number(0, 1, default=0.4)
-    template_factor: int = one_of(1, 2, default=1)
-    knot_spacing: int = number(1, default=4)
-    flow_spacing: int = number(1, default=3)
-    brightness_spacing: int = number(1, default=8)
-    squarings: int = number(1, 10, default=4)
-    appearances: int = number(0, 20, default=8)
-    lr: float = number(1e-6, 1, default=0.1)
-    lr_template: float = number(1e-6, 1, default=4e-3)
-    bending: float = number(0, default=0.004)
-    speed: float = number(0, default=8e-5)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-ATLAS_SCALES: dict[str, AtlasSettings] = {
-    settings.name: settings
-    for settings in (
-        AtlasSettings(name="smoke", latent_dim=32, iterations=120, coarse_share=0.5, appearances=2, knot_spacing=3),
-        AtlasSettings(name="laptop", iterations=2000),
-        AtlasSettings(name="paper", iterations=6000, template_factor=2, appearances=16),
-    )
-}
-"""Settings by name: seconds for tests, minutes on a processor, without hurry."""
-
-
-class Geometry:
-    """How an animal's numbers become warp and brightness on a grid: matrices, nothing learned.
-
-    `shape` is the scans'; `coarser` of 2 renders them at half the resolution, from a template of half the resolution.
-    A row of numbers is velocity (voxels), pose (voxels), brightness (natural logarithm), appearance; `sizes` says how
-    many of each.
-    """
-
-    def __init__(self, shape: Shape, settings: AtlasSettings, device: torch.device, coarser: int = 1) -> None:
-        self.full, self.squarings = tuple(shape), settings.squarings
-        self.shape = tuple(max(min(n, 2), n // coarser) for n in shape)
-        self.template_shape = tuple(n * settings.template_factor for n in self.shape)
-        self.knots = warps.coarse_shape(shape, settings.knot_spacing)
-        self.bright = warps.coarse_shape(shape, settings.brightness_spacing)
-        self.sizes = {
-            "velocity": 3 * math.prod(self.knots), "pose": 12, "brightness": math.prod(self.bright),
-            "appearance": settings.appearances,
-        }  # fmt: skip
-        coarse = warps.coarse_shape(shape, settings.flow_spacing)
-
-        def matrices(make: Callable[[int, int], Tensor], out: Shape, given: Shape) -> list[Tensor]:
-            return [make(n, m).float().to(device) for n, m in zip(out, given, strict=True)]
-
-        def ratio(above: Shape, below: Shape) -> Tensor:
-            values = [n / m for n, m in zip(above, below, strict=True)]
-            return torch.tensor(values, device=device)[:, None, None, None]
-
-        self.to_flow = matrices(warps.spline_matrix, coarse, self.knots)
-        self.to_voxels = matrices(warps.spline_resampling, self.shape, coarse)
-        self.to_bright = matrices(warps.spline_matrix, self.shape, self.bright)
-        self.cell, self.fine = ratio(self.full, coarse), ratio(self.template_shape, self.full)
-        self.middle = ratio(self.full, (2, 2, 2))
-        corner = warps.index_grid(torch.empty(self.shape, device=device))
-        self.centres = (corner + 0.5) * ratio(self.full, self.shape) - self.middle  # voxels from the scan's middle
-
-    def split(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Velocity (B, 3, x, y, z), pose (B, 12), brightness (B, 1, x, y, z) and appearance (B, J) of (B, P)."""
-        v, pose, g, a = numbers.split(list(self.sizes.values()), 1)
-        return v.unflatten(1, (3, *self.knots)), pose, g.unflatten(1, (1, *self.bright)), a
-
-    def points(self, numbers: Tensor, guarded: bool = False) -> Tensor:
-        """phi: where in the template each voxel is found, (B, 3, X, Y, Z), voxels of the template.
-
-        `guarded` warps fold nowhere: a velocity that would is weakened, as the simulator does.
-        """
-        v, pose, _, _ = self.split(numbers)
-        velocity = warps.separable(v, self.to_flow) / self.cell
-        if guarded:
-            moved, _ = warps.diffeomorphism(velocity, self.squarings)
-        else:
-            moved = warps.flow(velocity, self.squarings)
-        places = warps.separable(moved * self.cell, self.to_voxels) + self.centres
-        matrix = warps.affine_matrix(pose, self.full)
-        places = (matrix[:, :, :3] @ places.flatten(2) + matrix[:, :, 3:]).view_as(places)
-        return (places + self.middle) * self.fine - 0.5
-
-    def brightness(self, numbers: Tensor) -> Tensor:
-        """exp(B g), (B, 1, X, Y, Z)."""
-        return warps.separable(self.split(numbers)[2], self.to_bright).exp()
-
-    def volumes(self, template: Tensor, appearances: Tensor, numbers: Tensor) -> Tensor:
-        """T + sum_j a_j A_j of each animal, (B, 1, X', Y', Z')."""
-        a = self.split(numbers)[3]
-        return template + (a @ appearances.flatten(1)).view(-1, *template.shape[1:])
-
-    def render(self, template: Tensor, appearances: Tensor, numbers: Tensor) -> Tensor:
-        """The scan without its noise, (B, 1, X, Y, Z)."""
-        volumes = self.volumes(template, appearances, numbers)
-        return warps.sample(volumes, self.points(numbers)) * self.brightness(numbers)
-
-
-def roughness(velocity: Tensor) -> Tensor:
-    """Mean squared second difference between knots, over the axes."""
-    return torch.stack([velocity.diff(n=2, dim=axis).square().mean() for axis in (2, 3, 4)]).sum()
-
-
-def expected(clean: Tensor, noise: float) -> Tensor:
-    """Mean of the magnitude of a signal with complex noise of standard deviation `noise`: exact in air and far above.
-
-    Between the two it is at most a tenth of the noise too high.
-    """
-    return (clean.square() + (math.pi / 2 * noise**2 + 1e-12)).sqrt()  # not 0, where a root has no slope
 
 
 class Adam:
@@ -194,12 +44,19 @@ class Adam:
     def step(self, values: Tensor, gradient: Tensor, rate: Tensor | float, rows: Tensor | slice = slice(None)) -> None:
         """Move `values`[`rows`] in place against their gradient."""
         b1, b2 = BETAS
-        first = self.first[rows].lerp(gradient, 1 - b1)
-        second = self.second[rows].lerp(gradient.square(), 1 - b2)
-        count = (self.counts[rows] + 1).view(-1, *[1] * (values.ndim - 1))
-        self.first[rows], self.second[rows], self.counts[rows] = first, second, count.flatten()
-        size = (second / (1 - b2**count)).sqrt_().add_(1e-8)
-        values[rows] = values[rows] - rate * (first / (1 - b1**count)) / size
+        whole = isinstance(rows, slice)  # then all of it is done in place: copies of a template take their time
+        first, second, counts = (part if whole else part[rows] for part in (self.first, self.second, self.counts))
+        first.lerp_(gradient, 1 - b1)
+        second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+        counts += 1
+        count = counts.view(-1, *[1] * (values.ndim - 1))
+        move = (second / (1 - b2**count)).sqrt_().add_(1e-8).reciprocal_().mul_(first)
+        move.mul_(-rate / (1 - b1**count))
+        if whole:
+            values += move
+        else:
+            self.first[rows], self.second[rows], self.counts[rows] = first, second, counts
+            values[rows] += move
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and counts."""
@@ -292,26 +149,34 @@ class Atlas:
 
     def _decode(self, z: Tensor, noise: Tensor | None, labelled: bool = False) -> tuple[Tensor, Tensor]:
         state, numbers = self.state, self.numbers(z)
-        more = [state["spread"]] if noise is not None else []
-        more += [state["label_logits"]] if labelled else []
-        volumes = [self.geometry.volumes(state["template"], state["appearances"], numbers)]
-        volumes += [volume.expand(len(z), -1, -1, -1, -1) for volume in more]
-        # one look-up for all: to find the eight neighbours takes longer than to read them
-        seen = warps.sample(torch.cat(volumes, 1), self.geometry.points(numbers, guarded=True))
+        points = self.geometry.points(numbers, guarded=True)
+        fine = self._template_and_labels if labelled else state["template"]
+        plain = self.geometry.look(state["appearances"], numbers)
+        if noise is not None:
+            plain = torch.cat([plain, state["spread"].expand_as(plain)], 1)
+        seen, more = self.geometry.see(fine, points), self.geometry.see(plain, points)
         bright = self.geometry.brightness(numbers)
-        clean = seen[:, :1] * bright
+        clean = (seen[:, :1] + more[:, :1]) * bright
         if noise is None:
             scans = expected(clean, self.noise)
         else:
-            filters = [state[f"filter_{axis}"] for axis in "xyz"]
             texture, real, imaginary = noise.split(1, 1)
-            signal = clean + seen[:, 1:2] * bright * warps.separable(texture, filters)
+            filters = [state[f"filter_{axis}"] for axis in "xyz"]
+            signal = clean + more[:, 1:] * bright * warps.separable(texture, filters)
             scans = torch.hypot(signal + self.noise * real, self.noise * imaginary)
         if self.black:
             scans = torch.where(clean < self.black, 0.0, scans)
         if not labelled:
             return scans, scans
-        return scans, state["label_values"][seen[:, 1 + (noise is not None) :].argmax(1, keepdim=True)]
+        return scans, state["label_values"][seen[:, 1:].argmax(1, keepdim=True)]
+
+    @cached_property
+    def _template_and_labels(self) -> Tensor:
+        """Both in one look-up, channels last in memory: finding eight neighbours takes longer than reading them."""
+        if "label_logits" not in self.state:
+            raise ValueError("this atlas has no labels yet: give it some with learn_labels")
+        both = torch.cat([self.state["template"], self.state["label_logits"]], 1)
+        return both.contiguous(memory_format=torch.channels_last_3d)
 
     def encode(self, scans: Tensor, steps: int = 40, start: Tensor | None = None) -> Tensor:
         """Scans (N, 1, X, Y, Z) in [0, 1] to their most probable codes, (N, Z), by gradient descent.
@@ -340,9 +205,9 @@ class Atlas:
 
     def _descend(self, geometry: Geometry, scans: Tensor, z: Tensor, moments: Adam, some: range, steps: int) -> Tensor:
         """Some of the steps that make codes more probable: squared differences, and N(0, I)."""
-        size, shape = geometry.shape, geometry.template_shape
-        template, looks = (F.adaptive_avg_pool3d(self.state[name], shape) for name in ("template", "appearances"))
-        target = F.adaptive_avg_pool3d(scans, size)
+        size = geometry.shape
+        template = F.adaptive_avg_pool3d(self.state["template"], geometry.template_shape)
+        looks, target = (F.adaptive_avg_pool3d(part, size) for part in (self.state["appearances"], scans))
         voxels = math.prod(self.geometry.shape) / (2 * self.misfit * math.prod(size))
         for step in some:
             with torch.enable_grad():
@@ -356,8 +221,10 @@ class Atlas:
 
     @property
     def modes(self) -> dict[str, Tensor]:
-        """What each entry of a code moves, (Z,): its ``"share"`` of all variance of grey values, and, adding up to 1, how
-        much of that is ``"velocity"``, ``"pose"``, ``"brightness"`` and ``"appearance"``.
+        """What each entry of a code moves, tensors (Z,).
+
+        ``"share"`` is that of all variance of grey values; ``"velocity"``, ``"pose"``, ``"brightness"`` and
+        ``"appearance"`` say how much of it they make, and add up to 1.
         """
         parts = (self.state["basis"] * self.state["weights"]).square().split(list(self.geometry.sizes.values()), 1)
         energy = torch.stack([part.sum(1) for part in parts])
@@ -367,7 +234,7 @@ class Atlas:
     @torch.no_grad()
     def volume_change(self, z: Tensor) -> Tensor:
         """Jacobian determinants of the warps of codes (N, Z), (N, X, Y, Z): template's volume over the animal's."""
-        points = (self.geometry.points(self.numbers(z), guarded=True) + 0.5) / self.geometry.fine
+        points = self.geometry.points(self.numbers(z), guarded=True)
         return warps.jacobian(points - warps.index_grid(points))
 
     def learn_labels(self, numbers: Tensor, labels: Tensor, steps: int = 80) -> Atlas:
@@ -398,7 +265,7 @@ class Atlas:
                 points = self.geometry.points(numbers[animals], guarded=True)
             with torch.enable_grad():
                 logits.requires_grad_()
-                seen = warps.sample(logits.expand(len(animals), -1, -1, -1, -1), points)
+                seen = self.geometry.see(logits, points)
                 (gradient,) = torch.autograd.grad(F.cross_entropy(seen, target[animals]), logits)
             logits = logits.detach()
             moments.step(logits, gradient, 0.3 * annealed(step / steps))
@@ -410,7 +277,7 @@ class Atlas:
     def _offsets(self, logits: Tensor, numbers: Tensor, target: Tensor) -> Tensor:
         """What to add to each label's log-probability so that labels take the volume they have, (1, K, 1, 1, 1)."""
         seen = torch.cat([
-            warps.sample(logits.expand(len(part), -1, -1, -1, -1), self.geometry.points(part, guarded=True))
+            self.geometry.see(logits, self.geometry.points(part, guarded=True))
             for part in numbers.split(CHUNK)
         ])  # fmt: skip
         kinds = logits.shape[1]

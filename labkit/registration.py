@@ -15,19 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit import warps
-from labkit.atlas import (
-    CHUNK,
-    Adam,
-    Atlas,
-    AtlasEncoder,
-    AtlasGenerator,
-    AtlasSettings,
-    Geometry,
-    annealed,
-    expected,
-    roughness,
-)
+from labkit.atlas import CHUNK, Adam, Atlas, AtlasEncoder, AtlasGenerator, AtlasSettings, annealed
+from labkit.rendering import Geometry, expected, roughness
 from labkit.variants import Scale
+
+__all__ = ["AtlasFit", "AtlasLearner", "modes", "noise_level", "texture"]
 
 
 class AtlasLearner:
@@ -60,8 +52,10 @@ class AtlasLearner:
         n, sizes = len(scans), self.geometry.sizes
         start = torch.randn(n, settings.appearances, generator=torch.Generator().manual_seed(seed)).to(self.device)
         self.numbers = torch.cat([start.new_zeros(n, sum(sizes.values()) - settings.appearances), start], 1)
-        rates = {"velocity": settings.lr, "pose": settings.lr / 2, "brightness": 4e-3, "appearance": 0.03}
-        self.rates = torch.cat([torch.full((size,), rates[name]) for name, size in sizes.items()]).to(self.device)
+        rates = {"velocity": 1.0, "pose": 1.0, "brightness": 0.04, "appearance": 0.3}
+        self.rates = torch.cat([torch.full((size,), settings.lr * rates[name]) for name, size in sizes.items()]).to(
+            self.device
+        )
         mean = self.small.mean(0, keepdim=True)
         self.template = (mean.square() - math.pi / 2 * self.noise**2).clamp_min(0).sqrt()
         self.appearances = mean.new_zeros(settings.appearances, *mean.shape[2:])
@@ -71,9 +65,8 @@ class AtlasLearner:
 
     def _on_grid(self, geometry: Geometry) -> None:
         """Bring template and appearances onto a geometry's grid, and begin their moments anew."""
-        size = geometry.template_shape
-        self.template = F.interpolate(self.template, size=size, mode="trilinear")
-        self.appearances = F.interpolate(self.appearances[:, None], size=size, mode="trilinear")[:, 0]
+        self.template = F.interpolate(self.template, size=geometry.template_shape, mode="trilinear")
+        self.appearances = F.interpolate(self.appearances[:, None], size=geometry.shape, mode="trilinear")[:, 0]
         self.of_template, self.of_appearances = Adam(self.template), Adam(self.appearances)
 
     def draw(self, rng: torch.Generator) -> Tensor:
@@ -104,6 +97,7 @@ class AtlasLearner:
         self.of_template.step(self.template, gradients[0], pace * settings.lr_template)
         self.of_appearances.step(self.appearances, gradients[1], pace * settings.lr_template / 3)
         self.of_numbers.step(self.numbers, gradients[2], pace * self.rates, animals)
+        self.numbers[animals] = geometry.without_affine(self.numbers[animals])
         if self.iteration % 10 == 9:
             # a mean velocity is the template's business, and must not drift; gently, as the template has to follow
             self.numbers -= 0.1 * self.numbers.mean(0)
@@ -144,7 +138,8 @@ class AtlasLearner:
             self._on_grid(self.geometry)
         weights = grey_weights(self.template, self.appearances, self.geometry)
         state = {
-            "template": self.template, "appearances": self.appearances, "spread": torch.zeros_like(self.template),
+            "template": self.template, "appearances": self.appearances,
+            "spread": self.template.new_zeros(1, 1, *self.geometry.shape),
             "shape": torch.tensor(self.geometry.full), "levels": torch.tensor([self.noise, self.black, 1e-3]),
             **modes(self.numbers, self.geometry, weights, self.settings.latent_dim),
         }  # fmt: skip
@@ -179,7 +174,7 @@ def grey_weights(template: Tensor, appearances: Tensor, geometry: Geometry) -> T
     It is the unit in which warps, poses and brightness can be compared. One weight for a kind, so that every transform
     within a kind leaves it as it is.
     """
-    slopes = torch.stack(torch.gradient(template[0, 0])) * geometry.fine
+    slopes = torch.stack(torch.gradient(template[0, 0])) * geometry.factor
     voxels, slope = math.prod(geometry.shape), slopes.square().mean()
     grey = {
         "velocity": slope * voxels / math.prod(geometry.knots),
@@ -208,17 +203,34 @@ def frequencies(numbers: Tensor, geometry: Geometry, back: bool = False) -> Tens
     return torch.cat([out[0], pose, out[1], a], 1)
 
 
+def own_axes(x: Tensor, geometry: Geometry) -> list[tuple[slice, Tensor]]:
+    """Rotations of pose and appearance (N, P) into their principal axes, and where they are.
+
+    So few numbers are well determined, and have no other order in which they would be independent.
+    """
+    found, start = [], 0
+    for kind, size in geometry.sizes.items():
+        place = slice(start, start + size)
+        if kind in ("pose", "appearance") and size:
+            found.append((place, torch.linalg.svd(x[:, place]).Vh))
+        start += size
+    return found
+
+
 def modes(numbers: Tensor, geometry: Geometry, weights: Tensor, latent_dim: int) -> dict[str, Tensor]:
     """Centre, basis (Z, P) and weights of the Gaussian that the numbers (N, P) of all animals are drawn from.
 
     A hundred animals do not determine thousands of numbers: the covariance of the sample makes its first modes too
     wide by half, and has none beyond their count. It is shrunken towards one in which frequencies are independent, as
-    they are in any field that is alike everywhere, by as much as makes the expected squared error smallest (Schäfer &
-    Strimmer 2005, Stat Appl Genet Mol Biol 4:32, target D).
+    they are in any field that is alike everywhere (poses and appearances keep theirs), by as much as makes the expected
+    squared error smallest (Schäfer & Strimmer 2005, Stat Appl Genet Mol Biol 4:32, target D, weighted by variance).
     """
     x = frequencies(numbers * weights, geometry)
     centre = x.mean(0)
     x = x - centre
+    turns = own_axes(x, geometry)
+    for place, axes in turns:
+        x[:, place] = x[:, place] @ axes.T
     n, variance = max(2, len(x)), x.square().sum(0) / max(1, len(x) - 1)
     kept = variance.argsort(descending=True)[: 2 * latent_dim + 200].sort().values
     x, variance = x[:, kept], variance[kept]
@@ -232,6 +244,8 @@ def modes(numbers: Tensor, geometry: Geometry, weights: Tensor, latent_dim: int)
     values, vectors = values.flip(0)[:latent_dim].clamp_min(0), vectors.flip(1)[:, :latent_dim]
     basis = numbers.new_zeros(len(values), numbers.shape[1])
     basis[:, kept] = (vectors * values.sqrt()).T.float()
+    for place, axes in turns:
+        basis[:, place] = basis[:, place] @ axes
     back = frequencies(torch.cat([centre[None], basis]), geometry, back=True) / weights
     return {"centre": back[0], "basis": back[1:].contiguous(), "weights": weights, "rho": rho[None]}
 
@@ -242,29 +256,28 @@ def texture(atlas: Atlas, scans: Tensor, codes: Tensor, lags: int = 5) -> dict[s
     Returns
     -------
     dict of str to torch.Tensor
-        ``spread``, standard deviation on the template's grid; ``filter_x``, ``filter_y``, ``filter_z``, matrices that
-        colour white noise; ``levels`` with the mean squared difference.
+        ``spread``, standard deviation at each voxel before the warp; ``filter_x``, ``filter_y``, ``filter_z``, matrices
+        that colour white noise; ``levels`` with the mean squared difference.
     """
-    geometry, kinds = atlas.geometry, ("template", "appearances")
-    split, count, moments = torch.zeros_like(atlas.state["template"]), torch.zeros_like(atlas.state["template"]), []
-    left = []
+    geometry = atlas.geometry
+    split, count = (torch.zeros_like(atlas.state["spread"]) for _ in range(2))
+    left, moments = [], []
     for part, z in zip(scans.split(CHUNK), codes.split(CHUNK), strict=True):
         numbers = atlas.numbers(z)
-        clean = geometry.render(*(atlas.state[kind] for kind in kinds), numbers)
+        clean = geometry.render(atlas.state["template"], atlas.state["appearances"], numbers)
         rest = part - expected(clean, atlas.noise)
         rician = atlas.noise**2 * (1 - (math.pi / 2 - 1) * torch.exp(-clean.square() / (2 * atlas.noise**2 + 1e-12)))
         excess = (rest.square() - rician) / geometry.brightness(numbers).square()
         points = geometry.points(numbers)
         with torch.enable_grad():  # the transpose of sampling puts every voxel where it was found
             volume = torch.zeros_like(split).requires_grad_()
-            seen = warps.sample(volume.expand(len(part), -1, -1, -1, -1), points)
+            seen = geometry.see(volume, points)
             split += torch.autograd.grad(seen, volume, excess, retain_graph=True)[0]
             count += torch.autograd.grad(seen, volume, torch.ones_like(excess))[0]
         left.append(rest)
         moments.append(rician)
-    blur = [3 * atlas.settings.template_factor // 2 * 2 + 1] * 3
-    blurred = [F.avg_pool3d(v, blur, 1, [k // 2 for k in blur]) for v in (split, count)]
-    spread = (blurred[0] / blurred[1].clamp_min(1e-3)).clamp_min(0).sqrt()
+    split, count = (F.avg_pool3d(volume, 3, 1, 1) for volume in (split, count))
+    spread = (split / count.clamp_min(1e-3)).clamp_min(0).sqrt()
     rest, rician = torch.cat(left), torch.cat(moments)
     state = {"spread": spread, "levels": torch.tensor([atlas.noise, atlas.black, rest.square().mean().item()])}
     return state | colours(rest, rician, lags)

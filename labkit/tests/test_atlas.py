@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.atlas import ATLAS_SCALES, Atlas, AtlasSettings, Geometry
+from labkit.atlas import ATLAS_SCALES, Atlas, AtlasSettings
 from labkit.fields import from_dict
 from labkit.files import load_state, save_state
 from labkit.registration import AtlasLearner, modes, noise_level
+from labkit.rendering import Geometry
 from labkit.warps import index_grid
 
 SMOKE = ATLAS_SCALES["smoke"]
@@ -130,7 +131,7 @@ def test_the_scanners_noise_is_found_and_given_back(atlas, learner):
     assert learner.noise == pytest.approx(NOISE, rel=0.1)
     real, made = learner.scans[..., :3, :3, :3], atlas.decode(*some_codes(atlas, 24))[..., :3, :3, :3]
     for moment in (torch.mean, torch.std):
-        assert float(moment(made)) == pytest.approx(float(moment(real)), rel=0.1)
+        assert float(moment(made)) == pytest.approx(float(moment(real)), rel=0.2)
 
 
 def test_scans_cut_out_of_their_air_have_no_scanner_noise_and_stay_black_outside():
@@ -159,6 +160,18 @@ def test_one_labelled_animal_is_enough_for_labels(learner):
     atlas = learner.finish().learn_labels(learner.numbers[:1], labels[:1])
     found = atlas.label(atlas.codes(learner.numbers[1:9]))
     assert (found == labels[1:9]).float().mean() > 0.93
+
+
+def test_labels_that_were_never_given_are_asked_for(learner):
+    with pytest.raises(ValueError, match="no labels yet: give it some with learn_labels"):
+        learner.finish().label(torch.zeros(1, SMOKE.latent_dim))
+
+
+def test_poses_alone_shift_turn_and_scale(learner):
+    geometry, numbers = learner.geometry, learner.numbers
+    assert torch.allclose(geometry.without_affine(numbers), numbers, atol=1e-4)
+    v = geometry.split(numbers)[0]
+    assert v.mean((2, 3, 4)).abs().max() < 1e-4 < v.abs().mean()
 
 
 def test_modes_say_what_they_move(atlas):

@@ -1,0 +1,184 @@
+"""From an animal's numbers to its scan: velocity, pose, brightness and appearance, and how fine each of them is.
+
+This is the formula of `labkit.atlas`, without anything that is learned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labkit import warps
+from labkit.fields import check, number, one_of
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasSettings:
+    """How fine the atlas is, and how long it is fitted.
+
+    Attributes
+    ----------
+    name : str
+        Key in :data:`ATLAS_SCALES` these settings come from.
+    latent_dim : int
+        Length of a code; 500 as in SigmaRat1 and SigmaRat2.
+    iterations, batch_size : int
+        Steps of the fit, and scans a step.
+    coarse_share : float
+        Share of the steps at half the scans' resolution, which settles most of every warp at an eighth of the cost.
+    template_factor : int
+        Voxels of the template along a voxel of the scans, 1 or 2; appearances are as fine as the scans.
+    knot_spacing, flow_spacing, brightness_spacing : int
+        Voxels between knots of velocity, between points at which its flow is integrated, and between knots of
+        brightness.
+    squarings : int
+        Of scaling and squaring.
+    appearances : int
+        Number of A_j.
+    lr, lr_template : float
+        Step size of Adam for velocities, voxels, and for the template, grey values in [0, 1].
+    bending, speed : float
+        Weights of the mean squared second difference between knots and of the mean squared velocity, voxels.
+
+    Raises
+    ------
+    ValueError
+        Says which field was given what, and what is allowed.
+    """
+
+    name: str
+    latent_dim: int = number(1, default=500)
+    iterations: int = number(1)
+    batch_size: int = number(1, default=4)
+    coarse_share: float = number(0, 1, default=0.5)
+    template_factor: int = one_of(1, 2, default=2)
+    knot_spacing: int = number(1, default=3)
+    flow_spacing: int = number(1, default=3)
+    brightness_spacing: int = number(1, default=8)
+    squarings: int = number(1, 10, default=4)
+    appearances: int = number(0, 20, default=8)
+    lr: float = number(1e-6, 1, default=0.25)
+    lr_template: float = number(1e-6, 1, default=4e-3)
+    bending: float = number(0, default=0.002)
+    speed: float = number(0, default=8e-5)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+ATLAS_SCALES: dict[str, AtlasSettings] = {
+    settings.name: settings
+    for settings in (
+        AtlasSettings(name="smoke", latent_dim=32, iterations=120, coarse_share=0.5, appearances=2, knot_spacing=3),
+        AtlasSettings(name="laptop", iterations=1200),
+        AtlasSettings(name="paper", iterations=6000, template_factor=2, appearances=16),
+    )
+}
+"""Settings by name: seconds for tests, minutes on a processor, without hurry."""
+
+
+class Geometry:
+    """How an animal's numbers become warp and brightness on a grid: matrices, nothing learned.
+
+    `shape` is the scans'; `coarser` of 2 renders them at half the resolution, from a template of half the resolution.
+    A row of numbers is velocity (voxels), pose (voxels), brightness (natural logarithm), appearance; `sizes` says how
+    many of each.
+    """
+
+    def __init__(self, shape: Shape, settings: AtlasSettings, device: torch.device, coarser: int = 1) -> None:
+        self.full, self.squarings = tuple(shape), settings.squarings
+        self.shape = tuple(max(min(n, 2), n // coarser) for n in shape)
+        self.template_shape = tuple(n * settings.template_factor for n in self.shape)
+        self.knots = warps.coarse_shape(shape, settings.knot_spacing)
+        self.bright = warps.coarse_shape(shape, settings.brightness_spacing)
+        self.sizes = {
+            "velocity": 3 * math.prod(self.knots), "pose": 12, "brightness": math.prod(self.bright),
+            "appearance": settings.appearances,
+        }  # fmt: skip
+        coarse = warps.coarse_shape(shape, settings.flow_spacing)
+
+        def matrices(make: Callable[[int, int], Tensor], out: Shape, given: Shape) -> list[Tensor]:
+            return [make(n, m).float().to(device) for n, m in zip(out, given, strict=True)]
+
+        def ratio(above: Shape, below: Shape) -> Tensor:
+            values = [n / m for n, m in zip(above, below, strict=True)]
+            return torch.tensor(values, device=device)[:, None, None, None]
+
+        self.to_flow = matrices(warps.spline_matrix, coarse, self.knots)
+        self.to_voxels = matrices(warps.spline_resampling, self.shape, coarse)
+        self.to_bright = matrices(warps.spline_matrix, self.shape, self.bright)
+        self.cell, self.scale = ratio(self.full, coarse), ratio(self.shape, self.full)
+        self.factor = settings.template_factor
+        self.middle = ratio(self.full, (2, 2, 2))
+        knots = torch.cat([torch.ones(1, 1, *self.knots), warps.index_grid(torch.empty(self.knots))], 1).flatten(2)[0]
+        self.affine = torch.linalg.qr(knots.T.double())[0].float().to(device)  # (K, 4), orthonormal
+        corner = warps.index_grid(torch.empty(self.shape, device=device))
+        self.centres = (corner + 0.5) * ratio(self.full, self.shape) - self.middle  # voxels from the scan's middle
+
+    def split(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Velocity (B, 3, x, y, z), pose (B, 12), brightness (B, 1, x, y, z) and appearance (B, J) of (B, P)."""
+        v, pose, g, a = numbers.split(list(self.sizes.values()), 1)
+        return v.unflatten(1, (3, *self.knots)), pose, g.unflatten(1, (1, *self.bright)), a
+
+    def without_affine(self, numbers: Tensor) -> Tensor:
+        """Numbers (B, P) whose velocities shift, turn, scale and shear nothing: that is what poses are for."""
+        size = self.sizes["velocity"]
+        v = numbers[:, :size].unflatten(1, (3, -1))
+        return torch.cat([(v - v @ self.affine @ self.affine.T).flatten(1), numbers[:, size:]], 1)
+
+    def points(self, numbers: Tensor, guarded: bool = False) -> Tensor:
+        """phi: where in the template each voxel is found, (B, 3, X, Y, Z), in voxels of :attr:`shape`.
+
+        `guarded` warps fold nowhere: a velocity that would is weakened, as the simulator does.
+        """
+        v, pose, _, _ = self.split(numbers)
+        velocity = warps.separable(v, self.to_flow) / self.cell
+        if guarded:
+            moved, _ = warps.diffeomorphism(velocity, self.squarings)
+        else:
+            moved = warps.flow(velocity, self.squarings)
+        places = warps.separable(moved * self.cell, self.to_voxels) + self.centres
+        matrix = warps.affine_matrix(pose, self.full)
+        places = (matrix[:, :, :3] @ places.flatten(2) + matrix[:, :, 3:]).view_as(places)
+        return (places + self.middle) * self.scale - 0.5
+
+    def see(self, volumes: Tensor, points: Tensor) -> Tensor:
+        """Volumes (B or 1, C, ...) on the template's grid, or that of :attr:`shape`, warped: (B, C, X, Y, Z)."""
+        if tuple(volumes.shape[2:]) != self.shape:
+            points = (points + 0.5) * self.factor - 0.5
+        return warps.sample(volumes.expand(len(points), -1, -1, -1, -1), points)
+
+    def brightness(self, numbers: Tensor) -> Tensor:
+        """exp(B g), (B, 1, X, Y, Z)."""
+        return warps.separable(self.split(numbers)[2], self.to_bright).exp()
+
+    def look(self, appearances: Tensor, numbers: Tensor) -> Tensor:
+        """sum_j a_j A_j of each animal, (B, 1, X, Y, Z)."""
+        return (self.split(numbers)[3] @ appearances.flatten(1)).view(-1, 1, *self.shape)
+
+    def render(self, template: Tensor, appearances: Tensor, numbers: Tensor) -> Tensor:
+        """The scan without its noise, (B, 1, X, Y, Z)."""
+        points = self.points(numbers)
+        seen = self.see(template, points)
+        if len(appearances):
+            seen = seen + self.see(self.look(appearances, numbers), points)
+        return seen * self.brightness(numbers)
+
+
+def roughness(velocity: Tensor) -> Tensor:
+    """Mean squared second difference between knots, over the axes."""
+    return torch.stack([velocity.diff(n=2, dim=axis).square().mean() for axis in (2, 3, 4)]).sum()
+
+
+def expected(clean: Tensor, noise: float) -> Tensor:
+    """Mean of the magnitude of a signal with complex noise of standard deviation `noise`: exact in air and far above.
+
+    Between the two it is at most a tenth of the noise too high.
+    """
+    return (clean.square() + (math.pi / 2 * noise**2 + 1e-12)).sqrt()  # not 0, where a root has no slope
