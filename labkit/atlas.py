@@ -17,15 +17,19 @@ import hashlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit import warps
-from labkit.rendering import ATLAS_SCALES, AtlasSettings, Geometry, Shape, expected
+from labkit.rendering import Geometry, Shape, expected
 
-__all__ = ["ATLAS_SCALES", "Adam", "Atlas", "AtlasSettings", "annealed"]
+if TYPE_CHECKING:
+    from labkit.variants import AtlasSettings
+
+__all__ = ["Adam", "Atlas", "AtlasEncoder", "AtlasGenerator", "annealed"]
 
 BETAS = 0.8, 0.99
 """Of all moments: an animal is seen a few dozen times in all, fewer than a longer memory would reach back."""
@@ -85,6 +89,7 @@ class Atlas:
     Examples
     --------
     >>> from labkit.registration import AtlasLearner
+    >>> from labkit.variants import ATLAS_SCALES
     >>> learner = AtlasLearner(torch.rand(5, 1, 16, 16, 16), ATLAS_SCALES["smoke"])
     >>> atlas = learner.finish()
     >>> z = torch.randn(2, atlas.latent_dim)

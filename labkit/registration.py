@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit import warps
-from labkit.atlas import CHUNK, Adam, Atlas, AtlasEncoder, AtlasGenerator, AtlasSettings, annealed
+from labkit.atlas import CHUNK, Adam, Atlas, AtlasEncoder, AtlasGenerator, annealed
 from labkit.rendering import Geometry, expected, roughness
-from labkit.variants import Scale
+from labkit.variants import AtlasSettings, Scale
 
 __all__ = ["AtlasFit", "AtlasLearner", "modes", "noise_level", "texture"]
 
@@ -308,8 +308,8 @@ def colours(rest: Tensor, white: Tensor, lags: int) -> dict[str, Tensor]:
 class AtlasFit(AtlasLearner):
     """An :class:`AtlasLearner` as :func:`labkit.training.train` takes it: of cubes, with what a run asks a learner for.
 
-    `cubes` (N, 1, S, S, S) in [-1, 1] hold the scans in `box`; those at `labelled` have `labels`, uint8 (M, 1, S, S, S),
-    or there are none.
+    `cubes` (N, 1, S, S, S) in [-1, 1] hold the scans in `box`; those at `labelled` have `labels`, uint8
+    (M, 1, S, S, S), or there are none.
     """
 
     precision = "fp32"

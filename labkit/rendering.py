@@ -7,80 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from labkit import warps
-from labkit.fields import check, number, one_of
+
+if TYPE_CHECKING:
+    from labkit.variants import AtlasSettings
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtlasSettings:
-    """How fine the atlas is, and how long it is fitted.
-
-    Attributes
-    ----------
-    name : str
-        Key in :data:`ATLAS_SCALES` these settings come from.
-    latent_dim : int
-        Length of a code; 500 as in SigmaRat1 and SigmaRat2.
-    iterations, batch_size : int
-        Steps of the fit, and scans a step.
-    coarse_share : float
-        Share of the steps at half the scans' resolution, which settles most of every warp at an eighth of the cost.
-    template_factor : int
-        Voxels of the template along a voxel of the scans, 1 or 2; appearances are as fine as the scans.
-    knot_spacing, flow_spacing, brightness_spacing : int
-        Voxels between knots of velocity, between points at which its flow is integrated, and between knots of
-        brightness.
-    squarings : int
-        Of scaling and squaring.
-    appearances : int
-        Number of A_j.
-    lr, lr_template : float
-        Step size of Adam for velocities, voxels, and for the template, grey values in [0, 1].
-    bending, speed : float
-        Weights of the mean squared second difference between knots and of the mean squared velocity, voxels.
-
-    Raises
-    ------
-    ValueError
-        Says which field was given what, and what is allowed.
-    """
-
-    name: str
-    latent_dim: int = number(1, default=500)
-    iterations: int = number(1)
-    batch_size: int = number(1, default=4)
-    coarse_share: float = number(0, 1, default=0.5)
-    template_factor: int = one_of(1, 2, default=2)
-    knot_spacing: int = number(1, default=3)
-    flow_spacing: int = number(1, default=3)
-    brightness_spacing: int = number(1, default=8)
-    squarings: int = number(1, 10, default=4)
-    appearances: int = number(0, 20, default=8)
-    lr: float = number(1e-6, 1, default=0.25)
-    lr_template: float = number(1e-6, 1, default=4e-3)
-    bending: float = number(0, default=0.002)
-    speed: float = number(0, default=8e-5)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-ATLAS_SCALES: dict[str, AtlasSettings] = {
-    settings.name: settings
-    for settings in (
-        AtlasSettings(name="smoke", latent_dim=32, iterations=120, coarse_share=0.5, appearances=2, knot_spacing=3),
-        AtlasSettings(name="laptop", iterations=1200),
-        AtlasSettings(name="paper", iterations=6000, template_factor=2, appearances=16),
-    )
-}
-"""Settings by name: seconds for tests, minutes on a processor, without hurry."""
 
 
 class Geometry:

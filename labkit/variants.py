@@ -1,8 +1,8 @@
 """What the models are: each variant's networks, losses and optimiser, and the scales they are built at.
 
 Nothing here needs torch. A `Variant` is one model of Ferreira et al. 2022 (Applied Sciences 12:4844): the networks of
-its architecture figures, the loss of equation 2, 5 or 6. A `Scale` says how large and how long. Both are frozen, check
-themselves, and travel as JSON.
+its architecture figures, the loss of equation 2, 5 or 6. `AtlasSettings` are those of the study's own model. A `Scale`
+says how large and how long. All are frozen, check themselves, and travel as JSON.
 """
 
 from __future__ import annotations
@@ -10,10 +10,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from labkit.atlas import ATLAS_SCALES, AtlasSettings
 from labkit.fields import check, from_dict, known, number, one_of
 
-__all__ = ["MODELS", "SCALES", "VARIANTS", "AtlasSettings", "Scale", "Variant", "asdict", "from_dict", "resolve"]
+__all__ = [
+    "ATLAS_SCALES",
+    "MODELS",
+    "SCALES",
+    "VARIANTS",
+    "AtlasSettings",
+    "Scale",
+    "Variant",
+    "asdict",
+    "from_dict",
+    "resolve",
+]
 
 LAMBDAS = ("lambda1", "lambda2", "lambda3", "none")
 
@@ -101,6 +111,60 @@ class Variant:
         gdl_weight = "none" if self.gdl_reduction == "none" else self.gdl_weight
         named = {"l1": self.l1_weight, "mse": self.mse_weight, "gdl": gdl_weight}
         return {term: getattr(self, which) for term, which in named.items() if getattr(self, which, 0.0) > 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasSettings:
+    """The study's own model: how fine an atlas is, and how long it is fitted.
+
+    Attributes
+    ----------
+    name : str
+        ``"atlas"``.
+    latent_dim : int
+        Length of a code; 500 as in SigmaRat1 and SigmaRat2.
+    iterations, batch_size : int
+        Steps of the fit, and scans a step.
+    coarse_share : float
+        Share of the steps at half the scans' resolution, which settles most of every warp at an eighth of the cost.
+    template_factor : int
+        Voxels of the template along a voxel of the scans, 1 or 2; appearances are as fine as the scans.
+    knot_spacing, flow_spacing, brightness_spacing : int
+        Voxels between knots of velocity, between points at which its flow is integrated, and between knots of
+        brightness.
+    squarings : int
+        Of scaling and squaring.
+    appearances : int
+        Number of A_j.
+    lr, lr_template : float
+        Step size of Adam for velocities, voxels, and for the template, grey values in [0, 1].
+    bending, speed : float
+        Weights of the mean squared second difference between knots and of the mean squared velocity, voxels.
+
+    Raises
+    ------
+    ValueError
+        Says which field was given what, and what is allowed.
+    """
+
+    name: str = "atlas"
+    latent_dim: int = number(1, default=500)
+    iterations: int = number(1)
+    batch_size: int = number(1, default=4)
+    coarse_share: float = number(0, 1, default=0.5)
+    template_factor: int = one_of(1, 2, default=2)
+    knot_spacing: int = number(1, default=3)
+    flow_spacing: int = number(1, default=3)
+    brightness_spacing: int = number(1, default=8)
+    squarings: int = number(1, 10, default=4)
+    appearances: int = number(0, 20, default=8)
+    lr: float = number(1e-6, 1, default=0.25)
+    lr_template: float = number(1e-6, 1, default=4e-3)
+    bending: float = number(0, default=0.002)
+    speed: float = number(0, default=8e-5)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +289,7 @@ def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple
 
 def _resolve_atlas(model: str | AtlasSettings, size: Scale, overrides: dict[str, Any]) -> tuple[AtlasSettings, Scale]:
     """An atlas has no channels, no average of weights and no half precision; the rest of a scale is its own."""
-    settings = replace(ATLAS_SCALES[size.name], name="atlas") if isinstance(model, str) else model
+    settings = ATLAS_SCALES[size.name] if isinstance(model, str) else model
     own = [f.name for f in fields(AtlasSettings) if f.name != "name"]
     of_scale = ["size", "iterations", "batch_size", "log_every", "sample_every", "checkpoint_every"]
     for given in overrides:
@@ -309,3 +373,10 @@ SCALES: dict[str, Scale] = {
     )
 }  # fmt: skip
 """Scales by name: seconds for tests, minutes on a processor, the paper's."""
+
+ATLAS_SCALES: dict[str, AtlasSettings] = {
+    "smoke": AtlasSettings(latent_dim=32, iterations=120, appearances=2),
+    "laptop": AtlasSettings(iterations=1200),
+    "paper": AtlasSettings(iterations=6000, appearances=16),
+}
+"""An atlas's settings by scale: seconds for tests, minutes on a processor, without hurry."""

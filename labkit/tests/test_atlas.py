@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.atlas import ATLAS_SCALES, Atlas, AtlasSettings
+from labkit.atlas import Atlas
 from labkit.fields import from_dict
 from labkit.files import load_state, save_state
 from labkit.registration import AtlasLearner, modes, noise_level
 from labkit.rendering import Geometry
+from labkit.variants import ATLAS_SCALES, AtlasSettings
 from labkit.warps import index_grid
 
 SMOKE = ATLAS_SCALES["smoke"]

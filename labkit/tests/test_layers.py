@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1]
-MATHS = {"variants", "fields", "layers", "networks", "losses", "updates", "capture", "published", "warps"}
+MATHS = {"variants", "fields", "layers", "networks", "losses", "updates", "capture", "published"}
+MATHS |= {"warps", "rendering", "atlas"}
 GROUND = {"files", "fields", "warps"}  # what data may use of the hall: no model, no run
 WINGS = ["data", "evidence", "figures", "widgets"]  # each may import those before it, the hall after data
 FLOORS = 8

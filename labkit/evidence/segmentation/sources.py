@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit import warps
 from labkit.data import volumes
 from labkit.data.augment import elastic
 from labkit.data.cohort import Cohort
@@ -100,8 +99,8 @@ class ArmsAtlas:
         """Real training scans, as if without labels, with those that the template brings along."""
         state, found = self.atlas.state, []
         for part in self.numbers[places].split(8):
-            logits = state["label_logits"].expand(len(part), -1, -1, -1, -1)
-            seen = warps.sample(logits, self.atlas.geometry.points(part, guarded=True))
+            geometry = self.atlas.geometry
+            seen = geometry.see(state["label_logits"], geometry.points(part, guarded=True))
             found.append(state["label_values"][seen.argmax(1, keepdim=True)])
         cubes = self.run.generator().in_cube(torch.cat(found), 0)
         return replace(self.like.take(places), labels=volumes.resize_labels(cubes, self.plan.size))
