@@ -408,3 +408,14 @@ def test_arms_of_an_atlas_need_one():
     assert not [arm for arm in arms.chosen("reduced", True, atlas=False) if arm.source in arms.ATLAS_SOURCES]
     with pytest.raises(ValueError, match="needs an atlas of the same training scans"):
         arms.chosen("r5+a200", True, atlas=False)
+
+
+def test_an_atlas_labels_new_animals_by_registration(rats, atlas, tmp_path):
+    mine = atlas.held_out(rats)
+    labelled = labkit.segment(atlas, mine, tmp_path / "out")
+    predicted = torch.stack([torch.from_numpy(np.array(scan.labels)) for scan in labelled])
+    assert score(predicted, mine).groupby("tissue")["dice"].mean()["whole brain"] > 0.8
+    assert np.array_equal(labelled[0].image, mine[0].image)
+    unlabelled = train("atlas", onions(tmp_path / "bare", n=4, labels=False), "smoke", tmp_path / "none", iterations=4)
+    with pytest.raises(ValueError, match="without labels"):
+        labkit.segment(unlabelled, mine)

@@ -1,10 +1,14 @@
-"""Labels for scans that have none, by a trained network, in the scans' own space."""
+"""Labels for scans that have none, by a trained network or an atlas, in the scans' own space."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
+from torch import Tensor
 
 from labkit.data import bids
 from labkit.data.cohort import Cohort
@@ -17,6 +21,7 @@ from labkit.evidence.segmentation.network import inputs, probabilities
 from labkit.evidence.segmentation.reader import find_network
 from labkit.fields import known
 from labkit.files import located, new_folder, progress_bar
+from labkit.generation import encode
 from labkit.runs import Run, load_run
 
 
@@ -24,31 +29,37 @@ def segment(
     run: Run | str | os.PathLike | Experiment,
     cohort: Cohort,
     out_dir: str | os.PathLike | None = None,
-    arm: str = "r100",
+    arm: str | None = None,
     seed: int = 0,
 ) -> Cohort:
-    """Label scans with a network of the segmentation experiment, and write them with ``_dseg.nii.gz`` beside each.
+    """Label scans, and write them with ``_dseg.nii.gz`` beside each.
+
+    An atlas that was trained on scans of which some had labels brings its template's along by registration, whatever
+    their coding. With other runs it is a network of the segmentation experiment that labels.
 
     Parameters
     ----------
     run : Run, path or labkit.evidence.segmentation.experiment.Experiment
-        The generator's run in which the experiment was done, or the experiment. Its data are not needed.
+        An atlas's run; the generator's run in which the experiment was done; or the experiment. Their data are not
+        needed.
     cohort : Cohort
         Scans of any animals, on the study's grid or the run's.
     out_dir : path, optional
-        New folder; default ``segmented/<fingerprint>`` in the experiment's folder. If it is there, it is opened.
+        New folder; default ``segmented/<fingerprint>`` in the run's or the experiment's folder. If it is there, it is
+        opened.
     arm, seed : str, int
-        Which network.
+        Which network; default the atlas, or where the run is none ``r100``.
 
     Returns
     -------
     Cohort
-        The scans with labels 1 CSF, 2 grey matter, 3 white matter; files have the originals' grid and orientation.
+        The scans with labels, a network's 1 CSF, 2 grey matter, 3 white matter; files have the originals' grid and
+        orientation.
 
     Raises
     ------
     ValueError
-        That network is not there, the cohort is empty or on another grid.
+        That network is not there, the atlas has no labels, the cohort is empty or on another grid.
 
     Examples
     --------
@@ -58,11 +69,13 @@ def segment(
     >>> labelled.labelled
     True
     """
-    known("arm", arm, ARMS)
     if not len(cohort):
         raise ValueError("no scans to segment: the cohort is empty")
     generator = run.run if isinstance(run, Experiment) else run if isinstance(run, Run) else load_run(run)
     generator.file_template.check_grid(cohort)
+    if arm is None and not isinstance(run, Experiment) and generator.variant.name == "atlas":
+        return _by_atlas(generator, cohort, out_dir)
+    arm = known("arm", arm or "r100", ARMS)
     found = find_network(run.folder if isinstance(run, Experiment) else generator.path, arm, seed)
     if found is None:
         raise ValueError(
@@ -73,15 +86,37 @@ def segment(
     folder = located(out_dir) if out_dir else default
     if not folder.exists():
         images, box = inputs(cohort, found.plan)
-        names = cohort.bids_labels()
-        with new_folder(folder) as fresh:
-            for index, scan in enumerate(progress_bar(cohort, "segmenting")):
-                chances = probabilities([found.network], images[index : index + 1], box)
-                labels = chances.argmax(1, keepdim=True).byte()[0]
-                original = nib.Nifti1Image.from_image(nib.load(scan.origin.path))  # every voxel of the file
-                path = bids.scan_path(names[scan.subject], scan.session, scan.suffix)
-                bids.save_scan(fresh, path, original, scan.restore_labels(labels))
-            bids.write_label_names(fresh, LABEL_NAMES)
-            bids.write_description(fresh, f"{cohort.name}, segmented", "derivative", Arm=arm, Seed=seed,
-                                   Run=generator.path.name, Scans=cohort.fingerprint)  # fmt: skip
+        chances = (probabilities([found.network], image[None], box) for image in images)
+        labels = (chance.argmax(1, keepdim=True).byte()[0] for chance in chances)
+        _write(folder, cohort, labels, LABEL_NAMES, Arm=arm, Seed=seed, Run=generator.path.name)
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
+
+
+def _by_atlas(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None) -> Cohort:
+    """Labels by registration: each scan's code, and what the template's labels become under its warp."""
+    generator = run.generator()
+    if not generator.has_labels:
+        raise ValueError(
+            f"{run.path.name} was trained on scans without labels: put *_dseg.nii.gz beside some, and train it again"
+        )
+    default = run.path / "segmented" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:10]}"
+    folder = located(out_dir) if out_dir else default
+    if not folder.exists():
+        values = set(generator.atlas.state["label_values"].tolist())
+        names = LABEL_NAMES if values <= set(LABEL_NAMES) else {}
+        labels = (map_ for code in encode(run, cohort).split(8) for map_ in generator.labelled(code)[1])
+        _write(folder, cohort, labels, names, Run=run.path.name)
+    return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
+
+
+def _write(folder: Path, cohort: Cohort, labels: Iterable[Tensor], label_names: dict[int, str], **about: Any) -> None:
+    """The cohort's own files with label maps (1, S, S, S) beside them."""
+    names = cohort.bids_labels()
+    with new_folder(folder) as fresh:
+        for scan, cube in zip(progress_bar(cohort, "segmenting"), labels, strict=True):
+            original = nib.Nifti1Image.from_image(nib.load(scan.origin.path))  # every voxel of the file
+            path = bids.scan_path(names[scan.subject], scan.session, scan.suffix)
+            bids.save_scan(fresh, path, original, scan.restore_labels(cube))
+        if label_names:
+            bids.write_label_names(fresh, label_names)
+        bids.write_description(fresh, f"{cohort.name}, segmented", "derivative", Scans=cohort.fingerprint, **about)
