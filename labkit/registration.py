@@ -219,7 +219,7 @@ def modes(numbers: Tensor, geometry: Geometry, weights: Tensor, latent_dim: int)
     A hundred animals determine some modes well, but not thousands of numbers: what a sample has beyond its leading
     modes (one for :data:`LEADING` animals) is too narrow a choice of directions. That part of its covariance is
     shrunken towards one in which frequencies are independent, as in any field that is alike everywhere, by as much as
-    makes the expected squared error smallest (Schäfer & Strimmer 2005, Stat Appl Genet Mol Biol 4:32, target D, weighted by variance).
+    makes the expected squared error smallest (Schäfer & Strimmer 2005, Stat Appl Genet Mol Biol 4:32, target D).
     The leading modes are left alone: they are what different kinds of numbers do together.
     """
     x = frequencies(numbers * weights, geometry)
