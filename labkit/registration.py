@@ -19,6 +19,9 @@ from labkit.atlas import CHUNK, Adam, Atlas, AtlasEncoder, AtlasGenerator, annea
 from labkit.rendering import Geometry, expected, roughness
 from labkit.variants import AtlasSettings, Scale
 
+LEADING = 6
+"""Animals for each mode that is taken as it was found."""
+
 __all__ = ["AtlasFit", "AtlasLearner", "modes", "noise_level", "texture"]
 
 
@@ -203,49 +206,41 @@ def frequencies(numbers: Tensor, geometry: Geometry, back: bool = False) -> Tens
     return torch.cat([out[0], pose, out[1], a], 1)
 
 
-def own_axes(x: Tensor, geometry: Geometry) -> list[tuple[slice, Tensor]]:
-    """Rotations of pose and appearance (N, P) into their principal axes, and where they are.
-
-    So few numbers are well determined, and have no other order in which they would be independent.
-    """
-    found, start = [], 0
-    for kind, size in geometry.sizes.items():
-        place = slice(start, start + size)
-        if kind in ("pose", "appearance") and size:
-            found.append((place, torch.linalg.svd(x[:, place]).Vh))
-        start += size
-    return found
+def shrinkage(x: Tensor, n: int) -> Tensor:
+    """By how much, 0 to 1, the covariances of centred `x` (N, P) of `n` animals are nearer the truth when shrunken."""
+    gram, squares = x @ x.T, x.square()
+    found = (gram.square().sum() - squares.sum(0).square().sum()) / (n - 1) ** 2
+    spread = squares.sum(1).square().sum() - squares.square().sum()
+    spread = (spread - (gram.square().sum() - squares.sum(0).square().sum()) / n) * n / (n - 1) ** 3
+    return (spread / found.clamp_min(1e-20)).clamp(0, 1)
 
 
 def modes(numbers: Tensor, geometry: Geometry, weights: Tensor, latent_dim: int) -> dict[str, Tensor]:
     """Centre, basis (Z, P) and weights of the Gaussian that the numbers (N, P) of all animals are drawn from.
 
-    A hundred animals do not determine thousands of numbers: the covariance of the sample makes its first modes too
-    wide by half, and has none beyond their count. It is shrunken towards one in which frequencies are independent, as
-    they are in any field that is alike everywhere (poses and appearances keep theirs), by as much as makes the expected
-    squared error smallest (Schäfer & Strimmer 2005, Stat Appl Genet Mol Biol 4:32, target D, weighted by variance).
+    A hundred animals determine some modes well, but not thousands of numbers: what a sample has beyond its leading
+    modes (one for :data:`LEADING` animals) is too narrow a choice of directions. That part of its covariance is
+    shrunken towards one in which frequencies are independent, as in any field that is alike everywhere, by as much as
+    makes the expected squared error smallest (Schäfer & Strimmer 2005, Stat Appl Genet Mol Biol 4:32, target D).
+    The leading modes are left alone: they are what different kinds of numbers do together.
     """
     x = frequencies(numbers * weights, geometry)
     centre = x.mean(0)
     x = x - centre
-    turns = own_axes(x, geometry)
-    for place, axes in turns:
-        x[:, place] = x[:, place] @ axes.T
     n, variance = max(2, len(x)), x.square().sum(0) / max(1, len(x) - 1)
     kept = variance.argsort(descending=True)[: 2 * latent_dim + 200].sort().values
-    x, variance = x[:, kept], variance[kept]
-    gram, squares = x @ x.T, x.square()
-    found = gram.square().sum() / (n - 1) ** 2 - variance.square().sum()
-    spread = squares.sum(1).square().sum() - squares.square().sum()
-    spread = (spread - (gram.square().sum() - squares.sum(0).square().sum()) / n) * n / (n - 1) ** 3
-    rho = (spread / found.clamp_min(1e-20)).clamp(0, 1)
-    covariance = (1 - rho) * (x.T @ x) / (n - 1) + torch.diag(rho * variance)
+    x = x[:, kept]
+    leading = torch.linalg.svd(x, full_matrices=False).Vh[: len(x) // LEADING]
+    first = x @ leading.T
+    rest = x - first @ leading
+    rho = shrinkage(rest, n)
+    variance = rest.square().sum(0) / (n - 1)
+    covariance = leading.T @ (first.T @ first) @ leading / (n - 1) + (1 - rho) * (rest.T @ rest) / (n - 1)
+    covariance.diagonal().add_(rho * variance)
     values, vectors = torch.linalg.eigh(covariance.double())
     values, vectors = values.flip(0)[:latent_dim].clamp_min(0), vectors.flip(1)[:, :latent_dim]
     basis = numbers.new_zeros(len(values), numbers.shape[1])
     basis[:, kept] = (vectors * values.sqrt()).T.float()
-    for place, axes in turns:
-        basis[:, place] = basis[:, place] @ axes
     back = frequencies(torch.cat([centre[None], basis]), geometry, back=True) / weights
     return {"centre": back[0], "basis": back[1:].contiguous(), "weights": weights, "rho": rho[None]}
 
