@@ -21,7 +21,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +98,17 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """With the defaults of settings that a run from before they existed does not name."""
-    kinds = {"variant": settings_of, "scale": partial(from_dict, Scale)}
-    return {**config, **{key: asdict(kind(config[key])) for key, kind in kinds.items() if key in config}}
+    whole = dict(config)
+    if "variant" in config:
+        whole["variant"] = asdict(settings_of(config["variant"]))
+    if "scale" in config:
+        whole["scale"] = asdict(from_dict(Scale, config["scale"]))
+    return whole
 
 
 def settings_of(values: Mapping[str, Any]) -> Variant | AtlasSettings:
     """A model's settings, read back from JSON."""
-    return from_dict(AtlasSettings if values["name"] == "atlas" else Variant, values)
+    return from_dict(AtlasSettings, values) if values["name"] == "atlas" else from_dict(Variant, values)
 
 
 def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -327,16 +330,16 @@ class Run:
         names = {"random": "G", "encoded": "G_encoded"}
         if codes not in names:
             raise ValueError(f"codes={codes!r} is not known; allowed: {', '.join(names)}")
-        state = load_state(self._written(MODELS), device)
-        if "atlas" in state:
-            return AtlasGenerator(Atlas(self.variant, state["atlas"]), self.scale.size, noise and codes == "random")
+        state, settings = load_state(self._written(MODELS), device), self.variant
+        if isinstance(settings, AtlasSettings):
+            return AtlasGenerator(Atlas(settings, state["atlas"]), self.scale.size, noise and codes == "random")
         return self._network(networks.Generator, state[names[codes]], device)
 
     def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder | AtlasEncoder:
         """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it."""
-        state = load_state(self._written(MODELS), device)
-        if "atlas" in state:
-            return AtlasEncoder(Atlas(self.variant, state["atlas"]))
+        state, settings = load_state(self._written(MODELS), device), self.variant
+        if isinstance(settings, AtlasSettings):
+            return AtlasEncoder(Atlas(settings, state["atlas"]))
         return self._network(networks.Encoder, state["E"], device)
 
     def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str) -> Any:

@@ -6,8 +6,8 @@ An iteration is :func:`labkit.updates.step`; what a run writes is :mod:`labkit.r
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,9 @@ def train(
         scans = train_part.volumes(size.size).to(device)
         rng = torch.Generator(device).manual_seed(seed)
         if isinstance(variant, AtlasSettings):
-            box = volumes.scanned_slices(train_part.shape, size.size)
-            learner = AtlasFit(scans, variant, size, box, seed, *labels_of(train_part, size.size, device))
-            step, draws = learner.step, partial(learner.draw, rng)
+            learner, step = _atlas(variant, size, train_part, scans, seed, rng)
         else:
-            transforms = replace(AUGMENTATIONS[variant.augmentation], voxel_mm=train_part[0].zooms)
-            learner = Learner(variant, size, device, seed)
-            step = Captured(learner)  # labkit.updates.step, on a GPU recorded and played back
-            draws = partial(draw, scans, variant, size, transforms, rng)
+            learner, step = _networks(variant, size, train_part, scans, seed, rng)
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
         iteration = recorder.resume()
@@ -128,7 +123,7 @@ def train(
         last = iteration >= size.iterations
         with contextlib.nullcontext() if last else recorder.sitting():
             while not (last or recorder.asked_to_stop):
-                recorder.collect(step(draws()))
+                recorder.collect(step())
                 iteration += 1
                 last = iteration == size.iterations
                 if last or iteration % size.sample_every == 0:
@@ -143,10 +138,29 @@ def train(
     return Run(folder)
 
 
-def labels_of(scans: Cohort, size: int, device: torch.device) -> tuple[list[int], Tensor | None]:
-    """Places of the scans that have labels, and their maps on the cubes, uint8 (M, 1, S, S, S); None for none."""
-    places = [place for place, scan in enumerate(scans) if scan.labels is not None]
-    return places, scans.subset(places).label_maps(size).to(device) if places else None
+Step = Callable[[], dict[str, Tensor]]
+"""An iteration: gives what is logged, scalars on the device."""
+
+
+def _networks(
+    variant: Variant, scale: Scale, train: Cohort, scans: Tensor, seed: int, rng: torch.Generator
+) -> tuple[Learner | AtlasFit, Step]:
+    """An alpha-GAN's four networks, and an iteration of them."""
+    transforms = replace(AUGMENTATIONS[variant.augmentation], voxel_mm=train[0].zooms)
+    learner = Learner(variant, scale, scans.device, seed)
+    step = Captured(learner)  # labkit.updates.step, on a GPU recorded and played back
+    return learner, lambda: step(draw(scans, variant, scale, transforms, rng))
+
+
+def _atlas(
+    settings: AtlasSettings, scale: Scale, train: Cohort, scans: Tensor, seed: int, rng: torch.Generator
+) -> tuple[Learner | AtlasFit, Step]:
+    """An atlas of the scans without their padding, with those labels that there are, and an iteration of its fit."""
+    places = [place for place, scan in enumerate(train) if scan.labels is not None]
+    labels = train.subset(places).label_maps(scale.size).to(scans.device) if places else None
+    box = volumes.scanned_slices(train.shape, scale.size)
+    learner = AtlasFit(scans, settings, scale, box, seed, places, labels)
+    return learner, lambda: learner.step(learner.draw(rng))
 
 
 def draw(scans: Tensor, variant: Variant, scale: Scale, transforms: Augmentation, rng: torch.Generator) -> Draws:

@@ -230,7 +230,9 @@ class Scale:
         return 64 * self.base_channels
 
 
-def resolve(model: str | Variant, scale: str | Scale, **overrides: Any) -> tuple[Variant, Scale]:
+def resolve(
+    model: str | Variant | AtlasSettings, scale: str | Scale, **overrides: Any
+) -> tuple[Variant | AtlasSettings, Scale]:
     """Look up a model and a scale, and change any of their fields.
 
     Parameters

@@ -54,7 +54,7 @@ def controls(train: Cohort, n: int, seed: int = 0) -> dict[str, Cohort]:
 
 
 def _in_unit(scan: Scan) -> np.ndarray:
-    return (scan.image - scan.origin.low) / max(scan.origin.high - scan.origin.low, np.finfo(np.float32).tiny)
+    return (scan.image - scan.origin.low) / (scan.origin.high - scan.origin.low)  # no scan is constant
 
 
 def _cohort(name: str, train: Cohort, like: list[Scan], unit: Tensor) -> Cohort:

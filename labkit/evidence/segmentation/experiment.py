@@ -203,6 +203,7 @@ class Experiment:
 
     def _from_atlas(self, arm: Arm, seed: int, n: int) -> Examples:
         """Scans with labels by the atlas, which knows the labels of the arm's real scans, or of its reference's."""
+        assert self.atlas is not None  # or the arm would have been refused
         seen = arms_animals(self.train, arm.real or ARMS[arm.reference].real, seed)
         atlas = ArmsAtlas(self.atlas, self.train, places_of(self.train, seen), self._real, self.plan)
         if arm.source == "registered":
