@@ -129,16 +129,17 @@ def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort 
     how = (
         f"unpaired: each real scan against a random other, mean of {effort.repeats} rounds; {scaled}; blind to collapse"
     )
+    scanned = real.scanned.contiguous(), other.scanned.contiguous()
     for name, measure, direction in ERRORS:
         for flavour in ("paper", "released"):
             padded = flavour == "released" and name in ("MAE", "NCC")
             if flavour == "paper" or padded:  # else the release computes the same
-                x, y = (real.cubes, other.cubes) if padded else (real.scanned, other.scanned)
+                x, y = (real.cubes, other.cubes) if padded else scanned
                 values = _over_pairs(measure, x, y, first, second)
                 found = values.mean(), *intervals.of_pairs(values, first, second, False, rng, effort.resamples)
             grid = "the padded cube, zeros included" if padded else "the scanned slices"
             yield Measurement(name, flavour, *found, direction=direction, how=f"{how}; {grid}")
-    x, y = (side.scanned.flatten(1).numpy() for side in (real, other))
+    x, y = (side.flatten(1).numpy() for side in scanned)
     kernel = f"linear kernel on the scanned slices' voxels: squared distance of means; {scaled}; blind to collapse"
     value = distributions.linear_mmd(x, y)
     interval = intervals.of_halves(distributions.linear_mmd, x, y, value, rng, effort.halves, least=0.0)
@@ -158,11 +159,9 @@ def _batched_mmd(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> floa
 
 
 def _over_pairs(measure: Callable, x: Tensor, y: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    parts = (
-        measure(x[torch.from_numpy(i)], y[torch.from_numpy(j)])
-        for i, j in zip(*(np.array_split(v, max(1, len(v) // 16)) for v in (first, second)), strict=True)
-    )
-    return torch.cat(list(parts)).double().numpy()
+    # one pair at a time: it stays in the processor's cache, and nothing is copied
+    pairs = zip(first.tolist(), second.tolist(), strict=True)
+    return torch.cat([measure(x[i : i + 1], y[j : j + 1]) for i, j in pairs]).double().numpy()
 
 
 def similarities(box: embeddings.Box) -> Family:
@@ -207,8 +206,8 @@ def similar_pairs(
         )
         found = []
         for (first, second), left in zip((pairs.T for pairs in chosen), (other, real), strict=True):
-            x, y = left.normalised[(..., *box)], other.normalised[(..., *box)]
-            values = similarity.ms_ssim(x[torch.from_numpy(first)], y[torch.from_numpy(second)])
+            x, y = left.take(first).normalised, other.take(second).normalised
+            values = similarity.ms_ssim(x[(..., *box)], y[(..., *box)])
             found.append(Pairs(first, second, *(part.numpy() for part in values)))
         within, between = found
         return within, between
