@@ -324,7 +324,7 @@ def read(gauge: Instrument, sample: Sample, key: str = "anatomy") -> np.ndarray:
     return sample.features(key, lambda cubes: gauge(cubes * 2 - 1).double().numpy())
 
 
-def reconstruction(real: Sample, back: Sample, rng: np.random.Generator) -> Iterator[Measurement]:
+def reconstruction(real: Sample, back: Sample) -> Iterator[Measurement]:
     """Paired measures of scans and their own reconstructions, each with its floor: the mean of the other scans."""
     x, y = real.scanned, back.scanned
     others = (x.sum(0, keepdim=True) - x) / max(1, len(x) - 1)
@@ -334,6 +334,6 @@ def reconstruction(real: Sample, back: Sample, rng: np.random.Generator) -> Iter
         found = []
         for other in (y, others):
             values = _over_pairs(measure, x, other, own, own)
-            interval = intervals.of_mean(values, rng, FULL.resamples)
+            interval = intervals.of_mean(values)
             found.append(Measurement(name, "reconstruction", values.mean(), *interval, direction=direction, how=how))
         yield found[0].beside(found[1], len(x))
