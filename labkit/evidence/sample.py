@@ -22,7 +22,6 @@ class Sample:
     def __init__(self, cubes: Tensor, shape: tuple[int, ...]) -> None:
         self.cubes, self.shape = cubes, tuple(shape)
         self._cache: dict[Hashable, Any] = {}
-        self._whole: tuple[Sample, np.ndarray] | None = None
 
     @classmethod
     def of(cls, scans: Iterable[Scan], size: int = 64, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:
@@ -74,16 +73,36 @@ class Sample:
 
     def features(self, name: str, embed: Callable[[Tensor], np.ndarray]) -> np.ndarray:
         """(N, F), `embed` of :attr:`normalised`; computed once for a `name`."""
-        if self._whole is not None:
-            whole, index = self._whole
-            return whole.features(name, embed)[index]
         return self.once(name, lambda: embed(self.normalised))
 
     def take(self, index: np.ndarray) -> Sample:
         """The scans at `index`; features are those of this sample, computed once for all its parts."""
-        part = Sample(self.cubes[torch.from_numpy(index)], self.shape)
-        part._whole = self, index
-        return part
+        return _Part(self, index)
+
+
+class _Part(Sample):
+    """Some scans of a whole, which are copied where their voxels are asked for, and not before."""
+
+    def __init__(self, whole: Sample, index: np.ndarray) -> None:
+        self._whole, self._index, self.shape = whole, index, whole.shape
+        self._cache = {}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @cached_property
+    def cubes(self) -> Tensor:  # type: ignore[override]
+        return self._whole.cubes[torch.from_numpy(self._index)]
+
+    @cached_property
+    def normalised(self) -> Tensor:
+        return self._whole.normalised[torch.from_numpy(self._index)]
+
+    def features(self, name: str, embed: Callable[[Tensor], np.ndarray]) -> np.ndarray:
+        return self._whole.features(name, embed)[self._index]
+
+    def take(self, index: np.ndarray) -> Sample:
+        return _Part(self._whole, self._index[index])
 
 
 def at_resolution(sample: Sample, size: int) -> Sample:

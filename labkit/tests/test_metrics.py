@@ -247,6 +247,18 @@ def test_an_interval_of_pairs_knows_that_pairs_share_scans():
     assert 85 <= covered <= 100 and np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(2 / 20), rel=0.15)
 
 
+@pytest.mark.parametrize("n", [6, 20])
+def test_intervals_of_means_and_of_their_differences_cover_the_truth_of_few_scans(n):
+    covered = np.zeros(2, int)
+    for seed in range(400):
+        x, y = np.random.default_rng([seed, n]).normal([[1.0], [0.4]], [[1.0], [2.0]], (2, n))
+        found = intervals.of_mean(x), intervals.of_difference(x, y)
+        covered += [low <= truth <= high for (low, high), truth in zip(found, (1.0, 0.6), strict=True)]
+    assert (365 <= covered).all() and (covered <= 394).all(), covered  # a bootstrap's are at 340 of six
+    assert np.isnan([*intervals.of_mean(x[:2]), *intervals.of_difference(x, y[:2])]).all()
+    assert intervals.of_difference(np.ones(3), np.zeros(4)) == (1, 1)
+
+
 def test_an_interval_from_halves_covers_the_truth():
     covered = 0
     for seed in range(100):

@@ -14,6 +14,7 @@ import numpy as np
 
 from labkit.evidence.judging import answers, statistics
 from labkit.evidence.judging.trials import QUESTIONS, REAL, SIDES, truth
+from labkit.evidence.metrics import intervals
 from labkit.files import located, write_json
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 RIGHT_OR_WRONG = ("real_or_synthetic", "pair")
 BLOCKS = 4
 """Parts of a session that learning is shown in."""
+
+MARKS = 1, 5
+"""The lowest and the highest."""
 
 
 class Results:
@@ -209,11 +213,12 @@ class Results:
         """The answers of one kind of rater."""
         return Results(line for line in self.lines if line["kind"] == kind)
 
-    def ratings(self, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
+    def ratings(self) -> pd.DataFrame:
         """Mean rating of each source on each question, and its difference from real scans, a row each.
 
         Columns question, source, n (scans), mean, low, high, difference, d_low, d_high, p. A scan's mark is the mean
-        over raters; intervals are from a bootstrap over scans, p from Mann and Whitney's test against real ones.
+        over raters; intervals are over scans (:func:`~labkit.evidence.metrics.intervals.of_mean`; NaN for fewer than
+        three), p from Mann and Whitney's test against real ones.
         """
         import pandas as pd
         from scipy.stats import mannwhitneyu
@@ -229,16 +234,14 @@ class Results:
         )
         of_scans = marks.groupby(keys, sort=False)["mark"].mean()
         means = {key: part.to_numpy() for key, part in of_scans.groupby(keys[:2], sort=False)}
-        rng, rows = np.random.default_rng(seed), []
+        rows = []
         for question, source in itertools.product(QUESTIONS, sorted(marks["source"].unique())):
             values, real = means[question, source], means.get((question, REAL))
-            again = _resampled(values, rng, resamples)
             row = {"question": question, "source": source, "n": len(values), "mean": values.mean()}
-            row |= dict(zip(("low", "high"), np.quantile(again, (0.025, 0.975)), strict=True))  # NaN of few scans
+            row |= dict(zip(("low", "high"), np.clip(intervals.of_mean(values), *MARKS), strict=True))
             if source != REAL and real is not None:
-                apart = again - _resampled(real, rng, resamples)
                 row |= {"difference": values.mean() - real.mean(), "p": float(mannwhitneyu(values, real).pvalue)}
-                row |= dict(zip(("d_low", "d_high"), np.quantile(apart, (0.025, 0.975)), strict=True))
+                row |= dict(zip(("d_low", "d_high"), intervals.of_difference(values, real), strict=True))
             rows.append(row)
         columns = ["question", "source", "n", "mean", "low", "high", "difference", "d_low", "d_high", "p"]
         return pd.DataFrame(rows).reindex(columns=columns)
@@ -320,10 +323,3 @@ def _graded(own: pd.DataFrame) -> float:
     """Answers with confidence as one scale; those without confidence count as a guess."""
     side = np.where(own["answer"] == "synthetic", 1.0, -1.0)
     return statistics.rank_share(side * own["confidence"].fillna(1.0), own["shown"] != REAL)
-
-
-def _resampled(values: np.ndarray, rng: np.random.Generator, times: int) -> np.ndarray:
-    """Means of resampled values; NaN for fewer than three, whose spread nobody knows."""
-    if len(values) < 3:
-        return np.full(times, np.nan)
-    return values[rng.integers(len(values), size=(times, len(values)))].mean(1)

@@ -225,4 +225,4 @@ class Comparison:
         scans, made = self._real.subset(first), self._back.subset(first)
         real = self.yardstick.sample(scans)
         back = self.yardstick.sample(made, [written_range(scan) for scan in scans])
-        yield from measures.reconstruction(real, back, self.yardstick.rng(4))
+        yield from measures.reconstruction(real, back)

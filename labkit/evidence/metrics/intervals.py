@@ -41,13 +41,29 @@ def of_pairs(
     return low, high
 
 
-def of_mean(values: np.ndarray, rng: np.random.Generator, times: int = 500) -> tuple[float, float]:
-    """Interval of the mean of independent values, (m,), by bootstrap; `times` of 0 gives NaN."""
-    if times == 0:
+def of_mean(values: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean of independent values, (m,): Student's t; NaN for fewer than three.
+
+    A bootstrap's is too narrow for few values: of six it covers the mean 85 times in 100.
+    """
+    from scipy.stats import t
+
+    if len(values) < 3:
         return UNKNOWN
-    means = values[rng.integers(len(values), size=(times, len(values)))].mean(1)
-    low, high = np.quantile(means, ENDS).tolist()
-    return low, high
+    reach = t.ppf(ENDS[1], len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)
+
+
+def of_difference(values: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Interval of the difference of two means, `values` (m,) less `other` (k,): Welch's t; NaN for fewer than three."""
+    from scipy.stats import ttest_ind
+
+    if min(len(values), len(other)) < 3:
+        return UNKNOWN
+    if max(np.ptp(values), np.ptp(other)) == 0:
+        return (float(values[0] - other[0]),) * 2
+    interval = ttest_ind(values, other, equal_var=False).confidence_interval()
+    return float(interval.low), float(interval.high)
 
 
 def of_halves(

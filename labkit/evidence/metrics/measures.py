@@ -125,11 +125,12 @@ def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort 
     how = (
         f"unpaired: each real scan against a random other, mean of {effort.repeats} rounds; {scaled}; blind to collapse"
     )
+    scanned = real.scanned.contiguous(), other.scanned.contiguous()
     for name, measure, direction in ERRORS:
-        values = _over_pairs(measure, real.scanned, other.scanned, first, second)
+        values = _over_pairs(measure, *scanned, first, second)
         interval = intervals.of_pairs(values, first, second, False, rng, effort.resamples)
         yield Measurement(name, "paper", values.mean(), *interval, direction=direction, how=how)
-    x, y = (side.scanned.flatten(1).numpy() for side in (real, other))
+    x, y = (side.flatten(1).numpy() for side in scanned)
     value = distributions.linear_mmd(x, y)
     interval = intervals.of_halves(distributions.linear_mmd, x, y, value, rng, effort.halves, least=0.0)
     how = f"linear kernel on voxels, all scans at once: squared distance of means; {scaled}; blind to collapse"
@@ -137,11 +138,9 @@ def paper(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort 
 
 
 def _over_pairs(measure: Callable, x: Tensor, y: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    parts = (
-        measure(x[torch.from_numpy(i)], y[torch.from_numpy(j)])
-        for i, j in zip(*(np.array_split(v, max(1, len(v) // 16)) for v in (first, second)), strict=True)
-    )
-    return torch.cat(list(parts)).double().numpy()
+    # one pair at a time: it stays in the processor's cache, and nothing is copied
+    pairs = zip(first.tolist(), second.tolist(), strict=True)
+    return torch.cat([measure(x[i : i + 1], y[j : j + 1]) for i, j in pairs]).double().numpy()
 
 
 def similarities(box: embeddings.Box) -> Family:
@@ -185,8 +184,8 @@ def similar_pairs(
         )
         found = []
         for (first, second), left in zip((pairs.T for pairs in chosen), (other, real), strict=True):
-            x, y = left.normalised[(..., *box)], other.normalised[(..., *box)]
-            values = similarity.ms_ssim(x[torch.from_numpy(first)], y[torch.from_numpy(second)])
+            x, y = left.take(first).normalised, other.take(second).normalised
+            values = similarity.ms_ssim(x[(..., *box)], y[(..., *box)])
             found.append(Pairs(first, second, values.numpy()))
         within, between = found
         return within, between
@@ -303,7 +302,7 @@ def read(gauge: Instrument, sample: Sample, key: str = "anatomy") -> np.ndarray:
     return sample.features(key, lambda cubes: gauge(cubes * 2 - 1).double().numpy())
 
 
-def reconstruction(real: Sample, back: Sample, rng: np.random.Generator) -> Iterator[Measurement]:
+def reconstruction(real: Sample, back: Sample) -> Iterator[Measurement]:
     """Paired measures of scans and their own reconstructions, each with its floor: the mean of the other scans."""
     x, y = real.scanned, back.scanned
     others = (x.sum(0, keepdim=True) - x) / max(1, len(x) - 1)
@@ -313,6 +312,6 @@ def reconstruction(real: Sample, back: Sample, rng: np.random.Generator) -> Iter
         found = []
         for other in (y, others):
             values = _over_pairs(measure, x, other, own, own)
-            interval = intervals.of_mean(values, rng, FULL.resamples)
+            interval = intervals.of_mean(values)
             found.append(Measurement(name, "reconstruction", values.mean(), *interval, direction=direction, how=how))
         yield found[0].beside(found[1], len(x))
