@@ -105,6 +105,8 @@ def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto", 
 def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
     """Scans to codes, (N, Z), for ``kind="encoded"``; ValueError for scans on another grid than the run's.
 
+    Of an atlas the codes of its own training scans are those of the fit.
+
     Examples
     --------
     >>> codes = labkit.encode(run, rats)
@@ -113,7 +115,14 @@ def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
     """
     run.file_template.check_grid(cohort)
     network = run.encoder(choose_device(device))
-    return _gathered(in_batches(network, cohort.volumes(run.scale.size)), (run.variant.latent_dim,))
+    codes, fitted = torch.empty(len(cohort), run.variant.latent_dim), run.fitted_codes(network)
+    new = [place for place, digest in enumerate(cohort.digests) if digest not in fitted]
+    for place in set(range(len(cohort))) - set(new):
+        codes[place] = fitted[cohort.digests[place]]
+    if new:
+        scans = cohort.subset(new).volumes(run.scale.size)
+        codes[new] = torch.cat(list(in_batches(network, scans)))
+    return codes
 
 
 def interpolate(

@@ -239,8 +239,8 @@ def modes(numbers: Tensor, geometry: Geometry, weights: Tensor, latent_dim: int)
     covariance.diagonal().add_(rho * variance)
     values, vectors = torch.linalg.eigh(covariance.double())
     values, vectors = values.flip(0)[:latent_dim].clamp_min(0), vectors.flip(1)[:, :latent_dim]
-    basis = numbers.new_zeros(len(values), numbers.shape[1])
-    basis[:, kept] = (vectors * values.sqrt()).T.float()
+    basis = numbers.new_zeros(latent_dim, numbers.shape[1])  # directions that a small grid lacks move nothing
+    basis[: len(values), kept] = (vectors * values.sqrt()).T.float()
     back = frequencies(torch.cat([centre[None], basis]), geometry, back=True) / weights
     return {"centre": back[0], "basis": back[1:].contiguous(), "weights": weights, "rho": rho[None]}
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from labkit import networks
 from labkit.atlas import Atlas, AtlasEncoder, AtlasGenerator
@@ -341,6 +342,13 @@ class Run:
         if isinstance(settings, AtlasSettings):
             return AtlasEncoder(Atlas(settings, state["atlas"]))
         return self._network(networks.Encoder, state["E"], device)
+
+    def fitted_codes(self, encoder: nn.Module) -> dict[str, Tensor]:
+        """Codes of the training scans by digest, where training itself finds them, as an atlas's does; else none."""
+        if not isinstance(encoder, AtlasEncoder):
+            return {}
+        codes = encoder.atlas.codes(encoder.atlas.state["numbers"]).cpu()
+        return dict(zip(self.config["train"]["digests"], codes, strict=True))
 
     def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str) -> Any:
         network = kind(self.variant, self.scale)

@@ -1,0 +1,114 @@
+"""An atlas as a model beside the others: trained, interrupted, drawn from, encoded and opened by the same verbs."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import labkit
+from labkit.evidence.latent import LatentSpace
+from labkit.evidence.metrics.controls import CONTROLS, controls
+from labkit.figures import architecture
+from labkit.files import load_state
+from labkit.registration import AtlasFit
+from labkit.runs import MODELS
+from labkit.tests.brains import onions
+
+
+@pytest.fixture(scope="module")
+def rats(tmp_path_factory):
+    return onions(tmp_path_factory.mktemp("atlas") / "rats", n=12)
+
+
+@pytest.fixture(scope="module")
+def run(rats, tmp_path_factory):
+    return labkit.train("atlas", rats, "smoke", tmp_path_factory.mktemp("runs") / "atlas", n_train=8, iterations=60)
+
+
+def test_a_run_of_an_atlas_has_what_every_run_has(rats, run):
+    assert run.variant.name == "atlas" and run.iteration == 60 and run.scale.precision == "fp32"
+    assert {"rec_mse", "held_out_mse", "mean_scan_mse"} <= set(run.losses.columns)
+    last = run.losses.iloc[-1]
+    assert last["held_out_mse"] < last["mean_scan_mse"]
+    assert run.summary()["reconstruction error, held out"] == last["held_out_mse"]
+    assert (run.path / "samples" / "iteration-000060.png").exists()
+    table = architecture.networks_table(run.variant, run.scale)
+    assert "template T" in table.index.get_level_values("what") and r"\varphi" in architecture.equations(run.variant)
+
+
+def test_an_interrupted_fit_goes_on_bit_for_bit(rats, run, tmp_path, monkeypatch):
+    step = AtlasFit.step
+
+    def interrupted(self, animals):
+        if self.iteration == 25:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, animals)
+
+    monkeypatch.setattr(AtlasFit, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        labkit.train("atlas", rats, "smoke", tmp_path / "cut", n_train=8, iterations=60)
+    assert labkit.load_run(tmp_path / "cut").iteration == 26
+    monkeypatch.setattr(AtlasFit, "step", step)
+    again = labkit.train("atlas", rats, "smoke", tmp_path / "cut", n_train=8, iterations=60)
+    mine, whole = (load_state(one.path / MODELS, "cpu")["atlas"] for one in (again, run))
+    assert mine.keys() == whole.keys() and all(torch.equal(mine[name], whole[name]) for name in mine)
+
+
+def test_scans_come_with_noise_and_labels_and_the_same_code_gives_the_same_scan(rats, run, tmp_path):
+    made = labkit.generate(run, 3, tmp_path / "made")
+    assert made.labelled and set(np.unique(made[0].labels)) <= {0, 1, 2, 3} and (made[0].labels > 0).any()
+    assert made.shape == rats.shape
+    again = labkit.generate(run, 2, tmp_path / "again")
+    assert np.array_equal(made[1].image, again[1].image) and np.array_equal(made[1].labels, again[1].labels)
+    codes = torch.randn(2, run.variant.latent_dim, generator=torch.Generator().manual_seed(0))
+    noisy, clean = labkit.decode(run, codes), labkit.decode(run, codes, noise=False)
+    assert torch.equal(noisy, labkit.decode(run, codes)) and not torch.equal(noisy, clean)
+    assert torch.equal(clean, labkit.decode(run, codes, "encoded"))
+    about = json.loads(
+        next((tmp_path / "made").rglob("*_boldref.json" if made[0].suffix == "boldref" else "*_T2w.json")).read_text()
+    )
+    assert about["Model"] == "atlas"
+
+
+def test_training_scans_have_the_codes_of_the_fit_and_others_are_encoded(rats, run):
+    mine, others = run.train_part(rats), run.held_out(rats)
+    codes = labkit.encode(run, mine)
+    atlas = run.encoder().atlas
+    assert torch.allclose(codes, atlas.codes(atlas.state["numbers"]))
+    both = labkit.encode(run, rats)
+    places = [rats.digests.index(digest) for digest in mine.digests]
+    assert torch.equal(both[places], codes)
+    back = labkit.decode(run, labkit.encode(run, others), "encoded")
+    real = others.volumes(run.scale.size)
+    assert (back - real).square().mean() < (mine.volumes(run.scale.size).mean(0) - real).square().mean()
+
+
+def test_directions_of_an_atlas_are_seen_without_noise(rats, run):
+    space = LatentSpace(run, rats, n_codes=8)
+    effects = space.effects("random")
+    assert effects.loc["principal 1", "image"] > 0
+    code = space.random(1)
+    assert torch.equal(space.volume(code, "random"), space.volume(code, "random"))
+
+
+def test_wrong_settings_of_an_atlas_are_refused_with_those_there_are(rats, tmp_path):
+    with pytest.raises(ValueError, match="unknown override 'ema_decay'.*knot_spacing"):
+        labkit.resolve("atlas", "smoke", ema_decay=0.9)
+    with pytest.raises(ValueError, match="template_factor is 3"):
+        labkit.resolve("atlas", "smoke", template_factor=3)
+    settings, scale = labkit.resolve("atlas", "laptop", iterations=50, size=32)
+    assert settings.iterations == scale.iterations == 50 and scale.size == 32
+
+
+def test_controls_are_cohorts_of_what_learned_nothing(rats):
+    made = controls(rats, 5, seed=1)
+    assert tuple(made) == CONTROLS and all(len(cohort) == 5 for cohort in made.values())
+    mean, gaussian, warped = (torch.stack([torch.from_numpy(scan.image) for scan in made[name]]) for name in CONTROLS)
+    real = torch.stack([torch.from_numpy(np.array(scan.image)) for scan in rats])
+    assert mean.var(0).sum() < 0.3 * real.var(0).sum()
+    assert 0.3 < gaussian.var(0).sum() / real.var(0).sum() < 3
+    assert all((one - other).abs().mean() > 1 for one in warped for other in real)
+    assert controls(rats, 5, seed=1)[CONTROLS[0]].fingerprint == made[CONTROLS[0]].fingerprint
