@@ -91,7 +91,7 @@ class _Part(Sample):
         return len(self._index)
 
     @cached_property
-    def cubes(self) -> Tensor:  # type: ignore[override]
+    def cubes(self) -> Tensor:
         return self._whole.cubes[torch.from_numpy(self._index)]
 
     @cached_property

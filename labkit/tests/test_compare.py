@@ -142,6 +142,13 @@ def test_a_value_and_its_floor_are_means_over_partings_and_their_mirror_images(h
     assert (d["floor_low"] < 0).all() and (d["floor_high"] > 0).all()
 
 
+def test_an_interval_that_ends_at_a_bound_still_ends_there_about_the_mean_of_partings():
+    all_inside = Measurement("precision", "PCA", 1.0, 0.9, 1.0).about(0.95)
+    assert (all_inside.ci_low, all_inside.ci_high) == (pytest.approx(0.85), 1)  # else the truth could not be above 0.95
+    moved = Measurement("precision", "PCA", 0.8, 0.6, 0.9).about(0.75)
+    assert (moved.ci_low, moved.ci_high) == (pytest.approx(0.55), pytest.approx(0.85))
+
+
 def rejected(yardstick, sample):
     """Measures that do not call a sample as good as real."""
     rows = [row for family in yardstick.families for row in yardstick.beside_floors(family, sample)]

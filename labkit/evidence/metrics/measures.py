@@ -77,9 +77,10 @@ class Measurement(NamedTuple):
         return self.metric.endswith(" p")
 
     def about(self, mean: float) -> Measurement:
-        """The same with another value, and the interval moved with it; a share stays one."""
-        low, high = self.ci_low + mean - self.value, self.ci_high + mean - self.value
+        """The same with another value, and the interval moved with it; an end at a bound of the measure stays there."""
         least, most = -np.inf if self.metric in SIGNED else 0.0, 1.0 if self.metric in SHARES else np.inf
+        # no scan says how far from a bound that all of them reach the truth may be: that end does not move
+        low, high = (end if end in (least, most) else end + mean - self.value for end in (self.ci_low, self.ci_high))
         low, high = np.clip((low, high), least, most)
         return self._replace(value=mean, ci_low=float(low), ci_high=float(high))
 
