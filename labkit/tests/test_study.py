@@ -8,6 +8,7 @@ import torch
 
 from labkit import figures
 from labkit.evidence.metrics import faults, study
+from labkit.evidence.metrics.controls import CONTROLS
 from labkit.evidence.metrics.study import Study, separate_best
 from labkit.evidence.sample import Sample, at_resolution
 from labkit.evidence.selection import find_runs
@@ -34,7 +35,7 @@ def measured(runs):
 
 def test_runs_stand_beside_one_floor_at_the_resolution_of_the_coarsest(measured):
     table = measured.table
-    assert list(table["model"].unique()) == ["sigmarat2", "adni"] and measured.yardstick.resolution == 16
+    assert list(table["model"].unique()) == ["sigmarat2", "adni", *CONTROLS] and measured.yardstick.resolution == 16
     floors = table[table["metric"] != "SSIM"].pivot_table(index=["metric", "flavour"], columns="model", values="floor")
     assert np.allclose(floors["sigmarat2"], floors["adni"])
     fine = Sample.of(measured.yardstick.held_out, 32)
