@@ -1,4 +1,4 @@
-"""Time an atlas: steps of its fit, draws, encoding, memory, by size of the scans and number of animals; see ci/bench."""
+"""Time an atlas: steps of its fit, draws, encoding, memory, by size and number of the scans; see ci/bench."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measured(side: int, animals: int, device: torch.device) -> dict[str, float]:
-    """One case: medians of a few calls; ``minutes`` is what a whole laptop fit would take, without finish and labels."""
+    """One case: medians of a few calls; ``minutes`` is what a laptop fit would take, without finish and labels."""
     shape = (side, side, side * 5 // 8)
     scans = torch.rand(animals, 1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     settings = ATLAS_SCALES["laptop"]
@@ -73,8 +73,7 @@ def measured(side: int, animals: int, device: torch.device) -> dict[str, float]:
         "steps_per_s": 1 / full,
         "minutes": settings.iterations * (share * coarse + (1 - share) * full) / 60,
         "draws_per_s": len(z) / per_call(lambda: atlas.decode(z, noise(atlas, len(z), device)), device),
-        "labelled_draws_per_s": len(z)
-        / per_call(lambda: atlas.decode_labelled(z, noise(atlas, len(z), device)), device),
+        "labelled_draws_per_s": len(z) / labelled,
         "encode_s": per_call(lambda: atlas.encode(scans[:8]), device, calls=1) / min(8, animals),
         "peak_mib": peak_memory_mib(device),
     }
