@@ -310,7 +310,7 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> Path:
     if jobs > 1:
         os.environ["OMP_NUM_THREADS"] = "1"  # of the chapters' kernels
         labkit.open_cohort(args.cohort, n=chapters[0].parameters.get("n"))  # made once, and not by two at once
-    with ThreadPoolExecutor(jobs) as pool:
+    with contextlib.chdir(work), ThreadPoolExecutor(jobs) as pool:  # chapters' folders are relative to it
         try:
             for page in chapters:
                 done[page.stem] = pool.submit(write, page)

@@ -140,7 +140,7 @@ def execute(page: Page, work: Path, key: str, limit: int) -> tuple[nbformat.Note
         note.unlink(missing_ok=True)
         print(f"  {page.stem}: executing", flush=True)
         began = time.monotonic()
-        _papermill(page, source, done, work, limit)
+        _papermill(page, source, done, limit)
         known = {"key": key, "seconds": time.monotonic() - began, "device": device(), "commit": commit()}
         note.write_text(json.dumps(known))
     else:
@@ -161,13 +161,14 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
 
 
-def _papermill(page: Page, source: Path, done: Path, work: Path, limit: int) -> None:
+def _papermill(page: Page, source: Path, done: Path, limit: int) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     try:
         papermill.execute_notebook(
-            str(source), str(done), page.parameters, kernel_name="python3", cwd=str(work), execution_timeout=limit,
+            # not with its cwd: that is the whole process's, and another thread's chapter would set it back in between
+            str(source), str(done), page.parameters, kernel_name="python3", execution_timeout=limit,
             progress_bar=False, log_output=False,
             # a kernel on this machine is no danger for being reached without encryption, of which it warns
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
