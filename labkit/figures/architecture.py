@@ -117,13 +117,19 @@ def _atlas_table(settings: AtlasSettings, scale: Scale) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["of", "what", "sides", "numbers"]).set_index(["of", "what"])
 
 
+def _in_latex(value: float) -> str:
+    """A number, with a power of ten in place of an exponent."""
+    mantissa, _, power = f"{value:g}".partition("e")
+    return mantissa + (rf" \cdot 10^{{{int(power)}}}" if power else "")
+
+
 def _atlas_equations(settings: AtlasSettings) -> str:
     """What an atlas is, and what its fit minimises."""
     return "\n\n".join([
         r"$$ \hat x_i = e^{B g_i} \, \bigl(T + \textstyle\sum_j a_{ij} A_j\bigr) \circ \varphi_i, \qquad "
         r"\varphi_i = \mathrm{pose}_i \circ \exp(v_i) $$",
         rf"$$ \begin{{aligned}} L = {{}} & 4 \, \lVert x_i - \hat x_i \rVert_{{MSE}} + {settings.bending:g} \, "
-        rf"\lVert \partial^2 v_i \rVert^2 \cr & + {settings.speed:g} \, \lVert v_i \rVert^2 + 10^{{-3}} \, "
+        rf"\lVert \partial^2 v_i \rVert^2 \cr & + {_in_latex(settings.speed)} \, \lVert v_i \rVert^2 + 10^{{-3}} \, "
         r"\lVert g_i \rVert^2 \end{aligned} $$",
         r"Scans in [0, 1], velocities in voxels. $\exp$ is the flow of $v$; $B$ makes knots smooth. The mean velocity "
         "of all animals is held at zero. New animals are drawn from a Gaussian over all numbers of an animal, whose "

@@ -17,16 +17,16 @@ from labkit.data.cohort import Cohort, Scan, scan_digest
 from labkit.evidence.sample import one_scan_an_animal
 from labkit.registration import noise_level
 
-CONTROLS = ("mean + noise", "Gaussian of voxels", "warped training scans")
+CONTROLS = ("mean", "Gaussian", "warped")
 """Their names."""
 
 
 def controls(train: Cohort, n: int, seed: int = 0) -> dict[str, Cohort]:
     """Cohorts in memory of `n` scans each, by name, made of the first scan of each training animal.
 
-    ``mean + noise`` is the mean of all training scans with the scanner's noise
-    (:func:`labkit.registration.noise_level`), ``Gaussian of voxels`` samples of the Gaussian with their mean and
-    covariance, ``warped training scans`` scans drawn with replacement under :func:`labkit.data.augment.elastic` warps.
+    ``mean`` is that of all training scans with the scanner's noise
+    (:func:`labkit.registration.noise_level`), ``Gaussian`` samples of the Gaussian with their mean and
+    covariance, ``warped`` scans drawn with replacement under :func:`labkit.data.augment.elastic` warps.
     Each has the intensity range of one of the scans.
 
     Examples

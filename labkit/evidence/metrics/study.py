@@ -179,7 +179,7 @@ class Study:
         return self.table[self.table["metric"].isin(names) & ~back]
 
     def leaderboard(self, metrics: str | Sequence[str] | None = None) -> pd.DataFrame:
-        """The table for people: measures down, models across, each value with its interval, floors last.
+        """The table for people: measures down, models across with intervals, then controls, floors last.
 
         Parameters
         ----------
@@ -193,12 +193,18 @@ class Study:
         for key, part in table.groupby(["metric", "flavour"], sort=False):
             by_model = part.set_index("model")
             models, first = table["model"].unique(), by_model.iloc[0]
-            row = {name: with_interval(*by_model.loc[name, VALUE]) if name in by_model.index else "" for name in models}
+            row = {name: self._cell(name, by_model) for name in models}
             way = {"floor": "near floor"}.get(first["direction"], first["direction"])
             rows.append(row | {"floor: real": with_interval(*first[FLOOR]), "best is": way})
             index.append(key)
         names = pd.MultiIndex.from_tuples(index, names=["metric", "flavour"])
         return pd.DataFrame(rows, index=names)
+
+    def _cell(self, model: str, rows: pd.DataFrame) -> str:
+        """A value with its interval, of a control without, which would only make the table wider."""
+        if model not in rows.index:
+            return ""
+        return short(rows.loc[model, "value"]) if model in self.controls else with_interval(*rows.loc[model, VALUE])
 
     def shown(self, metrics: str | Sequence[str] | None = None) -> Styler:
         """:meth:`leaderboard` for a notebook, the best run bold where intervals separate."""
