@@ -220,7 +220,15 @@ def assemble(target: Path, models: list[str]) -> None:
     text = page.read_text(encoding="utf-8").replace("(02_train_sigmarat2)", f"(02_train_{shown(models)})")
     if "atlas" not in models:
         text = text.replace("[`atlas`](02_train_atlas)", "`atlas`")
+    seen = pictured(models)
+    text = text.replace("one by `sigmarat2`, one by `atlas`", ", ".join(f"one by `{model}`" for model in seen))
+    text = text.replace("sigmarat2, one by the model atlas", ", one by the model ".join(seen))
     page.write_text(text, encoding="utf-8")
+
+
+def pictured(models: list[str]) -> list[str]:
+    """Models of which the first page shows a rat."""
+    return [shown(models), *(model for model in models if model == "atlas" != shown(models))]
 
 
 def toc_stems() -> set[str]:
@@ -280,8 +288,8 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> Path:
-    """Put every chapter into the book, or why the cohort forbids it; the run that chapters about a single one show."""
+def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
+    """Put every chapter into the book, or why the cohort forbids it."""
     data = data_digest(args.cohort)
     chapters = pages(args.scale, args.cohort, args.n, args.models, data)
     runs = {page.parameters["model"]: page.parameters["run_dir"] for page in chapters if page.notebook == "02_train"}
@@ -322,7 +330,6 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> Path:
     for model, run in runs.items():  # by a name that does not change, for readers and ci/results.py
         (work / model).unlink(missing_ok=True)
         (work / model).symlink_to(run)
-    return shown_run
 
 
 def main() -> None:
@@ -339,10 +346,10 @@ def main() -> None:
     assemble(target, args.models)
     vendored(target)
     print(f"book at {args.scale} scale on {args.cohort}", flush=True)
-    shown_run = write_chapters(args, work, target)
+    write_chapters(args, work, target)
     executed = time.monotonic() - began
     diagrams.write(target / "assets")
-    tour([shown_run, *(work / "atlas" for model in args.models if model == "atlas" != shown(args.models))], target)
+    tour([work / model for model in pictured(args.models)], target)
     build(work, target, args.to)
     size = sum(path.stat().st_size for path in args.to.rglob("*") if path.is_file())
     print(

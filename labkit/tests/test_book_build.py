@@ -256,7 +256,14 @@ def test_of_chosen_models_all_chapters_are_made_and_the_others_have_no_page(book
     book.assemble(tmp_path / "source", ["sigmarat1", "adni"])
     for name in ("_toc.yml", "intro.md"):
         text = (tmp_path / "source" / name).read_text()
-        assert "02_train_adni" in text and "02_train_sigmarat2" not in text
+        assert "02_train_adni" in text and "02_train_sigmarat2" not in text and "02_train_atlas" not in text
+    assert "A real rat, one by `adni`, and" in text and "one by the model atlas" not in text
+    assert book.pictured(["sigmarat2", "atlas"]) == ["sigmarat2", "atlas"] and book.pictured(["atlas"]) == ["atlas"]
+
+
+def test_the_arms_of_an_atlas_wait_for_it(book):
+    pages = {page.stem: page for page in book.pages("smoke", "phantom", None)}
+    assert "02_train_atlas" in pages["05_segmentation"].after
 
 
 def test_the_packages_that_compute_are_pinned(cache):
