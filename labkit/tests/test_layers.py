@@ -207,3 +207,11 @@ def test_the_reference_pages_name_every_room():
     named = {line.strip() for page in pages.glob("*.md") for line in page.read_text("utf-8").splitlines()}
     rooms = {module for module, path in SOURCES.items() if path.name != "__init__.py"}
     assert rooms - named == set() and {name for name in named if name.startswith("labkit.")} - rooms == set()
+
+
+def test_no_scan_and_no_environment_is_part_of_the_repository():
+    listed = subprocess.run(["git", "-C", str(PACKAGE.parent), "ls-files"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    unwanted = (".nii", ".nii.gz", ".npz", ".safetensors", ".pt")
+    assert not [name for name in listed.stdout.splitlines() if name.endswith(unwanted) or name.startswith(".venv")]
