@@ -351,3 +351,14 @@ class AtlasEncoder(nn.Module):
     def forward(self, cubes: Tensor) -> Tensor:
         """(B, 1, S, S, S) -> (B, Z)."""
         return self.atlas.encode((cubes[(..., *self.box)] + 1) / 2)
+
+    @torch.no_grad()
+    def unposed(self, cubes: Tensor, z: Tensor) -> Tensor:
+        """Cubes (N, 1, S, S, S), any unit, with codes (N, Z), as they would lie in the template's pose."""
+        out, geometry = cubes.clone(), self.atlas.geometry
+        for place in range(0, len(cubes), CHUNK):
+            part, numbers = cubes[place : place + CHUNK], self.atlas.numbers(z[place : place + CHUNK])
+            out[(slice(place, place + CHUNK), slice(None), *self.box)] = geometry.unposed(
+                part[(..., *self.box)].contiguous(), numbers
+            )
+        return out

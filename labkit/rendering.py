@@ -80,7 +80,15 @@ class Geometry:
             moved, _ = warps.diffeomorphism(velocity, self.squarings)
         else:
             moved = warps.flow(velocity, self.squarings)
-        places = warps.separable(moved * self.cell, self.to_voxels) + self.centres
+        return self._posed(pose, warps.separable(moved * self.cell, self.to_voxels) + self.centres)
+
+    def unposed(self, scans: Tensor, numbers: Tensor) -> Tensor:
+        """Scans (B, C, X, Y, Z) as they would lie in the template's pose, their shape as it is."""
+        pose = self.split(numbers)[1]
+        return warps.sample(scans, self._posed(-pose, self.centres.expand(len(pose), -1, -1, -1, -1)))
+
+    def _posed(self, pose: Tensor, places: Tensor) -> Tensor:
+        """Places (B, 3, X, Y, Z), voxels from the scan's middle, moved by poses (B, 12): points of :attr:`shape`."""
         matrix = warps.affine_matrix(pose, self.full)
         places = (matrix[:, :, :3] @ places.flatten(2) + matrix[:, :, 3:]).view_as(places)
         return (places + self.middle) * self.scale - 0.5

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from labkit.atlas import Atlas
+from labkit.evidence.metrics.memorisation import moved
 from labkit.fields import from_dict
 from labkit.files import load_state, save_state
 from labkit.registration import AtlasLearner, modes, noise_level
@@ -209,3 +210,25 @@ def test_any_grid_does(shape):
     learner = fitted(torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0)), 6)
     atlas = learner.finish()
     assert atlas.decode(*some_codes(atlas, 1)).shape == (1, 1, *shape)
+
+
+def test_a_scan_in_the_templates_pose_has_lost_its_own_and_nothing_else():
+    geometry = Geometry((16, 16, 16), SMOKE, torch.device("cpu"))
+    x = index_grid(torch.empty(16, 16, 16))
+    blob = torch.exp(-((x - torch.tensor([6.0, 8, 9])[:, None, None, None]).square().sum(1, keepdim=True)) / 8)
+    numbers = torch.zeros(1, sum(geometry.sizes.values()))
+    start = geometry.sizes["velocity"]
+    numbers[:, start : start + 12] = torch.tensor([1.5, -1, 0.5, 0.5, -0.8, 0, 0.8, 0.3, 0, 0.4, 0, 0.2])
+    lying = geometry.see(blob, geometry.points(numbers))
+    assert (lying - blob).abs().max() > 0.3
+    assert (geometry.unposed(lying, numbers) - blob).abs().max() < 0.15  # two interpolations
+
+
+def test_moved_volumes_lie_otherwise_by_about_as_much_as_asked():
+    x = index_grid(torch.empty(24, 24, 24))
+    middle = torch.tensor([8.0, 12, 15])[:, None, None, None]
+    blobs = torch.exp(-((x - middle).square().sum(1, keepdim=True)) / 8).expand(40, -1, -1, -1, -1)
+    after = moved(blobs, np.random.default_rng(0), voxels=1.0)
+    centres = (after * x).flatten(2).sum(2) / after.flatten(2).sum(2)
+    shifts = centres - middle[:, 0, 0, 0]
+    assert 0.7 < shifts.std() < 1.4 and shifts.abs().amin(1).max() > 0.2

@@ -10,7 +10,9 @@ import torch
 
 import labkit
 from labkit.evidence.latent import LatentSpace
+from labkit.evidence.metrics.compare import AUDITED, MOVED, Comparison
 from labkit.evidence.metrics.controls import CONTROLS, controls
+from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.figures import architecture
 from labkit.files import load_state
 from labkit.registration import AtlasFit
@@ -112,3 +114,16 @@ def test_controls_are_cohorts_of_what_learned_nothing(rats):
     assert 0.3 < gaussian.var(0).sum() / real.var(0).sum() < 3
     assert all((one - other).abs().mean() > 1 for one in warped for other in real)
     assert controls(rats, 5, seed=1)[CONTROLS[0]].fingerprint == made[CONTROLS[0]].fingerprint
+
+
+def test_an_atlas_looks_for_copies_in_its_own_coordinates_too(tmp_path):
+    rats = onions(tmp_path / "rats", n=20)
+    run = labkit.train("atlas", rats, "smoke", tmp_path / "run", n_train=8, iterations=30)
+    held_out, train = run.held_out(rats), run.train_part(rats)
+    copied = Comparison(Yardstick(held_out, None, train, size=32), train, run=run)  # all it was trained on, by heart
+    p = {flavour: audit.p for flavour, audit in copied.atlas_audits.items()}
+    assert list(p) == [MOVED, "aligned", "codes", f"aligned, {MOVED}", f"codes, {MOVED}"]
+    assert p["aligned"] < 1e-3 and p["codes"] < 0.05
+    rows = {row.flavour for row in copied._copies()}
+    assert {*AUDITED, *p} == rows
+    assert not Comparison(copied.yardstick, train).atlas_audits  # nobody's codes

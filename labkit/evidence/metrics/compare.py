@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labkit.atlas import AtlasEncoder
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import written_range
 from labkit.evidence.metrics import embeddings, measures, memorisation
@@ -18,12 +19,21 @@ from labkit.evidence.metrics.measures import NEIGHBOURS, NORMALISED, Measurement
 from labkit.evidence.metrics.yardstick import TEACHES, Yardstick
 from labkit.evidence.sample import Sample, check_grid, first_scans, one_scan_an_animal
 from labkit.files import progress_bar
+from labkit.generation import in_batches
+from labkit.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-AUDITED = ("synthetic", "30 % copies planted", "one copy planted")
+PLANTED = "planted"
+AUDITED = ("synthetic", f"30 % copies {PLANTED}", f"one copy {PLANTED}")
 """What is searched for copies: the generator's scans, and positive controls."""
+
+MOVED = f"30 % moved copies {PLANTED}"
+"""The positive control of an audit that an atlas makes: animals put into the scanner once more."""
+
+VARIANCE = 0.9
+"""What the modes hold together that codes are compared by; further ones fit noise, of training animals another one."""
 
 
 def compare(
@@ -118,6 +128,8 @@ class Comparison:
         At least as many scans as the yardstick's A; the audit takes all, the other measures so many.
     real, reconstructions : Cohort, optional
         For the paired measures.
+    run : labkit.runs.Run, optional
+        That made the scans; an atlas's looks for copies in its own coordinates, too.
 
     Attributes
     ----------
@@ -131,6 +143,7 @@ class Comparison:
         synthetic: Cohort,
         real: Cohort | None = None,
         reconstructions: Cohort | None = None,
+        run: Run | None = None,
     ) -> None:
         check_synthetic(yardstick.held_out, synthetic)
         if reconstructions is not None and real is None:
@@ -139,7 +152,7 @@ class Comparison:
         if len(synthetic) < n:
             raise ValueError(f"{len(synthetic)} synthetic scans for {n} real ones: generate {n} or more")
         self.yardstick, self.synthetic = yardstick, synthetic
-        self._real, self._back = real, reconstructions
+        self._real, self._back, self._run = real, reconstructions, run
         chosen = np.sort(yardstick.rng(0).permutation(len(synthetic))[:n])
         self.made = yardstick.sample(synthetic.subset(chosen.tolist()))
 
@@ -184,6 +197,47 @@ class Comparison:
             for name, cubes in self.audited.items()
         }
 
+    @cached_property
+    def atlas_audits(self) -> dict[str, memorisation.Audit]:
+        """The audit in the coordinates of the atlas that made the scans; empty if none did, or without training scans.
+
+        By flavour: ``aligned``, the scans in the template's pose; ``codes``, the leading modes of their codes, all of
+        them found by encoding; each also with :data:`MOVED`, and that alone as it lies: a copy in another pose is a
+        stranger to an audit of voxels.
+        """
+        encoder = self._run and self._run.encoder()
+        if not isinstance(encoder, AtlasEncoder) or self._run is None or self.yardstick.train is None:
+            return {}
+        trained, size = one_scan_an_animal(self.yardstick.train), self._run.scale.size
+        made, held_out, train = (
+            (cohort.volumes(size) + 1) / 2 for cohort in (self.synthetic, self.yardstick.held_out, trained)
+        )
+        rng = self.yardstick.rng(3)
+        copies = memorisation.moved(train, rng).numpy()
+        planted = torch.from_numpy(memorisation.plant_copies(made.numpy(), copies, rng))
+        changed = (planted != made).flatten(1).any(1)
+
+        def codes(cubes: Tensor) -> Tensor:
+            return torch.cat(list(in_batches(encoder, cubes * 2 - 1)))
+
+        z, z_held, z_train = codes(made), codes(held_out), codes(train)  # not the fit's own: a copy's are none
+        z_planted = z.clone()
+        z_planted[changed] = codes(planted[changed])
+        box = embeddings.brain_box(trained, size)
+        leading = max(1, int((encoder.atlas.modes["share"].cumsum(0) <= VARIANCE).sum()))
+
+        def unposed(cubes: Tensor, z: Tensor) -> np.ndarray:
+            return embeddings.voxels(encoder.unposed(cubes, z), box)
+
+        views = {
+            MOVED: [embeddings.voxels(cubes, box) for cubes in (planted, train, held_out)],
+            "aligned": [unposed(*pair) for pair in ((made, z), (train, z_train), (held_out, z_held))],
+            "codes": [some[:, :leading].numpy() for some in (z, z_train, z_held)],
+        }
+        views[f"aligned, {MOVED}"] = [unposed(planted, z_planted), *views["aligned"][1:]]
+        views[f"codes, {MOVED}"] = [z_planted[:, :leading].numpy(), *views["codes"][1:]]
+        return {flavour: memorisation.audit(*sides) for flavour, sides in views.items()}
+
     def triplets(self, source: str = AUDITED[0], n: int = 4) -> list[Triplet]:
         """The synthetic scans that look most like copies, each with its nearest training and its nearest held-out scan.
 
@@ -217,6 +271,9 @@ class Comparison:
             ):  # fmt: skip
                 yield Measurement(metric, flavour, value, floor=floor, n=many, direction=direction,
                                   how=f"{how}; {NORMALISED}")  # fmt: skip
+        for flavour, audit in self.atlas_audits.items():
+            how = f"as for {AUDITED[0]}, in the coordinates of the atlas: {len(audit.suspects)} suspects of {many}"
+            yield Measurement("copies p", flavour, audit.p, floor=0.5, n=many, direction="higher", how=how)
 
     def _reconstructions(self) -> Iterator[Measurement]:
         if self._real is None or self._back is None:

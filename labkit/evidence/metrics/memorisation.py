@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from labkit import warps
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,16 @@ def plant_copies(
     copies = train[rng.integers(len(train), size=len(places))]
     planted[places] = np.clip(copies + noise * rng.standard_normal(copies.shape, np.float32), 0, 1)
     return planted
+
+
+def moved(volumes: Tensor, rng: np.random.Generator, voxels: float = 1.5) -> Tensor:
+    """Volumes (N, C, X, Y, Z) that lie otherwise: shifted, and their far ends turned and stretched, by about `voxels`.
+
+    A copy of an animal that was put into the scanner once more, which voxels alone do not know again.
+    """
+    pose = torch.from_numpy(voxels * rng.standard_normal((len(volumes), 12), np.float32))
+    matrix = warps.affine_matrix(pose, volumes.shape[2:])
+    points = warps.index_grid(volumes)
+    middle = (torch.tensor(volumes.shape[2:])[:, None, None, None] - 1) / 2
+    places = matrix[:, :, :3] @ (points - middle).flatten(2) + matrix[:, :, 3:]
+    return warps.sample(volumes, places.unflatten(2, points.shape[2:]) + middle)

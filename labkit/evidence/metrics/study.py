@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.data.cohort import Cohort
-from labkit.evidence.metrics.compare import AUDITED, Comparison
+from labkit.evidence.metrics.compare import AUDITED, PLANTED, Comparison
 from labkit.evidence.metrics.controls import controls
 from labkit.evidence.metrics.measures import NEIGHBOURS, Measurement, Reader
 from labkit.evidence.metrics.yardstick import Yardstick
@@ -102,7 +102,7 @@ class Study:
             self.controls[name] = Comparison(self.yardstick, made, self.real)
         for name, run in self.runs.items():
             made = generate(run, max(n, len(self.yardstick.reference)), seed=seed)
-            self.comparisons[name] = Comparison(self.yardstick, made, self.real, reconstruct(run, self.real))
+            self.comparisons[name] = Comparison(self.yardstick, made, self.real, reconstruct(run, self.real), run)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -151,7 +151,8 @@ class Study:
         import pandas as pd
 
         rows = {}
-        table = self.table[~self.table["flavour"].isin([RECONSTRUCTION, *AUDITED[1:]])]
+        flavours = self.table["flavour"]
+        table = self.table[~flavours.str.contains(PLANTED) & (flavours != RECONSTRUCTION)]
         for model, own in table.groupby("model", sort=False):
             row = {}
             for group, metrics in GROUPS.items():
