@@ -46,6 +46,9 @@ INTERVAL = re.compile(r" \([^()]* to [^()]*\)")
 CONTROL = "r100+t200"
 """New scans with true labels, as many as the paper's most synthetic ones."""
 
+FEW = ("r5+s200", "r5+e200", "r5+a200", "r5+u95", "r5+t200")
+"""What is added to a twentieth of the real scans, where there is something to gain."""
+
 PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")
 """What provenance calls a machine without a GPU."""
 
@@ -85,22 +88,22 @@ def times(runs: Path) -> str:
 
 def picture() -> str:
     """The picture, beside which text flows."""
-    alt = "A real rat, a synthetic one, and the training rat nearest to it, in three planes each"
+    alt = "A real rat, one by sigmarat2, one by atlas, and the training rat nearest to that, in three planes each"
     source = (OUT / "tour.png").relative_to(ROOT).as_posix()
     return f'<img src="{source}" alt="{alt}" width="{WIDTH}" align="right">\n'
 
 
 def caption(runs: Path) -> str:
     """What is in the picture, and what made the synthetic rat."""
-    sittings = sittings_of(runs, SHOWN)
-    size = json.loads((runs / SHOWN / "config.json").read_text(encoding="utf-8"))["scale"]["size"]
-    minutes, machine = sum(s["seconds"] for s in sittings) / 60, sittings[-1]["device"]
-    if machine in PROCESSORS:
-        machine = f"{sittings[-1]['threads']} threads"
-    return (
-        f"*In the picture: a held-out rat, one by `{SHOWN}` after {minutes:.1f} minutes of training on {machine} "
-        f"({size}³ voxels), and the training rat nearest to it.*\n"
-    )
+    told = []
+    for model in (SHOWN, "atlas"):
+        sittings = sittings_of(runs, model)
+        size = json.loads((runs / model / "config.json").read_text(encoding="utf-8"))["scale"]["size"]
+        minutes, machine = sum(s["seconds"] for s in sittings) / 60, sittings[-1]["device"]
+        if machine in PROCESSORS:
+            machine = f"{sittings[-1]['threads']} threads"
+        told.append(f"one by `{model}` after {minutes:.1f} minutes of training on {machine} ({size}³ voxels)")
+    return f"*In the picture: a held-out rat, {', '.join(told)}, and the training rat nearest to that.*\n"
 
 
 def gains(folder: Path, scale: str) -> str:
@@ -123,6 +126,12 @@ def gains(folder: Path, scale: str) -> str:
     for (tissue, arm), published in PAPER_GAINS.items():
         added = round(PAPER_TRAIN * ARMS[arm].added)
         lines.append(f"| {tissue} | {added} | {published:+.4f} | {said((tissue, arm))} | {said((tissue, CONTROL))} |")
+    tissues = list(dict.fromkeys(tissue for tissue, _ in PAPER_GAINS))
+    few = round(PAPER_TRAIN * ARMS[FEW[0]].real)
+    lines += ["", f"| trained on, beside {few} real | {' | '.join(tissues)} |", "|---" * (1 + len(tissues)) + "|"]
+    for arm in FEW:
+        cells = [said((tissue, arm)) for tissue in tissues]
+        lines.append(f"| {ARMS[arm].words(PAPER_TRAIN)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

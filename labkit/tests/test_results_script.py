@@ -45,10 +45,12 @@ def build(script, tmp_path):
         (folder / "provenance.json").write_text(json.dumps({"sittings": sittings}))
     shown = tmp_path / script.SHOWN
     (shown / "metrics.md").write_text(metrics(script))
-    (shown / "config.json").write_text(json.dumps({"scale": {"size": 32}}))
+    for model, size in ((script.SHOWN, 32), ("atlas", 64)):
+        (tmp_path / model / "config.json").write_text(json.dumps({"scale": {"size": size}}))
     (shown / "segmentation" / "laptop-x").mkdir(parents=True)
     found = ["arm,tissue,difference,ci_low,ci_high,score", "r100+s200,whole brain,-0.00184,-0.0022,-0.0015,dice",
-             "r100+s200,whole brain,9,9,9,hd95_mm", "r100+t200,whole brain,0.001,0.0,0.002,dice"]  # fmt: skip
+             "r100+s200,whole brain,9,9,9,hd95_mm", "r100+t200,whole brain,0.001,0.0,0.002,dice",
+             "r5+a200,CSF,0.0845,0.0777,0.0912,dice"]  # fmt: skip
     (shown / "segmentation" / "laptop-x" / "differences.csv").write_text("\n".join(found))
     (tmp_path / "source" / "assets").mkdir(parents=True)
     Image.new("RGB", (1440, 900)).save(tmp_path / "source" / "assets" / "tour.png")
@@ -76,8 +78,9 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
     assert "real near synthetic | 5 | floor |" in text and "| CSF | 87 | +0.0764 | not trained |" in text
     gained = "−0.0018 (−0.0022 to −0.0015) | +0.0010 (+0.0000 to +0.0020) |"
     assert f"| whole brain | 348 | +0.0172 | {gained}" in text
+    assert "| 9 real + 348 atlas | not trained | not trained | not trained | +0.0845 (+0.0777 to +0.0912) |" in text
     assert "On x86_64, 2 threads, fp32: `adni` 4.0 minutes (5.0 iterations a second), `sigmarat1` 4.0" in text
-    assert 'src="kept/tour.png"' in text and "after 4.0 minutes of training on 2 threads (32³ voxels)" in text
+    assert 'src="kept/tour.png"' in text and "one by `atlas` after 4.0 minutes of training on 2 threads (64³" in text
     assert (tmp_path / "kept" / "metrics.md").read_text() == metrics(script)
     with Image.open(tmp_path / "kept" / "tour.png") as picture:
         assert picture.size == (400, 250)

@@ -266,6 +266,21 @@ def test_p_values_are_students_and_their_correction_is_holms():
     assert gains.differences(table, {}).empty
 
 
+def test_what_stands_in_place_of_an_atlass_scans_is_held_against_them():
+    rng, rows = np.random.default_rng(0), []
+    for arm, better in (("r5+a200", 0.0), ("r5+u95", 0.05), ("r5+e200", 0.0), ("r5", -0.1)):
+        for seed in range(5):
+            for animal in range(12):
+                dice = 0.8 + better + 0.002 * rng.standard_normal()
+                rows.append(
+                    {"arm": arm, "seed": seed, "subject": f"{animal}", "session": "", "tissue": "CSF", "dice": dice}
+                )
+    warped, labelled = gains.rivals(pd.DataFrame(rows))
+    assert warped.startswith("r5+e200 against r5+a200, warping") and warped.endswith(": not told apart.")
+    assert labelled.startswith("r5+u95 against r5+a200, labelling") and ": CSF +0.05" in labelled
+    assert not gains.rivals(pd.DataFrame(rows[:60]))
+
+
 def test_conclusions_are_made_from_the_numbers():
     row = {"arm": "r100+s50", "reference": "r100", "tissue": "CSF", "difference": 0.05, "ci_low": 0.03, "ci_high": 0.07,
            "p": 0.001, "p_holm": 0.004, "detectable": 0.01, "seeds": 5, "animals": 36}  # fmt: skip

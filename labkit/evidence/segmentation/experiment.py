@@ -284,6 +284,10 @@ class Experiment:
         references = {arm.name: arm.reference for arm in self.arms if arm.reference in names}
         return gains.differences(self.scores, references, score)
 
+    def conclusions(self) -> list[str]:
+        """What the differences of Dice say, in sentences made from the numbers."""
+        return gains.conclusions(self.differences()) + gains.rivals(self.scores)
+
     def means(self, score: str = "dice") -> pd.DataFrame:
         """Mean score of every arm; see :func:`labkit.evidence.segmentation.gains.means`."""
         return gains.means(self.scores, score)
@@ -303,11 +307,10 @@ class Experiment:
             pd.concat([table(name).assign(score=name) for name in SCORES], ignore_index=True)
             for table in (self.differences, self.means)
         )
-        conclusions = gains.conclusions(differences[differences["score"] == "dice"])
         contents = {
             "differences.csv": differences.to_csv(index=False),
             "means.csv": means.to_csv(index=False),
-            "conclusions.txt": "\n".join(conclusions) + "\n",
+            "conclusions.txt": "\n".join(self.conclusions()) + "\n",
         }
         for name, text in contents.items():
             write_text(self.folder / name, text)

@@ -33,6 +33,13 @@ OTHERWISE = {
 }
 """Arms without synthetic scans, which tell what the experiment can see, and what is said of them."""
 
+RIVALS = {
+    "r5+e200": "warping the same scans, in place of drawing new ones from the atlas",
+    "r5+u95": "labelling the other real scans with the atlas, in place of drawing new ones from it",
+    "r5+t200": "new rats with true labels, in place of the atlas's",
+}
+"""What stands in place of an atlas's scans (`r5+a200`), which has to beat the first two to be worth drawing from."""
+
 BESIDE_PUBLISHED = {
     1: "a gain, as published",
     0: "not told apart from no difference",
@@ -180,6 +187,18 @@ def conclusions(table: pd.DataFrame) -> list[str]:
             seen = [f"{row['tissue']} {_gain(row)}" for row in rows if _direction(row)]
             said = ", ".join(seen) or "nothing that this design can see"
             found.append(f"{arm} against {rows[0]['reference']}, {what}: {said}.")
+    return found
+
+
+def rivals(scores: pd.DataFrame, score: str = "dice") -> list[str]:
+    """A sentence each on the arms of :data:`RIVALS` that are there, against scans drawn from the atlas."""
+    arms, drawn = set(scores["arm"]), "r5+a200"
+    there = {arm: drawn for arm in RIVALS if {arm, drawn} <= arms}
+    found = []
+    for arm, rows in differences(scores, there, score).groupby("arm", sort=False):
+        seen = [f"{row['tissue']} {_gain(row)}" for _, row in rows.iterrows() if _direction(row)]
+        said = ", ".join(seen) or "not told apart"
+        found.append(f"{arm} against {drawn}, {RIVALS[str(arm)]}: {said}.")
     return found
 
 
