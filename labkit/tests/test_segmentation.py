@@ -10,10 +10,11 @@ from scipy import stats
 
 import labkit
 from labkit import figures
+from labkit.data.cohort import Cohort
 from labkit.evidence.attributes import tissues
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
-from labkit.evidence.segmentation import arms, gains, sources
+from labkit.evidence.segmentation import arms, gains, reliability, sources
 from labkit.evidence.segmentation.experiment import Experiment, LeakError
 from labkit.evidence.segmentation.network import (
     PLANS,
@@ -22,6 +23,7 @@ from labkit.evidence.segmentation.network import (
     confidence,
     examples,
     full_labels,
+    inputs,
     padded_box,
     probabilities,
     teach,
@@ -434,3 +436,75 @@ def test_an_atlas_labels_new_animals_by_registration(rats, atlas, tmp_path):
     unlabelled = train("atlas", onions(tmp_path / "bare", n=4, labels=False), "smoke", tmp_path / "none", iterations=4)
     with pytest.raises(ValueError, match="without labels"):
         labkit.segment(unlabelled, mine)
+
+
+def changed(cohort, **arrays):
+    """The scans with other images or labels, (N, X, Y, Z), or None for none."""
+    content = {key: [None] * len(cohort) if array is None else array for key, array in arrays.items()}
+    scans = [replace(scan, **{key: content[key][place] for key in content}) for place, scan in enumerate(cohort)]
+    return Cohort("changed", cohort.folder, scans)
+
+
+def dice_of(table, source, comparison):
+    return table[(table["source"] == source) & (table["comparison"] == comparison)].set_index("tissue")["dice"]
+
+
+def test_the_true_labels_agree_with_networks_as_the_experiment_scored_them(done):
+    table = reliability.agreement(done, {"again": done.test})
+    scored = done.scores.query("arm == 'r100'").groupby("tissue")["dice"].mean()
+    for source in (reliability.REAL, "again"):
+        found = dice_of(table, source, reliability.BY_LABEL)
+        assert found.to_dict() == pytest.approx(scored.to_dict())
+    assert (table["n"] == 4).all() and (table["networks"] == 2).all() and len(table) == 16
+    assert ((table["ci_low"] < table["dice"]) & (table["dice"] < table["ci_high"])).all()
+    drawn = reliability.shown(table).data
+    assert drawn.shape == (4, 4) and drawn.index[0] == (reliability.BY_TWO, reliability.REAL, 4)
+
+
+def test_noise_is_read_less_alike_than_real_scans(done):
+    noise = np.random.default_rng(0).uniform(0, 1000, (4, *done.test.shape)).astype(np.float32)
+    table = reliability.agreement(done, {"noise": changed(done.test, image=noise, labels=None)})
+    assert set(table[table["source"] == "noise"]["comparison"]) == {reliability.BY_TWO}  # no labels of its own
+    real, found = (dice_of(table, source, reliability.BY_TWO) for source in (reliability.REAL, "noise"))
+    # all of it is read as CSF, alike and wrongly: only all tissues together tell
+    assert (found < real - 0.5)[["grey matter", "white matter"]].all() and found["whole brain"] > 0.9
+
+
+def test_one_network_twice_agrees_fully_and_labels_off_by_a_voxel_as_they_must(done, monkeypatch):
+    network = done.network("r100", 0)
+    monkeypatch.setattr(Experiment, "network", lambda self, arm, seed: network)
+    images, box = inputs(done.test, done.plan)
+    own = full_labels(probabilities([network], images, box), done.test.shape).numpy()
+    table = reliability.agreement(done, {"shifted": changed(done.test, labels=np.roll(own, 1, 1))})
+    assert (table[table["comparison"] == reliability.BY_TWO]["dice"] == 1).all()
+    grey = own == 2
+    overlap = (grey & np.roll(grey, 1, 1)).sum((1, 2, 3)) / grey.sum((1, 2, 3))
+    found = dice_of(table, "shifted", reliability.BY_LABEL)
+    assert found["grey matter"] == pytest.approx(overlap.mean(), abs=1e-5) and overlap.mean() < 0.95
+
+
+def test_a_tissue_that_no_network_finds_is_no_agreement(done, monkeypatch):
+    class Blind(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([1.0, 0, 0, 0])[:, None, None, None].expand(len(x), 4, *x.shape[2:])
+
+    monkeypatch.setattr(Experiment, "network", lambda self, arm, seed: Blind())
+    assert (reliability.agreement(done, {})["dice"] == 0).all()
+
+
+def test_a_coarser_generator_has_real_scans_at_its_own_resolution_beside_it(run, tmp_path):
+    fine = Experiment(run, replace(PLAN, steps=2), "r100", out_dir=tmp_path / "arms").go_on()
+    table = reliability.agreement(fine, {"sigmarat2": labkit.generate(run, 3)})
+    assert list(table["source"].unique()) == [reliability.REAL, f"{reliability.REAL}, at 16³", "sigmarat2"]
+
+
+def test_what_cannot_be_compared_is_refused(run, rats, done, tmp_path):
+    with pytest.raises(ValueError, match="1 networks of arm r100 are trained, and it takes two"):
+        reliability.agreement(Experiment(run, COARSE, "r100", seeds=1), {})
+    with pytest.raises(ValueError, match="0 networks of arm r100"):
+        reliability.agreement(Experiment(run, COARSE, "r100", out_dir=tmp_path), {})
+    with pytest.raises(ValueError, match="no scans of nobody"):
+        reliability.agreement(done, {"nobody": rats[:0]})
+    smaller = changed(rats[:2], image=[scan.image[:32] for scan in rats[:2]], labels=None)
+    with pytest.raises(ValueError, match=r"small scans have \(32, 64, 40\) voxels"):
+        reliability.agreement(done, {"small": smaller})

@@ -28,25 +28,31 @@ def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
     missing), ``volume_bias`` (predicted over true volume, minus 1).
     """
     import pandas as pd
-    from monai.metrics import compute_dice
 
     rows = []
     for mine, scan in zip(predicted, truth, strict=True):
-        own, theirs = _masks(mine), _masks(torch.from_numpy(np.array(scan.labels)))
-        dice = compute_dice(own[None], theirs[None], include_background=True, ignore_empty=False)[0]
+        labels = torch.from_numpy(np.array(scan.labels))
+        own, theirs, overlap = _masks(mine), _masks(labels), dice(mine, labels)
         far = _hausdorff(own, theirs, scan.zooms)
         volumes = own.sum((1, 2, 3)), theirs.sum((1, 2, 3))
         for index, tissue in enumerate(SCORED_TISSUES):
             bias = float(volumes[0][index] / volumes[1][index] - 1) if volumes[1][index] else float("nan")
-            rows.append((scan.subject, scan.session, tissue, float(dice[index]), float(far[index]), bias))
+            rows.append((scan.subject, scan.session, tissue, float(overlap[index]), float(far[index]), bias))
     return pd.DataFrame(rows, columns=["subject", "session", "tissue", *SCORES])
+
+
+def dice(labels: Tensor, others: Tensor, neither: float = 1) -> Tensor:
+    """Dice of two label maps, uint8 (X, Y, Z): (4,), a tissue each, [0, 1]; `neither` where both are without it."""
+    from monai.metrics import compute_dice
+
+    own, theirs = _masks(labels), _masks(others)
+    found = compute_dice(own[None], theirs[None], include_background=True, ignore_empty=False)[0]
+    return torch.where((own + theirs).sum((1, 2, 3)) > 0, found, neither)
 
 
 def _masks(labels: Tensor) -> Tensor:
     """(X, Y, Z) -> (4, X, Y, Z), float, a tissue each."""
-    return torch.stack(
-        [torch.isin(labels, torch.tensor(parts, dtype=labels.dtype)) for parts in SCORED_TISSUES.values()]
-    ).float()
+    return torch.stack([sum(labels == part for part in parts) for parts in SCORED_TISSUES.values()]).float()
 
 
 def _hausdorff(own: Tensor, theirs: Tensor, zooms: tuple[float, ...]) -> Tensor:
