@@ -49,9 +49,6 @@ CONTROL = "r100+t200"
 FEW = ("r5+s200", "r5+e200", "r5+a200", "r5+u95", "r5+t200")
 """What is added to a twentieth of the real scans, where there is something to gain."""
 
-PROCESSORS = ("x86_64", "AMD64", "arm64", "aarch64")
-"""What provenance calls a machine without a GPU."""
-
 WIDTH = 400
 """Of the picture, pixels."""
 
@@ -97,12 +94,9 @@ def caption(runs: Path) -> str:
     """What is in the picture, and what made the synthetic rat."""
     told = []
     for model in (SHOWN, "atlas"):
-        sittings = sittings_of(runs, model)
         size = json.loads((runs / model / "config.json").read_text(encoding="utf-8"))["scale"]["size"]
-        minutes, machine = sum(s["seconds"] for s in sittings) / 60, sittings[-1]["device"]
-        if machine in PROCESSORS:
-            machine = f"{sittings[-1]['threads']} threads"
-        told.append(f"one by `{model}` after {minutes:.1f} minutes of training on {machine} ({size}³ voxels)")
+        iterations = sittings_of(runs, model)[-1]["to"]
+        told.append(f"one by `{model}` after {iterations} iterations ({size}³ voxels)")
     return f"*In the picture: a held-out rat, {', '.join(told)}, and the training rat nearest to that.*\n"
 
 

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import labkit
 from labkit import variants
 from labkit.evidence.metrics.controls import CONTROLS
-from labkit.tests.rats import ellipsoids
+from labkit.tests.brains import onions
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 if not (BOOK / "experiments").is_dir():
@@ -75,13 +76,13 @@ def test_what_is_drawn_has_the_truth_that_it_is_held_against(place):
 
 def test_equal_minutes_choose_a_size_and_measure_it_beside_the_atlas(tmp_path, monkeypatch, capsys):
     minutes = script("minutes")
-    ellipsoids(tmp_path / "rats", n=36)
+    onions(tmp_path / "rats", n=34)
     monkeypatch.setattr(minutes, "SIZES", {"16³, width 4": {"size": 16, "base_channels": 4}})
     monkeypatch.setattr(minutes, "Study", functools.partial(minutes.Study, n=12, size=16))
     monkeypatch.setattr(minutes, "TRAINED", 10)
     monkeypatch.setattr(minutes, "VALIDATION", 12)
     monkeypatch.setattr(minutes, "seconds_an_iteration", lambda *_: 30.0)
-    monkeypatch.setitem(variants.ATLAS_SCALES, "laptop", variants.ATLAS_SCALES["smoke"])
+    monkeypatch.setitem(variants.ATLAS_SCALES, "laptop", replace(variants.ATLAS_SCALES["smoke"], iterations=6))
     monkeypatch.setattr(
         sys, "argv", [*f"minutes.py --cohort {tmp_path / 'rats'} --minutes 1,2 --seeds 0".split(), "--runs",
                       str(tmp_path / "runs"), "--out", str(tmp_path / "out")],
