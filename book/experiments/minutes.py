@@ -117,10 +117,9 @@ def choose(cohort: Cohort, runs: Path, seed: int, iterations: dict[str, int], bu
     found = {}
     for name, n in iterations.items():
         run = trained(cohort, runs, name, seed, n, budget)
-        table = Study([run], real=parts(run, cohort)[0], n=VALIDATION // 2, size=64).table.set_index(
-            ["metric", "flavour"]
-        )
-        found[name] = float(table.loc[[CHOICE]]["value"].iloc[0])
+        table = Study([run], real=parts(run, cohort)[0]).table
+        row = table[(table["metric"] == CHOICE[0]) & (table["flavour"] == CHOICE[1]) & (table["model"] == "sigmarat2")]
+        found[name] = float(row["value"].iloc[0])
     return found
 
 

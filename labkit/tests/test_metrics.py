@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from labkit.evidence.metrics import distributions, embeddings, intervals, measures, memorisation, similarity
 from labkit.evidence.sample import Sample
@@ -287,3 +288,29 @@ def test_a_single_copy_is_a_suspect_and_fair_scans_are_about_as_often_as_chance(
 def test_a_share_of_all_is_no_certainty():
     low, high = intervals.of_share(1.0, 18)
     assert 0.8 < low < 0.85 and high == pytest.approx(1)
+
+
+def test_the_spectrum_tells_blur_from_noise_and_real_scans_from_neither():
+    rng = np.random.default_rng(0)
+    cubes = torch.from_numpy(ndimage.gaussian_filter(rng.random((40, 1, 32, 32, 32), np.float32), (0, 0, 1, 1, 1)))
+    cubes = (cubes - cubes.min()) / (cubes.max() - cubes.min())
+    box = (slice(2, 30),) * 3
+    real, other = (Sample(part, (32, 32, 32)) for part in cubes.split(20))
+    blurred = Sample(torch.from_numpy(ndimage.gaussian_filter(other.cubes.numpy(), (0, 0, 1, 1, 1))), (32, 32, 32))
+    noisy = Sample((other.cubes + 0.2 * torch.randn(other.cubes.shape)).clamp(0, 1), (32, 32, 32))
+    found = {}
+    for name, sample in (("real", other), ("blurred", blurred), ("noisy", noisy)):
+        rows = list(measures.spectrum(box)(real, sample, np.random.default_rng(1), measures.FULL))
+        assert [row.flavour for row in rows] == list(embeddings.BANDS) and all(row.direction == "floor" for row in rows)
+        found[name] = [row.value for row in rows]
+        if name == "real":
+            assert all(row.ci_low < 1 < row.ci_high or abs(row.value - 1) < 0.1 for row in rows)
+    assert found["blurred"][-1] < 0.2 and found["noisy"][-1] > 2 and np.abs(np.array(found["real"]) - 1).max() < 0.15
+    assert found["blurred"][0] > 2 * found["blurred"][-1]
+
+
+def test_a_wave_is_counted_in_the_band_of_its_length():
+    x = torch.arange(32.0)
+    for wavelength, band in ((16, 0), (6, 1), (3, 2), (2.2, 3)):
+        cube = (0.5 + 0.4 * torch.sin(2 * torch.pi * x / wavelength)).expand(1, 1, 32, 32, 32)
+        assert embeddings.powers((slice(0, 32),) * 3)(cube).argmax() == band

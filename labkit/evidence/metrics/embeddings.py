@@ -70,3 +70,27 @@ def regions(box: Box, cells: int = 4) -> Embedding:
         return torch.cat([mean.flatten(1), spread.flatten(1)], 1).numpy()
 
     return features
+
+
+BANDS = {"over 8 voxels": 1 / 8, "8 to 4": 1 / 4, "4 to 2.7": 3 / 8, "under 2.7": 1.0}
+"""Wavelengths, and the highest frequency of each, cycles a voxel; the lowest frequency is a box's width."""
+
+
+def powers(box: Box) -> Embedding:
+    """Mean power of the box in each of :data:`BANDS`, without the mean and with edges faded out: (N, 4)."""
+
+    def features(cubes: Tensor) -> np.ndarray:
+        part = cubes[(..., *box)]
+        window = torch.ones(())
+        for axis, n in enumerate(part.shape[2:]):
+            window = window * torch.hann_window(n, periodic=False).view(-1, *[1] * (2 - axis))
+        frequency = torch.meshgrid(*(torch.fft.fftfreq(n).abs() for n in part.shape[2:]), indexing="ij")
+        band = torch.bucketize(torch.stack(frequency).norm(dim=0), torch.tensor(list(BANDS.values())))
+        found = []
+        for scan in part:  # one at a time: a cohort's spectrum would be as large as the cohort eight times over
+            weighed = (scan - (scan * window).sum() / window.sum()) * window
+            power = torch.fft.fftn(weighed.double(), dim=(1, 2, 3)).abs().square()[0]
+            found.append([power[band == place].mean().item() for place in range(len(BANDS))])
+        return np.array(found)
+
+    return features

@@ -247,6 +247,29 @@ def _mean_auc(x: np.ndarray, z: np.ndarray, seed: int, effort: Effort) -> tuple[
     return auc, min(float(low), auc), max(float(high), auc)
 
 
+def spectrum(box: embeddings.Box) -> Family:
+    """Power of other scans over real ones' in bands of wavelengths (Durall et al. 2020, CVPR, 7890).
+
+    Blur takes it from the short waves, noise and mosaics give them too much.
+    """
+    powers = embeddings.powers(box)
+
+    def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
+        x, z = (side.features("spectrum", powers) for side in (real, other))
+        how = f"mean power of the brain box over real scans'; wavelengths in voxels; {NORMALISED}"
+        for place, band in enumerate(embeddings.BANDS):
+            u, v = x[:, place], z[:, place]
+            value = _ratio(u, v)
+            interval = intervals.of_halves(_ratio, u, v, value, rng, effort.halves, least=0.0)
+            yield Measurement("power ratio", band, value, *interval, direction="floor", how=how)
+
+    return family
+
+
+def _ratio(real: np.ndarray, other: np.ndarray) -> float:
+    return float(other.mean() / max(real.mean(), 1e-12))
+
+
 class Instrument(Protocol):
     """Reads attributes off cubes in [-1, 1], (N, 1, S, S, S) -> (N, K): a linear gauge, or a segmentation network."""
 

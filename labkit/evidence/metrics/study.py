@@ -34,7 +34,7 @@ GROUPS = {
     "the paper's six": ("PSNR", "RMSE", "MAE", "NCC", "MMD", "MS-SSIM"),
     "distributions": (
         "RBF-MMD", "RBF-MMD p", "Fréchet distance", "trace ratio", "precision", "recall", "density", "coverage",
-        "classifier AUC",
+        "classifier AUC", "power ratio",
     ),
     "anatomy": ("Cohen's d", "Wasserstein"),
     "copies": ("suspects", "copies p"),

@@ -176,6 +176,7 @@ class Yardstick:
             spread = measures.read(self.reader, self.teaching or self.everyone, key).std(0, ddof=1)
             how = dict.fromkeys(self.reader.names, "by the segmentation network of chapter 5")
             found[key] = measures.anatomy(self.reader, spread, how, key)
+        found["spectrum"] = measures.spectrum(self.box)
         return found
 
     def _gauge_quality(self) -> dict[str, str]:
