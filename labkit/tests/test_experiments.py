@@ -23,7 +23,7 @@ def script(name):
 
 
 def experiment(name):
-    return script(name), pd.read_csv(BOOK / "reference" / name / "measured.csv", keep_default_na=name == "acceptance")
+    return script(name), pd.read_csv(BOOK / "reference" / name / "measured.csv", keep_default_na=name != "coverage")
 
 
 def test_the_page_shows_the_rejections_that_were_counted():
@@ -47,6 +47,11 @@ def test_what_is_drawn_has_the_truth_that_it_is_held_against(place):
     for what, part in seen.dropna(subset="truth").groupby("what"):
         assert part["value"].mean() == pytest.approx(part["truth"].iloc[0], abs=4 * part["value"].sem()), what
     assert seen["p"].dropna().between(0, 1).all()
+
+
+def test_the_page_shows_the_departures_that_were_measured():
+    departures, found = experiment("departures")
+    assert (departures.OUT / "table.md").read_text(encoding="utf-8") == departures.table(found)
 
 
 def test_labels_are_held_against_what_most_training_rats_have_there(tmp_path):
