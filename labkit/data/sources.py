@@ -54,6 +54,7 @@ def open_cohort(
     axes: str | None = None,
     voxel_mm: Sequence[float] | None = None,
     twins: bool = False,
+    departures: str | Sequence[str] = (),
 ) -> Cohort:
     """Open a cohort: the embedded simulated one, the one on SIGMA's anatomy, or a folder of scans.
 
@@ -84,6 +85,11 @@ def open_cohort(
     twins : bool
         Take scans with the same voxels under two names, which are otherwise a fault: one rat would count twice. For a
         generator's output, where sameness is a finding.
+    departures : str or sequence of str
+        Of simulated rats, what no smooth warp of one template makes: names, which one text may hold with commas. Each
+        rat has each with probability one half (``participants.tsv`` says which), and is otherwise the same animal.
+        ``"lesions"``: one oedematous lesion. ``"bulbs"``: no brain ahead of a plane near the root of the olfactory
+        bulbs. ``"cut"``: two to six slices at one end lost. ``"warps"``: a second velocity field, of shorter length.
 
     Returns
     -------
@@ -92,7 +98,8 @@ def open_cohort(
     Raises
     ------
     CohortError
-        Nothing to open, or unusable files: one error that names each of them with its fault, before any work.
+        Nothing to open, an unknown departure, or unusable files: one error that names each of them with its fault,
+        before any work.
 
     Examples
     --------
@@ -104,24 +111,32 @@ def open_cohort(
     """
     if grid not in ("study", "native"):
         raise CohortError(f"grid={grid!r} is not known; allowed: 'study', 'native'")
+    simulated = str(source) in SIMULATED  # the name wins over a folder of that name, which "./phantom" still reaches
     try:
         n = None if n is None else whole("n", n, 1, "the number of scans (None for all)")
         seed = whole("seed", seed, 0)
+        departed = _departures(departures)
     except ValueError as fault:
         raise CohortError(str(fault)) from None
     if axes is not None and sorted(str(axes).upper().translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
         raise CohortError(f"axes={axes!r}: three letters, one each of R/L, A/P and S/I, e.g. 'RSA'")
     voxel_mm = None if voxel_mm is None else _voxel_size(voxel_mm)
-    if str(source) in SIMULATED:  # the name wins over a folder of that name, which "./phantom" still reaches
-        n = PAPER_N if n is None else n
-        folder, name = _simulated_folder(str(source), n, seed), str(source)
-        asked = name
+    if departed and not simulated:
+        raise CohortError(
+            f"departures={departures!r} are of simulated rats ({', '.join(SIMULATED)}); scans in a folder, here "
+            f"{str(source)!r}, are as they are: leave departures out"
+        )
+    if simulated:
+        n, asked = PAPER_N if n is None else n, str(source)
+        folder, name = _simulated_folder(asked, n, seed, departed), "-".join([asked, *departed])
     else:
         folder = _existing_folder(source)
         name = bids.label(folder.resolve().name)
         asked = str(folder)
     options: dict[str, Any] = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
     recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **options}
+    if departed:
+        recipe["departures"] = list(departed)
     scans, skipped = _open_folder(folder, n, skip_bad, twins=twins, **options)
     return Cohort(name, folder, scans, skipped, recipe)
 
@@ -136,11 +151,19 @@ def _voxel_size(voxel_mm: Sequence[float]) -> list[float]:
     return sizes
 
 
-def _simulated_folder(source: str, n: int, seed: int) -> Path:
+def _departures(departures: str | Sequence[str]) -> tuple[str, ...]:
+    if not departures:  # as usual: then the simulator is not loaded for it
+        return ()
+    from labkit.data.simulate.departures import chosen
+
+    return chosen(departures)
+
+
+def _simulated_folder(source: str, n: int, seed: int, departures: tuple[str, ...]) -> Path:
     from labkit.data.simulate.dataset import simulated_dataset
 
     try:
-        return simulated_dataset(source, n, seed)
+        return simulated_dataset(source, n, seed, departures)
     except OSError as error:
         if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             error.add_note(

@@ -81,7 +81,8 @@ def real_scans(run: Run, own: Cohort, real: Cohort | str | None, n: int, seed: i
             raise ValueError(
                 f"cohort={FRESH!r} means new rats of the simulator, but {run.path.name} was trained on a folder"
             )
-        return open_cohort(recipe["source"], n=2 * n, seed=recipe["seed"] + 1 + seed)
+        departures = recipe.get("departures", ())
+        return open_cohort(recipe["source"], n=2 * n, seed=recipe["seed"] + 1 + seed, departures=departures)
     try:
         return open_cohort(real)
     except CohortError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import labkit
 from labkit.tests.brains import onions
@@ -25,8 +26,7 @@ def script(name):
 
 
 def experiment(name):
-    found = BOOK / "reference" / name / "measured.csv"
-    return script(name), pd.read_csv(found, keep_default_na=name == "acceptance")
+    return script(name), pd.read_csv(BOOK / "reference" / name / "measured.csv", keep_default_na=name != "coverage")
 
 
 def test_the_page_shows_the_rejections_that_were_counted():
@@ -104,3 +104,28 @@ def test_equal_minutes_choose_a_size_and_measure_it_beside_the_atlas(tmp_path, m
     longer = labkit.load_run(tmp_path / "runs" / "16³,width4-s0-002min")
     assert longer.losses.index.tolist() == [2, 4]  # it went on from the smaller budget's
     assert "| classifier AUC, PCA |" in capsys.readouterr().out
+
+
+def test_the_page_shows_the_departures_that_were_measured():
+    departures, found = experiment("departures")
+    assert (departures.OUT / "table.md").read_text(encoding="utf-8") == departures.table(found)
+
+
+def test_labels_are_held_against_what_most_training_rats_have_there(tmp_path):
+    departures = script("departures")
+    brains = onions(tmp_path / "brains", 6)
+    maps = departures.label_maps(brains)
+    taught = torch.cat([maps[:1], maps[:1], maps[1:2]])  # most are as the first
+    rows = {row.flavour: row for row in departures.labelling(maps, taught, brains)}
+    assert set(rows) == {"whole brain", *departures.VOLUMES[1:]} and {row.value for row in rows.values()} == {1.0}
+    alone = next(departures.labelling(maps[:1].expand_as(maps), taught, brains))  # the first rat's labels for all
+    assert alone.value == pytest.approx(rows["whole brain"].floor) and 0 < alone.value < 1 and alone.n == 6
+
+
+def test_a_value_short_of_its_floor_is_bold_in_the_table_of_departures():
+    departures = script("departures")
+    row = {"metric": "Dice", "flavour": "CSF", "condition": "none", "value": 0.4, "ci_low": 0.3, "ci_high": 0.5,
+           "floor": 0.6, "floor_low": 0.55, "floor_high": 0.65, "n": 6, "direction": "higher"}  # fmt: skip
+    rows = [row, row | {"condition": "cut", "value": 0.7, "ci_low": 0.6, "ci_high": 0.8}, row | {"metric": "unshown"}]
+    lines = departures.table(pd.DataFrame(rows)).splitlines()
+    assert lines[0] == "| | none | cut |" and lines[2:] == ["| Dice, CSF | **0.40** / 0.60 | 0.70 / 0.60 |"]

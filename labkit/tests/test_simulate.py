@@ -9,6 +9,7 @@ import torch
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 from labkit.data.simulate import Individual, Scanner, load_anatomy, parameters, simulate
+from labkit.data.simulate.departures import DEPARTURES, chosen, draw_departure
 from labkit.data.simulate.individual import draw_variation, rotation_matrix, smooth_noise
 from labkit.data.simulate.preparation import balanced_weights, most_likely, prepare, shares
 from labkit.tests.heads import CENTRE_MM, simple_head
@@ -196,3 +197,98 @@ def test_parameters_of_a_named_anatomy_need_neither_its_files_nor_building_it(mo
     assert told["name"] == "sigma" and len(told["files"]) == 6
     assert all(len(digest) == 64 for digest in told["files"].values())
     assert parameters("phantom")["anatomy"] != told
+
+
+def having(name, wanted=True):
+    """The first rat that has a departure, or has not."""
+    return next(i for i in range(20) if draw_departure((name,), 7, i, (4, 4, 4)).has[name] is wanted)
+
+
+def with_and_without(head, name):
+    """Rats of seed 7, undistorted: the same one with a departure, and as it is otherwise."""
+    return [next(simulate(head, [having(name)], seed=7, scanner=STILL, departures=d)) for d in (name, ())]
+
+
+@pytest.mark.parametrize("name", DEPARTURES)
+def test_a_rat_that_has_not_what_was_asked_for_is_the_rat_that_it_was(head, name):
+    index = having(name, False)
+    departed, plain = (next(simulate(head, [index], seed=7, departures=d)) for d in (name, ()))
+    assert departed.properties.pop(name) == 0 and name not in plain.properties
+    assert same(departed, plain)
+
+
+def test_a_departed_rat_is_the_same_whatever_n_and_the_batch(head):
+    one, two, three = simulate(head, range(3), seed=7, departures=DEPARTURES, batch_size=3)
+    assert all(map(same, simulate(head, [2, 0], seed=7, departures=DEPARTURES), [three, one]))
+
+
+def test_a_lesion_is_brighter_than_its_brain_and_leaves_labels_and_the_rest_alone(head):
+    sick, well = with_and_without(head, "lesions")
+    assert np.array_equal(sick.labels, well.labels)
+    more = sick.image / np.maximum(well.image, 1.0) - 1
+    lesion = (well.image > 5000) & (more > 0.1)
+    volume = lesion.sum() * np.prod(STUDY_ZOOMS)
+    assert 1 < volume < 4.2 * 2.0**3 * 1.5
+    assert (well.labels[lesion] > 0).mean() > 0.9 and 0.15 < np.median(more[lesion]) < 0.5
+    away = np.abs(sick.image - well.image.astype(int)) <= 100  # some ringing
+    assert away.mean() > 1 - 4 * lesion.mean()
+
+
+def test_a_lesion_is_the_same_whatever_else_was_asked_for():
+    alone, all_ = (draw_departure(names, 3, 5, (4, 4, 4)) for names in (("lesions",), tuple(DEPARTURES)))
+    assert (alone.place, alone.radius_mm) == (all_.place, all_.radius_mm) and torch.equal(alone.edge, all_.edge)
+    assert alone.has["lesions"] == all_.has["lesions"] and list(alone.has) == ["lesions"]
+
+
+def test_without_bulbs_there_is_no_brain_ahead_of_a_plane(head):
+    right, anterior, superior = head.centre_mm
+    backwards = dataclasses.replace(
+        head, centre_mm=(right, anterior - 3, superior)
+    )  # the field of view: more lies ahead
+    without, whole = with_and_without(backwards, "bulbs")
+    slices = (without.labels > 0).sum((0, 1)), (whole.labels > 0).sum((0, 1))
+    plane = draw_departure(("bulbs",), 7, whole.index, (4, 4, 4)).plane_mm
+    first = round(plane / STUDY_ZOOMS[2] + 20)
+    assert slices[0][first + 2 :].sum() == 0 and slices[1][first + 2 :].sum() > 20
+    assert np.array_equal(slices[0][: first - 2], slices[1][: first - 2])
+    assert np.array_equal(without.image[..., : first - 2], whole.image[..., : first - 2])
+    gone = (whole.labels > 0) & (without.labels == 0)
+    assert without.image[gone].mean() < 0.7 * whole.image[gone].mean()  # muscle is darker
+    assert without.properties["brain_mm3"] < whole.properties["brain_mm3"]
+
+
+def test_a_cut_scan_lacks_a_few_slices_at_one_end(head):
+    cut, whole = with_and_without(head, "cut")
+    empty = ~cut.image.any((0, 1))
+    assert 2 <= empty.sum() <= 6 and empty[0] != empty[-1] and np.abs(np.diff(empty.astype(int))).sum() == 1
+    assert not cut.labels[..., empty].any()
+    assert np.array_equal(cut.image[..., ~empty], whole.image[..., ~empty])
+    assert np.array_equal(cut.labels[..., ~empty], whole.labels[..., ~empty])
+
+
+def test_a_second_warp_moves_tissue_without_folding_it(head):
+    warped, plain = with_and_without(head, "warps")
+    assert JACOBIAN_FLOOR <= warped.properties["min_jacobian"] < plain.properties["min_jacobian"]
+    moved = (warped.labels != plain.labels).sum() / (plain.labels > 0).sum()
+    assert 0.02 < moved < 0.3
+    draw = draw_departure(("warps",), 7, warped.index, (20, 20, 20))
+    assert draw.velocity_mm.std() == pytest.approx(0.2, rel=0.1)
+
+
+def test_half_of_the_rats_have_each_departure_and_one_says_nothing_of_another():
+    has = np.array([list(draw_departure(DEPARTURES, 0, i, (1, 1, 1)).has.values()) for i in range(400)], float)
+    assert has.mean(0) == pytest.approx(0.5, abs=0.1)
+    assert np.abs(np.corrcoef(has.T) - np.eye(len(DEPARTURES))).max() < 0.2
+
+
+def test_departures_are_named_in_one_order_and_a_misspelt_one_is_told():
+    assert chosen("warps, lesions,warps") == chosen(["warps", "lesions"]) == ("lesions", "warps")
+    with pytest.raises(ValueError, match="unknown departure 'lesion': did you mean 'lesions'"):
+        simulate(None, [0], departures="cut,lesion")
+
+
+def test_parameters_name_the_departures_and_are_the_usual_ones_without(head):
+    told = parameters(head, departures="cut")
+    assert list(told["departures"]) == ["cut"] and json.loads(json.dumps(told)) == told
+    assert "departures" not in parameters(head) and told["source"] != parameters(head)["source"]
+    assert parameters(head, departures="warps") != told

@@ -1,6 +1,8 @@
+import json
 import shutil
 import time
 import warnings
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +11,9 @@ import pytest
 from labkit import CohortError, open_cohort
 from labkit.data import sources
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
+from labkit.evidence import selection
+from labkit.evidence.segmentation import experiment
+from labkit.evidence.segmentation.arms import ARMS
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +122,8 @@ def test_the_same_animal_under_two_names_is_refused(tmp_path):
         (".", {"voxel_mm": (0.1, 0.1)}, "three voxel sizes"),
         (".", {"voxel_mm": (0.1, 0.1, np.nan)}, "three voxel sizes"),
         (".", {"voxel_mm": 0.1}, "three voxel sizes"),
+        (".", {"departures": "cut"}, "are of simulated rats"),
+        ("phantom", {"departures": ["cut", "bulb"]}, "did you mean 'bulbs'"),
     ],
 )
 def test_wrong_arguments_stop_with_what_is_allowed(source, options, message):
@@ -355,3 +362,37 @@ def test_simulated_rats_are_made_once_and_more_are_added(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_cohort(folder).fingerprint == three.fingerprint  # it is a folder of NIfTI files like any other
+
+
+def test_departed_rats_are_a_cohort_of_their_own_that_its_recipe_opens_again(tmp_path):
+    cohort = open_cohort("phantom", n=3, seed=5, departures="warps, cut")
+    assert cohort.name == "phantom-cut-warps" and cohort.folder.name.startswith("phantom-cut-warps-s5-")
+    recipe = json.loads(json.dumps(cohort.recipe))
+    assert recipe["departures"] == ["cut", "warps"]
+    assert open_cohort(recipe.pop("source"), **recipe).fingerprint == cohort.fingerprint
+    table = (cohort.folder / "participants.tsv").read_text().splitlines()
+    _, *rows = (dict(zip(table[0].split("\t"), line.split("\t"), strict=True)) for line in table)
+    lost = [not scan.image.any((0, 1)).all() for scan in cohort]
+    assert [row["cut"] == "1" for row in rows] == lost and {row["warps"] for row in rows} <= {"0", "1"}
+    described = json.loads((cohort.folder / "dataset_description.json").read_text())
+    assert list(described["Parameters"]["departures"]) == ["cut", "warps"] and "cut, warps" in described["Name"]
+
+
+def test_new_rats_of_controls_have_the_departures_of_the_runs_own(monkeypatch):
+    """Fresh rats to measure with, and those with true labels that a segmentation network learns from."""
+    opened = []
+
+    def record(source, **options):
+        opened.append((source, options))
+        return SimpleNamespace(digests=("new",))
+
+    recipe = {"source": "sigma", "n": 9, "seed": 3, "departures": ["cut"]}
+    monkeypatch.setattr(selection, "open_cohort", record)
+    selection.real_scans(SimpleNamespace(config={"cohort": {"recipe": recipe}}), None, "fresh", n=8, seed=2)
+    monkeypatch.setattr(experiment, "open_cohort", record)
+    monkeypatch.setattr(experiment, "examples", lambda rats, plan: rats)
+    own = SimpleNamespace(arms=[ARMS["r100+t200"]], simulated=recipe, train=range(5), plan=None,
+                          test=SimpleNamespace(digests=("old",)))  # fmt: skip
+    experiment.Experiment._true.func(own)
+    assert opened == [("sigma", {"n": 16, "seed": 6, "departures": ["cut"]}),
+                      ("sigma", {"n": 10, "seed": 4, "departures": ["cut"]})]  # fmt: skip

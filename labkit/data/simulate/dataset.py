@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from labkit.data import bids, nifti
@@ -17,16 +18,19 @@ KEEP_EVERY = 10
 """Rats between two writings of participants.tsv: what an interrupted simulation loses at most."""
 
 
-def simulated_dataset(name: str, n: int, seed: int = 0) -> Path:
+def simulated_dataset(name: str, n: int, seed: int = 0, departures: Sequence[str] = ()) -> Path:
     """Folder of a BIDS data set with at least the first `n` simulated rats of `seed`; makes those that are missing.
 
     Rat i of a seed is the same whatever `n`. The folder lies under the data folder (``LABKIT_DATA``), named after the
-    anatomy (``"phantom"`` or ``"sigma"``), the seed and a hash of every parameter, of the simulator's source and of the
-    anatomy's files, so that changed physics never opens old rats.
+    anatomy (``"phantom"`` or ``"sigma"``), the `departures`, the seed and a hash of every parameter, of the simulator's
+    source and of the anatomy's files, so that changed physics never opens old rats. ``participants.tsv`` says which rat
+    has which departures.
     """
-    described = parameters(name)  # the anatomy itself takes seconds, and is built only if rats are missing
+    described = parameters(
+        name, departures=departures
+    )  # the anatomy itself takes seconds, and is built only if rats are missing
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
-    folder = data_folder() / "cohorts" / f"{name}-s{seed}-{key}"
+    folder = data_folder() / "cohorts" / "-".join([name, *departures, f"s{seed}", key])
     rows = _kept(folder)
     missing = [index for index in range(n) if index not in rows]
     if not missing:
@@ -34,7 +38,7 @@ def simulated_dataset(name: str, n: int, seed: int = 0) -> Path:
     anatomy = load_anatomy(name)
     bids.write_description(
         folder,
-        f"Simulated rats on the {name} anatomy, seed {seed}",
+        f"Simulated rats on the {name} anatomy, seed {seed}" + "".join(f", {one}" for one in departures),
         Simulated=True,
         Note="Computed by a simulator of rat brain MRI. No animal was scanned for these images.",
         GeneratedBy=[{"Name": "labkit.data.simulate"}],
@@ -44,7 +48,7 @@ def simulated_dataset(name: str, n: int, seed: int = 0) -> Path:
     )
     bids.write_label_names(folder, LABEL_NAMES)
     write_text(folder / "task-rest_boldref.json", json.dumps(described["acquisition"], indent=2) + "\n")
-    rats = simulate(anatomy, missing, seed=seed)
+    rats = simulate(anatomy, missing, seed=seed, departures=departures)
     for done, rat in enumerate(progress_bar(rats, f"simulating {name} rats", len(missing)), start=1):
         subject = f"{rat.index + 1:04d}"
         image, labels = (nifti.image_on_grid(array, rat.affine) for array in (rat.image, rat.labels))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from .. import grids, labels
 from ..manifest import fetch, load_manifest
 from .anatomy import Anatomy
+from .departures import DEPARTURES, chosen
 from .individual import Individual
 from .scanner import Scanner
 from .sigma import sigma_anatomy
@@ -30,21 +32,27 @@ def load_anatomy(name: str) -> Anatomy:
 
 
 def parameters(
-    anatomy: Anatomy | str, individual: Individual | None = None, scanner: Scanner | None = None
+    anatomy: Anatomy | str,
+    individual: Individual | None = None,
+    scanner: Scanner | None = None,
+    departures: str | Sequence[str] = (),
 ) -> dict[str, object]:
     """Everything a simulated data set follows from but its seed, ready for JSON.
 
     An anatomy given by name does not have to be built or fetched for this. In the result ``anatomy`` is its name and
     the sha256 of each file (or of its own content, if it is none of :data:`ANATOMIES`), ``individual`` and ``scanner``
     are their fields, ``source`` is the sha256 over what the simulator's source does, and ``acquisition`` the scan in
-    BIDS terms, seconds and degrees.
+    BIDS terms, seconds and degrees. Only where `departures` are asked for are they there, in words, and counts their
+    source.
     """
-    individual, scanner = individual or Individual(), scanner or Scanner()
+    individual, scanner, names = individual or Individual(), scanner or Scanner(), chosen(departures)
+    told = {"departures": {name: DEPARTURES[name] for name in names}} if names else {}
     return {
         "anatomy": _identity(anatomy),
         "individual": dataclasses.asdict(individual),
         "scanner": dataclasses.asdict(scanner),
-        "source": _source_hash(),
+        **told,
+        "source": _source_hash(bool(names)),
         "acquisition": {
             "Modality": "MR",
             "MagneticFieldStrength": scanner.b0_tesla,
@@ -86,11 +94,12 @@ def _content_hash(anatomy: Anatomy) -> str:
 
 
 @cache
-def _source_hash() -> str:
+def _source_hash(departed: bool) -> str:
     """sha256 over what the simulator's source files do, in the order of their names."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in [*sorted(folder.rglob("*.py")), Path(grids.__file__), Path(labels.__file__)]:
+    own = [path for path in sorted(folder.rglob("*.py")) if departed or path.name != "departures.py"]
+    for path in [*own, Path(grids.__file__), Path(labels.__file__)]:
         digest.update(f"{path.name}\0{meaning(path.read_text(encoding='utf-8'))}".encode())
     return digest.hexdigest()
 

@@ -7,7 +7,7 @@ shape. All three are smooth, so they are worked out on a coarse grid; only the l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from labkit.data.grids import STUDY_ZOOMS, grid_affine
 from labkit.warps import diffeomorphism, sample
 
 from .anatomy import Anatomy
+from .departures import OEDEMA, Departure, chosen, draw_departure
 from .individual import Individual, Variation, draw_variation, random_stream, rotation_matrix
 from .one_thread import one_thread
 from .preparation import COARSE, WARP_MM, Head, coarse_points, coarse_spacing, most_likely, prepare, upsample
@@ -33,7 +34,8 @@ class SimulatedRat:
     # uint8 (64, 64, 40): 0 background, 1 CSF, 2 grey, 3 white matter, where the distorted image shows them
     labels: np.ndarray
     affine: np.ndarray  # (4, 4), voxel index to mm; the scanner's, and so the same for all rats
-    # size, pose, smallest Jacobian, and volumes of tissues in the field of view by their fractions, mm3
+    # size, pose, smallest Jacobian, volumes of tissues in the field of view by their fractions, mm3; 1 or 0 for each
+    # departure that was asked for
     properties: dict[str, float]
 
 
@@ -45,12 +47,14 @@ def simulate(
     individual: Individual | None = None,
     scanner: Scanner | None = None,
     batch_size: int = 2,
+    departures: str | Sequence[str] = (),
 ) -> Iterator[SimulatedRat]:
     """Simulate the rats of `indices`, counted from 0, in their order, `batch_size` at a time.
 
     Rat i of a seed is the same whatever the others are, their order and the batch size (bit for bit on the CPU). Random
-    numbers are drawn on the CPU, so that devices agree to rounding. ValueError before any work if an index is negative,
-    `batch_size` is less than 1 or the anatomy's axes are not the study's.
+    numbers are drawn on the CPU, so that devices agree to rounding. `departures` are what no warp makes, by name
+    (:data:`labkit.data.simulate.departures.DEPARTURES`). ValueError before any work if an index is negative,
+    `batch_size` is less than 1, a departure is unknown or the anatomy's axes are not the study's.
     """
     indices = [int(index) for index in indices]
     if any(index < 0 for index in indices):
@@ -58,7 +62,10 @@ def simulate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    return _simulate(anatomy, batches, seed, torch.device(device), individual or Individual(), scanner or Scanner())
+    names = chosen(departures)
+    return _simulate(
+        anatomy, batches, seed, torch.device(device), individual or Individual(), scanner or Scanner(), names
+    )
 
 
 def _simulate(
@@ -68,21 +75,26 @@ def _simulate(
     device: torch.device,
     individual: Individual,
     scanner: Scanner,
+    departures: Sequence[str],
 ) -> Iterator[SimulatedRat]:
     """Do the work of :func:`simulate`, as it is asked for; what was asked has been checked."""
     head = None
     for indices in batches:
         with one_thread():
             head = head or prepare(anatomy, scanner.b0_tesla, device)
-            scans = _scan(head, indices, seed, individual, scanner)
+            scans = _scan(head, indices, seed, individual, scanner, departures)
         yield from scans
 
 
-def _scan(head: Head, indices: list[int], seed: int, individual: Individual, scanner: Scanner) -> list[SimulatedRat]:
+def _scan(
+    head: Head, indices: list[int], seed: int, individual: Individual, scanner: Scanner, departures: Sequence[str] = ()
+) -> list[SimulatedRat]:
     """One batch of rats."""
     device, tissues = head.spins.device, head.anatomy.tissues
     warp_shape = tuple(head.ventricles.shape[1:])
     variations = [draw_variation(individual, seed, i, len(tissues), warp_shape, WARP_MM) for i in indices]
+    departed = [draw_departure(departures, seed, i, warp_shape) for i in indices]
+    variations = [departure.warped(rat) for departure, rat in zip(departed, variations, strict=True)]
     conditions = [draw_conditions(scanner, random_stream(seed, i, "scanner")) for i in indices]
 
     # individual: velocity -> flow
@@ -101,10 +113,15 @@ def _scan(head: Head, indices: list[int], seed: int, individual: Individual, sca
     brightness = brightness * upsample(coil[:, None], COARSE)[:, 0]
 
     # look-up and acquisition, on the fine grid
-    signals = steady_state(scanner, tissues, torch.stack([d.contrast for d in variations]).to(device))
-    picture, fractions = _look_up(head, signals, head.index(body, head.shape))
+    contrast = torch.stack([d.contrast for d in variations]).to(device)
+    lesioned = contrast * contrast.new_tensor(OEDEMA)[:, None]
+    signals, oedema = (steady_state(scanner, tissues, own) for own in (contrast, lesioned))
+    picture, fractions = _look_up(head, signals, oedema, head.index(body, head.shape), departed)
     images = acquire(scanner, picture * upsample(brightness[:, None])[:, 0], conditions)
     images = images.round().clamp(0, 32767).to(torch.int16).cpu().numpy()
+    for departure, image, shares in zip(departed, images, fractions, strict=True):
+        departure.cut(image)
+        departure.cut(shares)
     labels = most_likely(fractions, head.label_weights).cpu().numpy()
     volumes = fractions.flatten(2).sum(2).cpu().numpy() * math.prod(STUDY_ZOOMS)
     return [
@@ -113,7 +130,7 @@ def _scan(head: Head, indices: list[int], seed: int, individual: Individual, sca
             image=images[n],
             labels=labels[n],
             affine=grid_affine(centre_mm=head.anatomy.centre_mm),
-            properties=_properties(variations[n], smallest[n].item(), volumes[n]),
+            properties=_properties(variations[n], smallest[n].item(), volumes[n]) | departed[n].properties,
         )
         for n, index in enumerate(indices)
     ]
@@ -156,12 +173,15 @@ def _to_body(points: torch.Tensor, variations: list[Variation]) -> torch.Tensor:
     return (back * (points - shift)[:, None]).sum(2)
 
 
-def _look_up(head: Head, signals: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _look_up(
+    head: Head, signals: torch.Tensor, oedema: torch.Tensor, index: torch.Tensor, departed: list[Departure]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Signal on the fine grid (B, 128, 128, 40), and fractions of the three tissues in the study's voxels."""
     values = torch.empty(len(signals), len(head.spins), 4, device=index.device)
     values[..., 1:] = head.fractions
     for n, signal in enumerate(signals):  # one product a rat: rounding must not depend on the batch
         values[n, :, 0] = torch.mv(head.spins, signal)
+        departed[n].alter(values[n], head, signal, oedema[n])
     volume = values.unflatten(1, head.shape).movedim(-1, 1)  # channels last in memory: one visit to each corner
     seen = sample(volume, upsample(index))
     return seen[:, 0], F.avg_pool3d(seen[:, 1:], (2, 2, 1))

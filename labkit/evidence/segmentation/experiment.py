@@ -112,7 +112,10 @@ class Experiment:
         self.arms = chosen(arms or usual, bool(self.simulated), self.atlas is not None)
         if train is None or test is None:
             if isinstance(cohort, str | os.PathLike):
-                cohort = open_cohort(cohort, **{key: value for key, value in recipe.items() if key != "source"})
+                other = (
+                    {"source"} if str(cohort) in SIMULATED else {"source", "departures"}
+                )  # a copy has its own already
+                cohort = open_cohort(cohort, **{key: value for key, value in recipe.items() if key not in other})
             own = self.run.cohort() if cohort is None else cohort
             train = self.run.train_part(own) if train is None else train
             test = self.run.held_out(own) if test is None else test
@@ -258,7 +261,8 @@ class Experiment:
     @cached_property
     def _true(self) -> Examples:
         most = max(arm.counts(len(self.train))[1] for arm in self.arms if arm.source == "true")
-        rats = open_cohort(self.simulated["source"], n=most, seed=self.simulated["seed"] + 1)
+        asked = {"seed": self.simulated["seed"] + 1, "departures": self.simulated.get("departures", ())}
+        rats = open_cohort(self.simulated["source"], n=most, **asked)
         if set(rats.digests) & set(self.test.digests):
             raise LeakError("the control's new rats are among the test animals")
         return examples(rats, self.plan)
