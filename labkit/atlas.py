@@ -173,7 +173,8 @@ class Atlas:
             scans = torch.where(clean < self.black, 0.0, scans)
         if not labelled:
             return scans, scans
-        return scans, state["label_values"][seen[:, 1:].argmax(1, keepdim=True)]
+        # argmax along an axis that is not the last in memory takes eight times as long as max
+        return scans, state["label_values"][seen[:, 1:].max(1, keepdim=True).indices]
 
     @cached_property
     def _template_and_labels(self) -> Tensor:
@@ -289,7 +290,7 @@ class Atlas:
         wanted = target.flatten().bincount(minlength=kinds).double()
         offset = logits.new_zeros(1, kinds, 1, 1, 1)
         for _ in range(12):
-            there = (seen + offset).argmax(1).flatten().bincount(minlength=kinds).double()
+            there = (seen + offset).max(1).indices.flatten().bincount(minlength=kinds).double()
             offset = offset + (wanted / there.clamp_min(1)).log().float().view(1, kinds, 1, 1, 1)
         return offset
 

@@ -87,7 +87,7 @@ def segment(
     if not folder.exists():
         images, box = inputs(cohort, found.plan)
         chances = (probabilities([found.network], image[None], box) for image in images)
-        labels = (chance.argmax(1, keepdim=True).byte()[0] for chance in chances)
+        labels = (chance.max(1, keepdim=True).indices.byte()[0] for chance in chances)
         _write(folder, cohort, labels, LABEL_NAMES, Arm=arm, Seed=seed, Run=generator.path.name)
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
 

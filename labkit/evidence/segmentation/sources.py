@@ -101,7 +101,7 @@ class ArmsAtlas:
         for part in self.numbers[places].split(8):
             geometry = self.atlas.geometry
             seen = geometry.see(state["label_logits"], geometry.points(part, guarded=True))
-            found.append(state["label_values"][seen.argmax(1, keepdim=True)])
+            found.append(state["label_values"][seen.max(1, keepdim=True).indices])
         cubes = self.run.generator().in_cube(torch.cat(found), 0)
         return replace(self.like.take(places), labels=volumes.resize_labels(cubes, self.plan.size))
 
