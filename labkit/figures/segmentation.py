@@ -89,19 +89,23 @@ def dose_response(experiment: Experiment) -> Figure:
 
 @style.drawn
 def learning_curve(curve: pd.DataFrame, steps: int) -> Figure:
-    """Dice against steps of training, a line a tissue, with the experiment's own number of `steps` marked.
+    """Dice against steps of training, a panel an arm, a line a tissue, the experiment's own number of `steps` marked.
 
     Of a table of :meth:`labkit.evidence.segmentation.experiment.Experiment.learning_curve`.
     """
-    figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
-    for colour, (tissue, part) in zip((GREY, PURPLE, ORANGE, SKY), curve.groupby("tissue", sort=False), strict=False):
-        ax.plot(part["steps"], part["dice"], "o-", color=colour, markersize=4, label=tissue)
-    ax.axvline(steps, color="0.7", linestyle=":")
-    ax.set_xscale("log")
-    ax.set_xticks(sorted(curve["steps"].unique()), sorted(curve["steps"].unique()))
-    ax.minorticks_off()
-    ax.set(xlabel="steps of training", ylabel="Dice")
-    ax.legend(fontsize=8, loc="lower right")
+    arms, at = curve["arm"].unique(), sorted(curve["steps"].unique())
+    figure, axes = plt.subplots(1, len(arms), figsize=(WIDTH, 2.8), layout="constrained", sharey=True, squeeze=False)
+    for ax, arm in zip(axes[0], arms, strict=True):
+        tissues = curve[curve["arm"] == arm].groupby("tissue", sort=False)
+        for colour, (tissue, part) in zip((GREY, PURPLE, ORANGE, SKY), tissues, strict=False):
+            ax.plot(part["steps"], part["dice"], "o-", color=colour, markersize=4, label=tissue)
+        ax.axvline(steps, color="0.7", linestyle=":")
+        ax.set_xscale("log")
+        ax.set_xticks(at, at)
+        ax.minorticks_off()
+        ax.set(title=arm, xlabel="steps of training")
+    axes[0, 0].set_ylabel("Dice")
+    axes[0, -1].legend(fontsize=8, loc="lower right")
     return figure
 
 

@@ -153,10 +153,15 @@ def test_a_learning_curve_trains_what_is_missing_and_keeps_it(done, monkeypatch)
     from labkit.evidence.segmentation import experiment
 
     curve = done.learning_curve()
-    assert sorted(curve["steps"].unique()) == [10, 20, 40, 80] and len(curve) == 16
+    assert sorted(curve["steps"].unique()) == [10, 20, 40, 80] and len(curve) == 16 and set(curve["arm"]) == {"r100"}
     own = done.scores.query("arm == 'r100' and seed == 0 and tissue == 'CSF'")["dice"].mean()
     assert curve.query("steps == 40 and tissue == 'CSF'")["dice"].item() == pytest.approx(own)
-    assert "CSF" in gains.converged(curve, 40) and "Twice the 40 steps" in gains.converged(curve, 40)
+    (said,) = gains.converged(curve, 40)
+    assert said.startswith("r100: twice the 40 steps would add") and "CSF" in said
+    few = [curve.assign(arm=arm, dice=curve["dice"] + more) for arm, more in (("r5", 0.0), ("r5+a200", 0.05))]
+    *_, gained = gains.converged(pd.concat([curve, *few]), 40)
+    assert gained.startswith("r5+a200 against r5, by steps: at 10 ") and gained.count("CSF +0.0500") == 4
+    assert len(figures.learning_curve(pd.concat([curve, *few]), 40).axes) == 3
     monkeypatch.setattr(experiment, "train_network", None)
     assert done.learning_curve().equals(curve)
     assert len(figures.learning_curve(curve, 40).axes[0].lines) == 5

@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+CURVES = ("r100", "r5", "r5+a200")
+"""Arms that are trained with other numbers of steps, too: all real scans, few, and the gain over few."""
+
+
 class LeakError(ValueError):
     """Animals on both sides of the experiment."""
 
@@ -145,23 +149,24 @@ class Experiment:
             self._one(arm, seed)
         return self
 
-    def learning_curve(self, arm: str = "r100", seed: int = 0) -> pd.DataFrame:
-        """Has an arm converged? Its Dice after other numbers of steps; what is missing is trained and kept.
+    def learning_curve(self, seed: int = 0) -> pd.DataFrame:
+        """Have arms converged, and do gains outlast more training? Dice after other numbers of steps.
 
-        One network each of a quarter, half, and twice the plan's steps, beside the arm's own: each has a whole cycle of
-        learning rates, so that none is a snapshot of another. Columns ``steps``, ``tissue``, ``dice`` (mean over
-        animals).
+        Of those of :data:`CURVES` that the experiment has, one network each of a quarter, half, and twice the plan's
+        steps, beside the arm's own: each has a whole cycle of learning rates, so that none is a snapshot of another.
+        What is missing is trained and kept. Columns ``arm``, ``steps``, ``tissue``, ``dice`` (mean over animals).
         """
         import pandas as pd
 
-        tables = []
-        for steps in (max(1, round(part * self.plan.steps)) for part in (0.25, 0.5, 1, 2)):
-            path = self._arm_folder(ARMS[arm], seed, steps) / SCORES_FILE
-            if not path.exists():
-                self._one(ARMS[arm], seed, steps)
-            means = pd.read_csv(path).groupby("tissue", sort=False)["dice"].mean().reset_index()
-            tables.append(means.assign(steps=steps))
-        return pd.concat(tables, ignore_index=True)[["steps", "tissue", "dice"]]
+        tables, there = [], {arm.name for arm in self.arms}
+        for name in (name for name in CURVES if name in there):
+            for steps in (max(1, round(part * self.plan.steps)) for part in (0.25, 0.5, 1, 2)):
+                path = self._arm_folder(ARMS[name], seed, steps) / SCORES_FILE
+                if not path.exists():
+                    self._one(ARMS[name], seed, steps)
+                means = pd.read_csv(path).groupby("tissue", sort=False)["dice"].mean().reset_index()
+                tables.append(means.assign(arm=name, steps=steps))
+        return pd.concat(tables, ignore_index=True)[["arm", "steps", "tissue", "dice"]]
 
     def _arm_folder(self, arm: Arm, seed: int, steps: int | None = None) -> Path:
         other = f"-steps{steps}" if steps not in (None, self.plan.steps) else ""

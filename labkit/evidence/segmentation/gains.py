@@ -202,12 +202,23 @@ def rivals(scores: pd.DataFrame, score: str = "dice") -> list[str]:
     return found
 
 
-def converged(curve: pd.DataFrame, steps: int) -> str:
-    """What more steps would add to an arm, in a sentence; of a table of ``Experiment.learning_curve``."""
-    table = curve.pivot_table(index="steps", columns="tissue", values="dice", sort=False)
-    more = table.loc[2 * steps] - table.loc[steps]
-    added = ", ".join(f"{tissue} {_signed(value)}" for tissue, value in more.items())
-    return f"Twice the {steps} steps would add {added} (one network)."
+def converged(curve: pd.DataFrame, steps: int) -> list[str]:
+    """What more steps than `steps` would add to each arm, and to what one gains over another, in sentences.
+
+    Of a table of ``Experiment.learning_curve``.
+    """
+    found, table = [], curve.pivot_table(index="steps", columns=["arm", "tissue"], values="dice", sort=False)
+    for arm in curve["arm"].unique():
+        more = table.loc[2 * steps, arm] - table.loc[steps, arm]
+        found.append(f"{arm}: twice the {steps} steps would add {_each(more)} (one network).")
+    for arm, reference in (pair for pair in (("r5+a200", "r5"),) if set(pair) <= set(curve["arm"])):
+        gained = "; ".join(f"at {at} {_each(row)}" for at, row in (table[arm] - table[reference]).iterrows())
+        found.append(f"{arm} against {reference}, by steps: {gained} (one network each).")
+    return found
+
+
+def _each(values: pd.Series) -> str:
+    return ", ".join(f"{tissue} {_signed(value)}" for tissue, value in values.items())
 
 
 def _direction(row: pd.Series) -> int:
