@@ -14,7 +14,7 @@ from labkit.data.cohort import Cohort
 from labkit.evidence.attributes import tissues
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
-from labkit.evidence.segmentation import arms, gains, reliability, sources
+from labkit.evidence.segmentation import arms, gains, registered, reliability, sources
 from labkit.evidence.segmentation.experiment import Experiment, LeakError
 from labkit.evidence.segmentation.network import (
     PLANS,
@@ -424,6 +424,23 @@ def test_an_atlas_brings_labels_of_its_own_and_sees_an_arms_labels_alone(run, at
     assert torch.equal(coloured.labels, drawn.labels) and not torch.equal(coloured.images, drawn.images)
     elastic, _ = alone._data(arms.ARMS["r5+e200"], 0)
     assert len(elastic) == 17 and set(elastic.labels.unique().tolist()) == {0, 1, 2, 3}
+
+
+def test_what_an_atlas_labels_itself_stands_beside_what_networks_label(run, atlas, done, monkeypatch):
+    both = Experiment(run, done.plan, "r100", out_dir=done.folder, seeds=done.seeds)
+    found = registered.scores(both)
+    assert (
+        set(found["arm"]) == {"r100"} and len(found) == both.seeds * len(both.test) * 4 and found["dice"].mean() > 0.5
+    )
+    seeds = [part["dice"].tolist() for _, part in found.groupby("seed")]
+    assert seeds[0] == seeds[1]  # with all labels there is nothing to choose
+    monkeypatch.setattr(registered, "encode", None)
+    assert registered.scores(both).equals(found)  # kept
+    table = registered.beside_networks(both)
+    assert table.index.tolist() == [("8 real", "a network"), ("8 real", "the atlas, by registration")]
+    assert table.loc[("8 real", "the atlas, by registration"), "CSF"].startswith(
+        f"{found.query('tissue == @tissue', local_dict={'tissue': 'CSF'})['dice'].mean():.3f}"
+    )
 
 
 def test_arms_of_an_atlas_need_one():

@@ -4,5 +4,6 @@
 :mod:`~labkit.evidence.segmentation.scores` what is measured on an animal, :mod:`~labkit.evidence.segmentation.arms` the
 training sets, :mod:`~labkit.evidence.segmentation.experiment` their folders,
 :mod:`~labkit.evidence.segmentation.gains` the statistics, :mod:`~labkit.evidence.segmentation.reliability` what the
-networks make of synthetic scans, and :mod:`~labkit.evidence.segmentation.segment` labels for one's own scans.
+networks make of synthetic scans, :mod:`~labkit.evidence.segmentation.registered` labels without a network, and
+:mod:`~labkit.evidence.segmentation.segment` labels for one's own scans.
 """

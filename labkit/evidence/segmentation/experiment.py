@@ -141,7 +141,7 @@ class Experiment:
 
     def missing(self) -> list[tuple[Arm, int]]:
         """Jobs without a result yet."""
-        return [(arm, seed) for arm, seed in self.jobs if not (self._arm_folder(arm, seed) / SCORES_FILE).exists()]
+        return [(arm, seed) for arm, seed in self.jobs if not (self.arm_folder(arm, seed) / SCORES_FILE).exists()]
 
     def go_on(self) -> Experiment:
         """Train and test what is missing; interrupt whenever you like, finished arms are not trained again."""
@@ -161,14 +161,15 @@ class Experiment:
         tables, there = [], {arm.name for arm in self.arms}
         for name in (name for name in CURVES if name in there):
             for steps in (max(1, round(part * self.plan.steps)) for part in (0.25, 0.5, 1, 2)):
-                path = self._arm_folder(ARMS[name], seed, steps) / SCORES_FILE
+                path = self.arm_folder(ARMS[name], seed, steps) / SCORES_FILE
                 if not path.exists():
                     self._one(ARMS[name], seed, steps)
                 means = pd.read_csv(path).groupby("tissue", sort=False)["dice"].mean().reset_index()
                 tables.append(means.assign(arm=name, steps=steps))
         return pd.concat(tables, ignore_index=True)[["arm", "steps", "tissue", "dice"]]
 
-    def _arm_folder(self, arm: Arm, seed: int, steps: int | None = None) -> Path:
+    def arm_folder(self, arm: Arm, seed: int, steps: int | None = None) -> Path:
+        """Where a network, its scores and what it was trained on are, or will be."""
         other = f"-steps{steps}" if steps not in (None, self.plan.steps) else ""
         other += f"-{self.atlas.fingerprint[:8]}" if arm.source in ATLAS_SOURCES and self.atlas else ""
         return self.folder / f"{arm.name}{other}-seed{seed}"
@@ -180,7 +181,7 @@ class Experiment:
         images, box = self._tested
         predicted = full_labels(probabilities([network], images, box), self.test.shape)
         table = score(predicted, self.test)
-        folder = self._arm_folder(arm, seed, steps)
+        folder = self.arm_folder(arm, seed, steps)
         folder.mkdir(parents=True, exist_ok=True)
         save_state(folder / MODEL_FILE, network.state_dict())
         counts = dict(zip(("real", "added"), arm.counts(len(self.train)), strict=True))
@@ -211,13 +212,20 @@ class Experiment:
 
     def _from_atlas(self, arm: Arm, seed: int, n: int) -> Examples:
         """Scans with labels by the atlas, which knows the labels of the arm's real scans, or of its reference's."""
-        assert self.atlas is not None  # or the arm would have been refused
         seen = arms_animals(self.train, arm.real or ARMS[arm.reference].real, seed)
-        atlas = ArmsAtlas(self.atlas, self.train, places_of(self.train, seen), self._real, self.plan)
+        atlas = self.atlas_with(seen)
         if arm.source == "registered":
             others = [place for place, subject in enumerate(self.train.subjects) if subject not in seen]
             return atlas.registered(others[:n])
         return atlas.drawn(n, seed, contrast=arm.source == "contrast")
+
+    def atlas_with(self, animals: set[str]) -> ArmsAtlas:
+        """The atlas with the labels of some training animals and no others."""
+        if self.atlas is None:  # arms of an atlas have been refused by then
+            raise ValueError(
+                "no atlas was trained on these training scans: papermill book/02_train.ipynb -p model atlas"
+            )
+        return ArmsAtlas(self.atlas, self.train, places_of(self.train, animals), self._real, self.plan)
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:
         """The synthetic scans of an arm, or its Gaussian's, with their teacher's labels."""
@@ -238,7 +246,7 @@ class Experiment:
         reference = ARMS[arm.reference]
         found = [self.network(reference, seed)]
         for member in range(1, self.plan.teachers):
-            path = self._arm_folder(reference, seed) / f"teacher{member}.safetensors"
+            path = self.arm_folder(reference, seed) / f"teacher{member}.safetensors"
             if path.exists():
                 found.append(load_network(self.plan, path))
                 continue
@@ -250,7 +258,7 @@ class Experiment:
     def network(self, arm: Arm | str, seed: int) -> nn.Module:
         """A trained network of the experiment; ValueError where it is not trained yet."""
         arm = ARMS[arm] if isinstance(arm, str) else arm
-        path = self._arm_folder(arm, seed) / MODEL_FILE
+        path = self.arm_folder(arm, seed) / MODEL_FILE
         if not path.exists():
             raise ValueError(f"arm {arm.name} with seed {seed} is not trained yet: call go_on() first")
         return load_network(self.plan, path)
@@ -279,10 +287,9 @@ class Experiment:
 
         tables = []
         for arm, seed in self.jobs:
-            path = self._arm_folder(arm, seed) / SCORES_FILE
+            path = self.arm_folder(arm, seed) / SCORES_FILE
             if path.exists():
-                table = pd.read_csv(path, dtype={"subject": str, "session": str}, keep_default_na=True)
-                tables.append(table.fillna({"session": ""}).assign(arm=arm.name, seed=seed))
+                tables.append(read_scores(path).assign(arm=arm.name, seed=seed))
         if not tables:
             raise ValueError("no arm is finished yet: call go_on() first")
         return pd.concat(tables, ignore_index=True)
@@ -324,6 +331,13 @@ class Experiment:
         for name, text in contents.items():
             write_text(self.folder / name, text)
         return [self.folder / name for name in contents]
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """A table of scores."""
+    import pandas as pd
+
+    return pd.read_csv(path, dtype={"subject": str, "session": str}).fillna({"session": ""})
 
 
 def find_atlas(run: Run) -> Run | None:

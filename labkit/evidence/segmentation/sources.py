@@ -95,6 +95,12 @@ class ArmsAtlas:
         images = sample.normalised * 2 - 1
         return replace(self.like, images=recoloured(images, labels, seed) if contrast else images, labels=labels)
 
+    def label(self, codes: Tensor) -> Tensor:
+        """Labels of codes (N, Z) on the scans' own grid, uint8 (N, X, Y, Z)."""
+        cubes = self.run.generator().in_cube(self.atlas.label(codes), 0)
+        whole = volumes.resize_labels(cubes, volumes.cube_side(self.train.shape))
+        return volumes.crop_from_cube(whole, self.train.shape)
+
     def registered(self, places: list[int]) -> Examples:
         """Real training scans, as if without labels, with those that the template brings along."""
         state, found = self.atlas.state, []
