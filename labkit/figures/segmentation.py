@@ -105,7 +105,7 @@ def learning_curve(curve: pd.DataFrame, steps: int) -> Figure:
         ax.minorticks_off()
         ax.set(title=arm, xlabel="steps of training")
     axes[0, 0].set_ylabel("Dice")
-    axes[0, -1].legend(fontsize=8, loc="lower right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
 
