@@ -39,6 +39,7 @@ SHOWN = [
     *(("precision", flavour) for flavour in ("PCA", "regions")),
     *(("recall", flavour) for flavour in ("PCA", "regions")),
     ("trace ratio", "PCA"),
+    *(("power ratio", band) for band in ("over 8 voxels", "under 2.7")),
     *(("RBF-MMD", flavour) for flavour in ("PCA", "regions")),
     *(("RMSE", "reconstruction"), ("SSIM", "reconstruction")),
     *(("Wasserstein", f"{part} volume, mm³") for part in VOLUMES),

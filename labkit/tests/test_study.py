@@ -41,7 +41,7 @@ def test_runs_stand_beside_one_floor_at_the_resolution_of_the_coarsest(measured)
     fine = Sample.of(measured.yardstick.held_out, 32)
     assert torch.equal(measured.yardstick.everyone.cubes, at_resolution(fine, 16).cubes)
     assert set(measured.verdicts().columns) == set(study.GROUPS)
-    assert measured.verdicts().loc["adni", "distributions"].endswith("of 18")
+    assert measured.verdicts().loc["adni", "distributions"].endswith("of 22")
 
 
 def test_best_is_only_named_where_intervals_lie_apart():
