@@ -29,10 +29,13 @@ from labkit.runs import Run, RunError, choose_device
 from labkit.updates import Draws, Learner
 from labkit.variants import AtlasSettings, Scale, Variant, resolve
 
-__all__ = ["PAPER_TRAIN", "DivergedError", "choose_scale", "draw", "train"]
+__all__ = ["PAPER_TRAIN", "DivergedError", "choose_scale", "default_n_train", "draw", "train"]
 
 PAPER_TRAIN = 174
 """Real scans the paper trains on; the other 36 of its 210 are held out."""
+
+HELD_OUT = 8
+"""Animals that a cohort of 20 or more leaves for measuring: 4 a side, the fewest of which a test can reach p = 0.05."""
 
 
 def train(
@@ -68,7 +71,8 @@ def train(
     resume : bool
         Go on with a run that is there; False refuses such a folder, so that nothing is overwritten.
     n_train : int, optional
-        Animals to train on, the others are held out; default 174 in 210, as in the paper, and all of fewer than five.
+        Animals to train on, the others are held out; default :func:`default_n_train`: 174 in 210, as in the paper, of
+        small cohorts fewer, so that there is something to measure with.
     **overrides
         Any field of :class:`labkit.variants.Variant`, or of :class:`labkit.variants.AtlasSettings` for an atlas, or of
         :class:`labkit.variants.Scale`.
@@ -196,12 +200,25 @@ def default_run_folder(
     return runs_folder() / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
 
 
+def default_n_train(animals: int) -> int:
+    """How many animals of a cohort are trained on, if nobody says: the paper's 174 in 210, but of few animals fewer.
+
+    Measures need held-out animals: at least :data:`HELD_OUT` of 20 or more, a third of fewer; of fewer than five none.
+
+    Examples
+    --------
+    >>> [default_n_train(animals) for animals in (210, 70, 40, 24, 12, 4)]
+    [174, 58, 32, 16, 8, 4]
+    """
+    if animals < 5:
+        return animals
+    least = HELD_OUT if animals >= 20 else round(animals / 3)
+    return min(round(animals * PAPER_TRAIN / PAPER_N), animals - least)
+
+
 def _split(cohort: Cohort, n_train: int | None) -> tuple[Cohort, Cohort | None]:
     animals = len(set(cohort.subjects))
-    if n_train is None:
-        if animals < 5:
-            return cohort, None
-        n_train = round(animals * PAPER_TRAIN / PAPER_N)
+    n_train = default_n_train(animals) if n_train is None else n_train
     # always the same animals, whatever the run's seed, so that variants and seeds can be compared on one held-out set
     return (cohort, None) if n_train == animals else cohort.split(n_train, seed=0)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from labkit import files, runs
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
-from labkit.training import DivergedError, train
+from labkit.training import DivergedError, default_n_train, train
 from labkit.variants import VARIANTS, resolve
 
 FAST = {"iterations": 6, "checkpoint_every": 3, "sample_every": 3, "log_every": 2, "ema_decay": 0.5, "device": "cpu"}
@@ -184,6 +184,21 @@ def test_a_handful_of_rats_is_trained_on_whole_and_nothing_is_called_held_out(ra
     run = train("sigmarat2", rats.subset(range(3)), "smoke", tmp_path / "run", **FAST | {"iterations": 3})
     assert len(run.config["train"]["subjects"]) == 3 and run.config["held_out"]["subjects"] == []
     assert run.losses["held_out_mse"].isna().all()
+
+
+@pytest.mark.parametrize("animals, held_out", [
+    (4, 0), (5, 2), (12, 4), (19, 6), (20, 8), (24, 8), (46, 8), (47, 8), (60, 10), (70, 12), (210, 36),
+])  # fmt: skip
+def test_a_small_cohort_holds_enough_out_to_measure_with(animals, held_out):
+    assert animals - default_n_train(animals) == held_out
+
+
+def test_of_two_dozen_animals_eight_are_held_out_unless_one_says_otherwise(tmp_path):
+    rats = ellipsoids(tmp_path / "rats", n=24)
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 1})
+    assert len(run.config["held_out"]["subjects"]) == 8
+    other = train("sigmarat2", rats, "smoke", tmp_path / "other", n_train=20, **FAST | {"iterations": 1})
+    assert len(other.config["held_out"]["subjects"]) == 4
 
 
 def test_nothing_in_a_step_waits_for_the_device(monkeypatch):
