@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 
 from labkit import files, runs
+from labkit.data.cohort import Cohort
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
-from labkit.training import DivergedError, default_n_train, train
+from labkit.training import DivergedError, default_n_train, split, train
 from labkit.variants import VARIANTS, resolve
 
 FAST = {"iterations": 6, "checkpoint_every": 3, "sample_every": 3, "log_every": 2, "ema_decay": 0.5, "device": "cpu"}
@@ -199,6 +201,19 @@ def test_of_two_dozen_animals_eight_are_held_out_unless_one_says_otherwise(tmp_p
     assert len(run.config["held_out"]["subjects"]) == 8
     other = train("sigmarat2", rats, "smoke", tmp_path / "other", n_train=20, **FAST | {"iterations": 1})
     assert len(other.config["held_out"]["subjects"]) == 4
+
+
+@pytest.mark.parametrize("animals, labelled, expected", [(24, 6, 2), (24, 3, 2), (24, 2, 1), (12, 12, 4), (12, 0, 0)])
+def test_labels_on_some_animals_are_on_both_sides_of_the_split(tmp_path, animals, labelled, expected):
+    rats = ellipsoids(tmp_path / "rats", n=animals)
+    some = {scan.subject for scan in rats[:labelled]}
+    scans = [scan if scan.subject in some else replace(scan, labels=None) for scan in rats]
+    train_part, held_out = split(Cohort("some", rats.folder, scans))
+    assert len(train_part) == default_n_train(animals) and len(train_part) + len(held_out) == animals
+    assert len(some & set(held_out.subjects)) == expected and not set(train_part.subjects) & set(held_out.subjects)
+    assert split(Cohort("some", rats.folder, scans), animals)[1] is None
+    with pytest.raises(ValueError, match="leaves one side empty"):
+        split(Cohort("some", rats.folder, scans), 0)
 
 
 def test_nothing_in_a_step_waits_for_the_device(monkeypatch):
