@@ -34,13 +34,14 @@ KINDS = {"none": ("real scans alone", BLUE), "teacher": ("+ synthetic", ORANGE),
 def experiment_design(experiment: Experiment) -> Figure:
     """Who learns from whom, boxes and arrows; below, what every arm is trained on, a bar an arm."""
     arms = experiment.arms
-    n, tested = len(experiment.train), len(experiment.test)
+    n, bare, tested = len(experiment.train), len(experiment.unlabelled), len(experiment.test)
+    learners = f"{n + bare} real rats,\n{n if bare else 'all'} with labels"
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(WIDTH, 2.3 + 0.24 * len(arms) + 0.6), layout="constrained",
         height_ratios=(2.3, 0.24 * len(arms) + 0.6),
     )  # fmt: skip
     boxes = {
-        "real": (0.0, 0.62, f"{n} real rats\nwith labels", BLUE), "generator": (0.36, 0.8, "generator", ORANGE),
+        "real": (0.0, 0.62, learners, BLUE), "generator": (0.36, 0.8, "generator", ORANGE),
         "teacher": (0.36, 0.42, "teacher", PURPLE), "synthetic": (0.7, 0.62, "synthetic scans\nwith labels", ORANGE),
         "network": (0.36, 0.04, "network of an arm", GREY),
         "test": (0.7, 0.04, f"test on {tested} rats\nnobody saw", SKY),
