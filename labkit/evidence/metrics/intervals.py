@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -64,7 +65,9 @@ def of_difference(values: np.ndarray, other: np.ndarray) -> tuple[float, float]:
         return UNKNOWN
     if max(np.ptp(values), np.ptp(other)) == 0:
         return (float(values[0] - other[0]),) * 2
-    interval = ttest_ind(values, other, equal_var=False).confidence_interval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a side of equal values, as few marks may be
+        interval = ttest_ind(values, other, equal_var=False).confidence_interval()
     return float(interval.low), float(interval.high)
 
 
