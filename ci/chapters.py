@@ -99,14 +99,15 @@ def fitted(page: Page, run: Path, cohort: str) -> Page | str:
     `run` is one of them: all have the same cohort and held out the same animals.
     """
     import labkit
-    from labkit.evidence.metrics.yardstick import LEAST_REAL
+    from labkit.evidence.metrics.yardstick import LEAST_REAL, MANY_REAL, too_few
 
     trained = labkit.load_run(run)
     unseen = len(set(trained.config["held_out"]["subjects"]))
+    if page.notebook in MEASURING and unseen < MANY_REAL and cohort in SIMULATED:
+        return replace(page, parameters=page.parameters | {"cohort": "fresh"})
     if page.notebook in MEASURING and unseen < LEAST_REAL:
-        if cohort in SIMULATED:
-            return replace(page, parameters=page.parameters | {"cohort": "fresh"})
-        return f"it needs {LEAST_REAL} animals that no model has seen, and of this cohort {unseen} were held out"
+        showing = f"{unseen} real animals that no model saw are too few to show, each once; needed are {LEAST_REAL}"
+        return too_few(unseen) if page.notebook == "04_quality" else showing
     if page.notebook == "05_segmentation":
         from labkit.evidence.segmentation.experiment import Experiment
 

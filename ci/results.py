@@ -55,7 +55,7 @@ WIDTH = 400
 
 def table(metrics: str) -> str:
     """The chosen rows of a run's ``metrics.md``, values without intervals; SystemExit if one is missing."""
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in metrics.splitlines()]
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in metrics.splitlines() if "|" in line]
     known = {(cells[0], cells[1]): cells[2:] for cells in lines[2:]}
     if missing := [f"{metric} ({flavour})" for metric, flavour in ROWS if (metric, flavour) not in known]:
         sys.exit(f"metrics.md has no row for {', '.join(missing)}")

@@ -29,10 +29,13 @@ from labkit.runs import Run, RunError, choose_device
 from labkit.updates import Draws, Learner
 from labkit.variants import AtlasSettings, Scale, Variant, resolve
 
-__all__ = ["PAPER_TRAIN", "DivergedError", "choose_scale", "draw", "train"]
+__all__ = ["PAPER_TRAIN", "DivergedError", "choose_scale", "default_n_train", "draw", "split", "train"]
 
 PAPER_TRAIN = 174
 """Real scans the paper trains on; the other 36 of its 210 are held out."""
+
+HELD_OUT = 8
+"""Animals that a cohort of 20 or more leaves for measuring: 4 a side, the fewest of which a test can reach p = 0.05."""
 
 
 def train(
@@ -68,7 +71,8 @@ def train(
     resume : bool
         Go on with a run that is there; False refuses such a folder, so that nothing is overwritten.
     n_train : int, optional
-        Animals to train on, the others are held out; default 174 in 210, as in the paper, and all of fewer than five.
+        Animals to train on, the others are held out; default :func:`default_n_train`: 174 in 210, as in the paper, of
+        small cohorts fewer, so that there is something to measure with.
     **overrides
         Any field of :class:`labkit.variants.Variant`, or of :class:`labkit.variants.AtlasSettings` for an atlas, or of
         :class:`labkit.variants.Scale`.
@@ -99,7 +103,7 @@ def train(
     variant, size = resolve(model, choose_scale(scale, device), **asked)
     cohort = cohort if isinstance(cohort, Cohort) else open_cohort(cohort)
     folder = located(run_dir) if run_dir else default_run_folder(variant, cohort, size, seed, overrides)
-    train_part, held_out = _split(cohort, n_train)
+    train_part, held_out = split(cohort, n_train)
     config = _config(variant, size, seed, cohort, train_part, held_out)
     with runs.locked(folder):
         runs.check_config(folder, config)
@@ -196,14 +200,56 @@ def default_run_folder(
     return runs_folder() / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
 
 
-def _split(cohort: Cohort, n_train: int | None) -> tuple[Cohort, Cohort | None]:
+def default_n_train(animals: int) -> int:
+    """How many animals of a cohort are trained on, if nobody says: the paper's 174 in 210, but of few animals fewer.
+
+    Measures need held-out animals: at least :data:`HELD_OUT` of 20 or more, a third of fewer; of fewer than five none.
+
+    Examples
+    --------
+    >>> [default_n_train(animals) for animals in (210, 70, 40, 24, 12, 4)]
+    [174, 58, 32, 16, 8, 4]
+    """
+    if animals < 5:
+        return animals
+    least = HELD_OUT if animals >= 20 else round(animals / 3)
+    return min(round(animals * PAPER_TRAIN / PAPER_N), animals - least)
+
+
+def split(cohort: Cohort, n_train: int | None = None) -> tuple[Cohort, Cohort | None]:
+    """The scans to train on, and those that are held out, None where all animals are trained on.
+
+    Always the same animals, whatever the run's seed, so that variants and seeds can be compared on one held-out set.
+    Where some animals have labels, both sides have their share of these; at least two are held out of three or more.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        All scans; those of an animal stay together.
+    n_train : int, optional
+        Animals to train on; default :func:`default_n_train`.
+
+    Raises
+    ------
+    ValueError
+        If either side would be empty.
+    """
     animals = len(set(cohort.subjects))
-    if n_train is None:
-        if animals < 5:
-            return cohort, None
-        n_train = round(animals * PAPER_TRAIN / PAPER_N)
-    # always the same animals, whatever the run's seed, so that variants and seeds can be compared on one held-out set
-    return (cohort, None) if n_train == animals else cohort.split(n_train, seed=0)
+    n_train = default_n_train(animals) if n_train is None else n_train
+    if n_train == animals:
+        return cohort, None
+    labelled = {scan.subject for scan in cohort if scan.labels is not None}
+    if not 1 <= n_train < animals or not 0 < len(labelled) < animals:
+        return cohort.split(n_train, seed=0)
+    wanted = min(round(len(labelled) * n_train / animals), max(1, len(labelled) - 2))
+    wanted = min(max(wanted, n_train - (animals - len(labelled))), n_train)
+    chosen: set[str] = set()
+    for some, n in ((labelled, wanted), (set(cohort.subjects) - labelled, n_train - wanted)):
+        part = cohort.subset([place for place, subject in enumerate(cohort.subjects) if subject in some])
+        chosen |= some if n == len(some) else set(part.split(n, seed=0)[0].subjects) if n else set()
+    sides = ([p for p, subject in enumerate(cohort.subjects) if (subject in chosen) == own] for own in (True, False))
+    train_part, held_out = (cohort.subset(places) for places in sides)
+    return train_part, held_out
 
 
 def _config(

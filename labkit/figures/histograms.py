@@ -142,24 +142,18 @@ def tissue_volumes(cohort: Sequence[Scan], seed: int = 0) -> Figure:
 
 
 @style.drawn
-def split_diagram(cohort: Cohort, n_train: int, seed: int = 0) -> Figure:
-    """A square an animal, in the cohort's order: which `n_train` train, which ones are held out.
+def split_diagram(train: Cohort, held_out: Cohort) -> Figure:
+    """A square an animal, in the order of their names: which ones train, which ones are held out.
 
-    Parameters are those of :meth:`labkit.data.cohort.Cohort.split`.
+    Parameters are what :func:`labkit.training.split` or :meth:`labkit.data.cohort.Cohort.split` gives.
 
     Returns
     -------
     matplotlib.figure.Figure
         One axes with a rectangle an animal, held-out ones hatched as well as of another colour, and a legend with the
         sides' names in the paper's notation, D_r^N, N counting scans.
-
-    Raises
-    ------
-    ValueError
-        If either side would be empty.
     """
-    train, held_out = cohort.split(n_train, seed)
-    animals, inside = sorted(set(cohort.subjects)), set(train.subjects)
+    animals, inside = sorted({*train.subjects, *held_out.subjects}), set(train.subjects)
     columns = min(30, len(animals))
     rows = -(-len(animals) // columns)
     figure, ax = plt.subplots(figsize=(WIDTH, WIDTH * rows / max(columns, 12) + 0.9), layout="constrained")

@@ -34,13 +34,14 @@ KINDS = {"none": ("real scans alone", BLUE), "teacher": ("+ synthetic", ORANGE),
 def experiment_design(experiment: Experiment) -> Figure:
     """Who learns from whom, boxes and arrows; below, what every arm is trained on, a bar an arm."""
     arms = experiment.arms
-    n, tested = len(experiment.train), len(experiment.test)
+    n, bare, tested = len(experiment.train), len(experiment.unlabelled), len(experiment.test)
+    learners = f"{n + bare} real rats,\n{n if bare else 'all'} with labels"
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(WIDTH, 2.3 + 0.24 * len(arms) + 0.6), layout="constrained",
         height_ratios=(2.3, 0.24 * len(arms) + 0.6),
     )  # fmt: skip
     boxes = {
-        "real": (0.0, 0.62, f"{n} real rats\nwith labels", BLUE), "generator": (0.36, 0.8, "generator", ORANGE),
+        "real": (0.0, 0.62, learners, BLUE), "generator": (0.36, 0.8, "generator", ORANGE),
         "teacher": (0.36, 0.42, "teacher", PURPLE), "synthetic": (0.7, 0.62, "synthetic scans\nwith labels", ORANGE),
         "network": (0.36, 0.04, "network of an arm", GREY),
         "test": (0.7, 0.04, f"test on {tested} rats\nnobody saw", SKY),
@@ -57,7 +58,7 @@ def experiment_design(experiment: Experiment) -> Figure:
     top.set_ylim(0, 1.02)
     top.axis("off")
     places = np.arange(len(arms))
-    real, added = (np.array([arm.counts(n)[k] for arm in arms]) for k in (0, 1))
+    real, added = (np.array([experiment.counts(arm)[k] for arm in arms]) for k in (0, 1))
     bottom.barh(places, real, color=BLUE, label="real")
     for source in tuple(KINDS)[1:]:
         mine = np.array([arm.source == source for arm in arms])
@@ -80,10 +81,12 @@ def dose_response(experiment: Experiment) -> Figure:
         ("with augmentation", BLUE): [arm for arm in learned if arm.augmentation == "full"],
         ("without", ORANGE): [arm for arm in learned if arm.augmentation == "none"],
         ("atlas, own labels", VERMILION): [arm for arm in whole if arm.source == "atlas"],
+        ("real, labelled by atlas", SKY): [arm for arm in whole if arm.source == "registered"],
+        ("random warps", GREY): [arm for arm in whole if arm.source == "elastic"],
         ("Gaussian (control)", PURPLE): [arm for arm in whole if arm.source == "gaussian"],
         ("true labels (control)", GREEN): [arm for arm in whole if arm.source == "true"],
     }
-    points = {line: [(arm.counts(n)[1], arm.name) for arm in arms] for line, arms in lines.items()}
+    points = {line: [(experiment.counts(arm)[1], arm.name) for arm in arms] for line, arms in lines.items()}
     return _dice_panels(experiment, points, f"scans added to {n} real ones")
 
 
@@ -112,17 +115,16 @@ def learning_curve(curve: pd.DataFrame, steps: int) -> Figure:
 @style.drawn
 def low_data(experiment: Experiment) -> Figure:
     """Dice against the number of real scans, with and without added ones, a panel a tissue."""
-    n = len(experiment.train)
     some = [arm for arm in experiment.arms if arm.real > 0]
     used = [
         arm for arm in some if arm.augmentation == "full" and (arm.added in (0.0, 2.0) or arm.source == "registered")
     ]
     points = {
-        line: sorted((arm.counts(n)[0], arm.name) for arm in used if arm.source == source)
+        line: sorted((experiment.counts(arm)[0], arm.name) for arm in used if arm.source == source)
         for source, line in KINDS.items()
     }
     figure = _dice_panels(experiment, points, "real scans")
-    counts = sorted({arm.counts(n)[0] for arm in some})
+    counts = sorted({experiment.counts(arm)[0] for arm in some})
     for ax in figure.axes:
         ax.set_xscale("log")
         ax.set_xticks(counts, [str(count) for count in counts])

@@ -189,8 +189,9 @@ def test_what_cannot_be_built_is_refused_before_any_work(book, monkeypatch, caps
 
 @pytest.mark.parametrize("held_out, labelled, cohort, expected", [
     (36, True, "sigma", {}), (2, True, "sigma", {"04_quality": "fresh", "07_judge": "fresh"}),
-    (2, True, "/scans", {"04_quality": "12 animals", "07_judge": "of this cohort 2 were"}),
-    (36, False, "/scans", {"05_segmentation": "needs all three"}),
+    (2, True, "/scans", {"04_quality": "2 real animals that no model saw", "07_judge": "2 real animals"}),
+    (4, True, "/scans", {}), (8, True, "sigma", {"04_quality": "fresh", "07_judge": "fresh"}),
+    (36, False, "/scans", {"05_segmentation": "0 of 174 training scans"}),
 ])  # fmt: skip
 def test_a_chapter_suits_the_cohort_or_is_left_out(chapters, monkeypatch, held_out, labelled, cohort, expected):
     class Run:
@@ -198,7 +199,7 @@ def test_a_chapter_suits_the_cohort_or_is_left_out(chapters, monkeypatch, held_o
 
     def experiment(run, seeds):
         if not labelled:
-            raise ValueError("the experiment needs all three on every scan")
+            raise ValueError("0 of 174 training scans have the study's labels")
 
     monkeypatch.setattr("labkit.load_run", lambda _: Run())
     monkeypatch.setattr("labkit.evidence.segmentation.experiment.Experiment", experiment)

@@ -6,6 +6,7 @@ import labkit
 from labkit import generation
 from labkit.evidence.metrics import faults
 from labkit.evidence.metrics.compare import Comparison, compare
+from labkit.evidence.metrics.embeddings import BANDS
 from labkit.evidence.metrics.measures import Measurement
 from labkit.evidence.metrics.study import passes
 from labkit.evidence.metrics.yardstick import Yardstick
@@ -80,7 +81,7 @@ def test_training_scans_among_the_real_ones_are_refused(real):
     with pytest.raises(ValueError, match="were trained on"):
         compare(real, real[:12], train=real[:6], size=32)
     with pytest.raises(ValueError, match="too few scans"):
-        compare(real[:8], real[8:16], size=32)
+        compare(real[:8], real[8:13], size=32)
     with pytest.raises(ValueError, match="not of the real scans"):
         compare(real, real[:12], reconstructions=real[:12], size=32)
     with pytest.raises(ValueError, match="pass real"):
@@ -123,7 +124,37 @@ def test_six_animals_a_side_give_no_interval_rather_than_a_wrong_one(real, other
         table = compare(real[:12], others[:6], size=32)
     assert of(table, "trace ratio", "regions")[["ci_low", "ci_high"]].isna().all()
     assert of(table, "recall", "regions")["ci_high"] > of(table, "recall", "regions")["ci_low"]
-    assert set(table["flavour"]) == {"paper", "released", "regions"}
+    assert set(table["flavour"]) == {"paper", "released", "regions", *BANDS}
+
+
+@pytest.mark.parametrize("animals, absent", [
+    (4, {"RBF-MMD p": 8, "classifier AUC": 10, "precision": 12, "recall": 12, "density": 12, "coverage": 12}),
+    (8, {"classifier AUC": 10, "precision": 12, "recall": 12, "density": 12, "coverage": 12}),
+    (11, {"precision": 12, "recall": 12, "density": 12, "coverage": 12}),
+    (12, {}),
+])  # fmt: skip
+def test_what_few_animals_allow_is_measured_and_the_rest_named(real, others, animals, absent, recwarn):
+    table = compare(real[:animals], others[:9], train=others[9:], reconstructions=real[:animals], size=16)
+    yardstick = Yardstick(real[:animals], train=others[9:], size=16)
+    assert {one.metric: one.animals for one in yardstick.left_out} == absent
+    warned = [str(one.message) for one in recwarn if "left out" in str(one.message)]
+    assert len(warned) == (animals < 12)
+    for text in warned:
+        assert all(metric in text and f"{needed} real animals" in text for metric, needed in absent.items())
+        assert f"{animals} real animals that no model saw, {animals // 2} of them in A" in text
+    found = set(table["metric"])
+    assert found.isdisjoint(absent) and absent.keys() | found >= {"recall", "classifier AUC", "RBF-MMD p"}
+    assert {"PSNR", "MMD", "RBF-MMD", "Fréchet distance", "trace ratio", "Cohen's d", "suspects", "SSIM"} <= found
+    assert {"PCA", "regions", "reconstruction", "paper", "released", "synthetic"} <= set(table["flavour"])
+    assert table[["value", "floor"]].notna().all().all()
+    assert np.isnan(of(table, "RMSE", "paper")["ci_low"]) == (animals < 8)
+
+
+@pytest.mark.parametrize("animals", [1, 2, 3])
+def test_fewer_than_four_animals_are_told_what_they_still_allow(real, others, animals):
+    words = f"{animals} real animals that no model saw.*need 4 or more.*Reconstruction errors.*pictures.*n_train"
+    with pytest.raises(ValueError, match=words):
+        compare(real[:animals], others[:9], train=others[9:], size=16)
 
 
 def test_what_measures_learn_from_is_not_measured(real, others):

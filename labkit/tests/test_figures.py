@@ -231,7 +231,7 @@ def test_augmentations_are_drawn_at_their_size_in_mm():
 
 def test_the_split_diagram_counts_animals_and_hatches_the_held_out_ones():
     subjects = ["a", "a", "b", "c", "d"]
-    figure = figures.split_diagram(toy_cohort(random_images(5), subjects=subjects), 3, seed=1)
+    figure = figures.split_diagram(*toy_cohort(random_images(5), subjects=subjects).split(3, seed=1))
     squares = figure.axes[0].patches
     assert len(squares) == 4
     assert sum(square.get_hatch() is not None for square in squares) == 1
@@ -240,8 +240,3 @@ def test_the_split_diagram_counts_animals_and_hatches_the_held_out_ones():
     assert [f"$D_r^{{{len(side)}}}$" in text for side, text in zip((train, held_out), legend, strict=True)] == [
         True
     ] * 2
-
-
-def test_one_animal_cannot_be_split():
-    with pytest.raises(ValueError, match="one side empty"):
-        figures.split_diagram(unlabelled(1), 1)

@@ -87,9 +87,25 @@ def test_what_cannot_be_asked_is_refused_with_what_can(runs, wrong, words):
         Session(runs, **wrong)
 
 
-def test_more_trials_than_real_animals_are_refused(runs):
-    with pytest.raises(ValueError, match="show 40 real animals, each once, and there are 32"):
-        Session(runs, task="pair", trials=40)
+def test_more_trials_than_real_animals_are_cut_to_those_there_are(runs):
+    cut = Session(runs, task="pair", trials=40)
+    assert len(cut.trials) == 32 and cut.needed[REAL] == 32
+    assert "40 trials of pair show 40 real animals, each once, and there are 32" in cut.cut
+    assert len(Results(observers.simulate(cut)).lines) == 32 and not Session(runs, task="pair", trials=32).cut
+    with pytest.raises(ValueError, match="two trials of pair show more than 1 real animals"):
+        Session(runs, runs[0].held_out(runs[0].cohort())[:1], "pair", 24)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_four_unseen_animals_make_a_session_with_all_that_is_said_of_it(runs, task):
+    few = Session(runs, runs[0].held_out(runs[0].cohort())[:4], task, 24)
+    assert 4 <= len(few.trials) <= 24 and few.needed[REAL] <= 4 and "there are 4" in few.cut
+    found = Results([line for number in (1, 2, 3) for line in observers.simulate(few, number)])
+    if task in ("pair", "real_or_synthetic"):
+        assert cues.check_cues(few).real == 4 and len(found.scores()) == 3
+        assert figures.confidence_and_learning(found) and len(found.trends()) == 3
+    assert list(figures.result_figures(found)) and figures.judged_scans(few)
+    plt.close("all")
 
 
 def test_scans_that_were_trained_on_are_refused(runs):

@@ -460,6 +460,67 @@ def test_an_atlas_labels_new_animals_by_registration(rats, atlas, tmp_path):
         labkit.segment(unlabelled, mine)
 
 
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Twelve animals of which every other one has labels, an alpha-GAN's and an atlas's run on two thirds of them."""
+    folder = tmp_path_factory.mktemp("lab")
+    cohort = onions(folder / "rats", n=12)
+    for scan in cohort:
+        if int(scan.subject) % 2:
+            (folder / "rats" / f"sub-{scan.subject}_dseg.nii.gz").unlink()
+    cohort = labkit.open_cohort(folder / "rats")
+    run = train("sigmarat2", cohort, "smoke", folder / "run", **FAST)
+    return cohort, run, train("atlas", cohort, "smoke", folder / "atlas", iterations=40)
+
+
+def test_an_atlas_of_a_few_labelled_scans_labels_any_other_without_an_experiment(lab, rats, tmp_path):
+    cohort, _, atlas = lab
+    unlabelled = [place for place, scan in enumerate(cohort) if scan.labels is None]
+    labelled = labkit.segment(atlas, cohort.subset(unlabelled), tmp_path / "out")
+    predicted = torch.stack([torch.from_numpy(np.array(scan.labels)) for scan in labelled])
+    truth = rats.subset(unlabelled)  # the same animals, of which nothing was taken away
+    assert np.array_equal(truth[0].image, labelled[0].image) and not (atlas.path / "segmentation").exists()
+    assert score(predicted, truth).groupby("tissue")["dice"].mean()["whole brain"] > 0.8
+
+
+def test_labels_on_some_scans_are_enough_for_the_experiment(lab):
+    cohort, run, atlas = lab
+    some = Experiment(run, COARSE, seeds=1)
+    known = {scan.subject for scan in cohort if scan.labels is not None}
+    assert len(some.train) == 4 and len(some.unlabelled) == 4 and len(some.test) == 2
+    assert known == {*some.train.subjects, *some.test.subjects} and some.atlas.path == atlas.path
+    assert [arm.name for arm in some.arms] == ["r100", "r100+s200", "r100-plain", "r100+a200", "r100+u", "r100+e200"]
+    assert "4 of 8 training scans have labels" in some.notes[0] and "added in arm r100+u" in some.notes[0]
+    assert some.notes[1] == "2 held-out scans have no labels, and are left out of the test."
+    data, about = some._data(arms.ARMS["r100+u"], 0)
+    assert len(data) == 8 and about["labels"] == "the atlas's own" and some.counts(arms.ARMS["r100+u"]) == (4, 4)
+    images, _ = inputs(some.unlabelled, COARSE)
+    assert torch.equal(data.images[4:], images) and all((maps > 0).any() for maps in data.labels[4:])
+    some.go_on()
+    table = some.table()
+    assert table[("", "trained on")].to_list()[-2:] == ["4 real + 4 registered", "4 real + 8 warped"]
+    assert set(some.scores["subject"]) == set(some.test.subjects)
+    said = " ".join(some.conclusions())
+    assert "r100+u against r100, the scans without labels added" in said and "r100+u against r100+a200" in said
+    drawn = figures.experiment_design(some), figures.dose_response(some), figures.predictions(some)
+    assert len(drawn[1].axes) == 4 and figures.gains(some.differences())
+    plt.close("all")
+
+
+def test_only_a_side_without_any_labels_is_refused(lab, run):
+    cohort, own, _ = lab
+    train_part, held_out = own.train_part(cohort), own.held_out(cohort)
+    bare, known = ([p for p, scan in enumerate(train_part) if (scan.labels is None) == none] for none in (True, False))
+    with pytest.raises(ValueError, match="0 of 4 training scans have the study's labels.*and 1 or more have to"):
+        Experiment(own, COARSE, train=train_part.subset(bare), test=held_out)
+    one = [p for p, scan in enumerate(held_out) if scan.labels is None or scan.subject == held_out.subjects[0]]
+    with pytest.raises(ValueError, match="held-out scans have the study's labels.*and 2 or more have to.*n_train"):
+        Experiment(own, COARSE, train=train_part, test=held_out.subset(one))
+    assert len(Experiment(own, COARSE, train=train_part.subset(known), test=held_out).unlabelled) == 0
+    with pytest.raises(ValueError, match="all of them have labels"):
+        Experiment(run, COARSE, "r100+u", atlas=own)
+
+
 def changed(cohort, **arrays):
     """The scans with other images or labels, (N, X, Y, Z), or None for none."""
     content = {key: [None] * len(cohort) if array is None else array for key, array in arrays.items()}

@@ -64,7 +64,9 @@ def test_results_are_left_in_every_run_as_json_and_markdown(measured, runs):
         expected = measured.table[measured.table["model"] == name].iloc[0]
         assert first["metric"] == expected["metric"] and first["value"] == pytest.approx(expected["value"])
         lines = (run.path / "metrics.md").read_text().splitlines()
-        assert len({line.count("|") for line in lines}) == 1 and "floor: real" in lines[0]
+        assert len({line.count("|") for line in lines[:-2]}) == 1 and "floor: real" in lines[0]
+        assert lines[-1] == "Measured with 14 real animals that no model saw, 7 of them in A and 7 in B."
+        assert content["left_out"] == []
 
 
 def test_a_table_for_a_page_marks_the_best_run_and_no_reference(measured):
@@ -74,6 +76,27 @@ def test_a_table_for_a_page_marks_the_best_run_and_no_reference(measured):
     assert set(best.values()) <= {"sigmarat2", "adni"}
     html = measured.shown("the paper's six").to_html()
     assert "RMSE" in html and "reconstruction" not in html
+
+
+def test_measures_that_need_more_animals_say_how_many_in_grey(rats, tmp_path):
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", n_train=22, **FAST)
+    few = Study([run], n=8, size=16)  # six held-out animals, three a side
+    board = few.leaderboard("distributions")
+    assert board.loc[("recall", "PCA"), "sigmarat2"] == "needs 12 held-out animals"
+    assert board.loc[("classifier AUC", "regions")].to_list() == ["needs 10 held-out animals", *[""] * 5]
+    assert "needs" not in board.loc[("trace ratio", "PCA"), "sigmarat2"]
+    html = few.shown("distributions").to_html()
+    assert "color: grey" in html and "needs 12\nheld-out animals" in html and "3 of them in A and 3 in B" in html
+    text = few.markdown("distributions")
+    assert "| recall | PCA | *needs 12 held-out animals* |" in text and "10 of " in text and "6 real animals" in text
+    assert few.leaderboard("recall").shape == (2, 3) and few.verdicts().loc["mean", "distributions"].endswith(" of 10")
+    few.save()
+    absent = json.loads((run.path / "metrics.json").read_text())["left_out"]
+    assert {"metric": "coverage", "flavour": "PCA"}.items() <= absent[-2].items() and absent[-2]["animals"] == 12
+    control = faults.control(few.yardstick, (1.0,))
+    drawn = figures.fault_map(control), figures.attribute_distributions(few), figures.embedding_map(few)
+    assert all(drawn) and figures.copy_distances(few) and figures.fault_cards(few.yardstick, control).cards
+    plt.close("all")
 
 
 def test_runs_of_other_training_scans_are_refused(rats, runs, tmp_path):

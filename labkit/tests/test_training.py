@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 
 from labkit import files, runs
+from labkit.data.cohort import Cohort
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
-from labkit.training import DivergedError, train
+from labkit.training import DivergedError, default_n_train, split, train
 from labkit.variants import VARIANTS, resolve
 
 FAST = {"iterations": 6, "checkpoint_every": 3, "sample_every": 3, "log_every": 2, "ema_decay": 0.5, "device": "cpu"}
@@ -184,6 +186,34 @@ def test_a_handful_of_rats_is_trained_on_whole_and_nothing_is_called_held_out(ra
     run = train("sigmarat2", rats.subset(range(3)), "smoke", tmp_path / "run", **FAST | {"iterations": 3})
     assert len(run.config["train"]["subjects"]) == 3 and run.config["held_out"]["subjects"] == []
     assert run.losses["held_out_mse"].isna().all()
+
+
+@pytest.mark.parametrize("animals, held_out", [
+    (4, 0), (5, 2), (12, 4), (19, 6), (20, 8), (24, 8), (46, 8), (47, 8), (60, 10), (70, 12), (210, 36),
+])  # fmt: skip
+def test_a_small_cohort_holds_enough_out_to_measure_with(animals, held_out):
+    assert animals - default_n_train(animals) == held_out
+
+
+def test_of_two_dozen_animals_eight_are_held_out_unless_one_says_otherwise(tmp_path):
+    rats = ellipsoids(tmp_path / "rats", n=24)
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 1})
+    assert len(run.config["held_out"]["subjects"]) == 8
+    other = train("sigmarat2", rats, "smoke", tmp_path / "other", n_train=20, **FAST | {"iterations": 1})
+    assert len(other.config["held_out"]["subjects"]) == 4
+
+
+@pytest.mark.parametrize("animals, labelled, expected", [(24, 6, 2), (24, 3, 2), (24, 2, 1), (12, 12, 4), (12, 0, 0)])
+def test_labels_on_some_animals_are_on_both_sides_of_the_split(tmp_path, animals, labelled, expected):
+    rats = ellipsoids(tmp_path / "rats", n=animals)
+    some = {scan.subject for scan in rats[:labelled]}
+    scans = [scan if scan.subject in some else replace(scan, labels=None) for scan in rats]
+    train_part, held_out = split(Cohort("some", rats.folder, scans))
+    assert len(train_part) == default_n_train(animals) and len(train_part) + len(held_out) == animals
+    assert len(some & set(held_out.subjects)) == expected and not set(train_part.subjects) & set(held_out.subjects)
+    assert split(Cohort("some", rats.folder, scans), animals)[1] is None
+    with pytest.raises(ValueError, match="leaves one side empty"):
+        split(Cohort("some", rats.folder, scans), 0)
 
 
 def test_nothing_in_a_step_waits_for_the_device(monkeypatch):

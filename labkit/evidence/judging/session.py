@@ -20,7 +20,7 @@ from labkit.data.cohort import Cohort
 from labkit.evidence import describe
 from labkit.evidence.brightness import head_white
 from labkit.evidence.judging import answers
-from labkit.evidence.judging.trials import REAL, Trial, check_task, needs, plan
+from labkit.evidence.judging.trials import REAL, Trial, check_task, fitting, needs, plan
 from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.generation import generate
@@ -87,7 +87,7 @@ class Session:
     task : str
         One of :data:`labkit.evidence.judging.trials.TASKS`.
     trials : int
-        How many.
+        How many; where there are not so many real animals as they show, as many as there can be.
     seed : int
         Of the order, of the codes and of which real animals are shown. Raters to be compared get one seed.
     matched : bool
@@ -99,11 +99,13 @@ class Session:
     trials : list of Trial
     sources : dict of str to Stimuli
         Real scans first; at least as many as are shown.
+    cut : str
+        Why there are fewer trials than were asked for, in a sentence; empty where there are not.
 
     Raises
     ------
     ValueError
-        Runs of different training scans, an unknown task, or fewer real animals than the trials need.
+        Runs of different training scans, an unknown task, or too few real animals for two trials.
     """
 
     def __init__(
@@ -120,13 +122,20 @@ class Session:
         self.runs = named(opened)
         check_same_training(self.runs)
         self.task, self.seed = task, seed
-        self.trials = plan(task, list(self.runs), trials, seed)
-        self.needed = needs(self.trials)
+        wanted = needs(plan(task, list(self.runs), trials, seed)).get(REAL, 1)
         first = opened[0]
         own = first.cohort()
         self.train = first.train_part(own)
-        cohort = one_scan_an_animal(real_scans(first, own, real, self.needed.get(REAL, 1), seed))
+        cohort = one_scan_an_animal(real_scans(first, own, real, wanted, seed))
         self._check_real(cohort)
+        self.trials = fitting(task, list(self.runs), trials, seed, len(cohort))
+        self.needed = needs(self.trials)
+        self.cut = ""
+        if len(self.trials) < trials:
+            self.cut = (
+                f"{trials} trials of {task} show {wanted} real animals, each once, and there are {len(cohort)} that no "
+                f"run was trained on: cut to {len(self.trials)} trials"
+            )
         order = np.random.default_rng([seed, 1]).permutation(len(cohort))
         self.real = cohort.subset(order.tolist())
         self.resolution = min(run.scale.size for run in self.runs.values()) if matched else 64
@@ -148,12 +157,6 @@ class Session:
         if shared := set(self.train.digests) & set(cohort.digests):
             raise ValueError(f"{len(shared)} of the real scans were trained on: pass scans that no run has seen")
         check_grid(cohort, self.train, "training")
-        wanted = self.needed.get(REAL, 0)
-        if len(cohort) < wanted:
-            raise ValueError(
-                f"{len(self.trials)} trials of {self.task} show {wanted} real animals, each once, and there are "
-                f"{len(cohort)} that no run was trained on: ask for fewer trials, or pass more unseen scans as cohort"
-            )
 
     @cached_property
     def id(self) -> str:

@@ -86,6 +86,21 @@ def plan(task: str, synthetic: Sequence[str], n: int, seed: int = 0) -> list[Tri
     return _numbered(_sides_balanced(shown, rng), rng)
 
 
+def fitting(task: str, synthetic: Sequence[str], n: int, seed: int, animals: int) -> list[Trial]:
+    """:func:`plan` of `n` trials, or of the most that show no more real scans than `animals`, each once.
+
+    ValueError where there are too few for two.
+    """
+    for fewer in range(n, 1, -1):
+        trials = plan(task, synthetic, fewer, seed)
+        if needs(trials).get(REAL, 0) <= animals:
+            return trials
+    raise ValueError(
+        f"too few scans: two trials of {task} show more than {animals} real animals that no run was trained on; pass "
+        "more unseen scans as cohort"
+    )
+
+
 def _equally(choices: Sequence, n: int, rng: np.random.Generator) -> list:
     """`n` choices, each as often as another; which get the rest is drawn."""
     order = [choices[index] for index in rng.permutation(len(choices))]

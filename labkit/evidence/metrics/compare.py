@@ -16,7 +16,7 @@ from labkit.data.cohort import Cohort
 from labkit.data.file_template import written_range
 from labkit.evidence.metrics import embeddings, measures, memorisation
 from labkit.evidence.metrics.measures import NEIGHBOURS, NORMALISED, Measurement
-from labkit.evidence.metrics.yardstick import TEACHES, Yardstick
+from labkit.evidence.metrics.yardstick import LeftOut, Yardstick
 from labkit.evidence.sample import Sample, check_grid, first_scans, one_scan_an_animal
 from labkit.files import progress_bar
 from labkit.generation import in_batches
@@ -55,8 +55,9 @@ def compare(
     Parameters
     ----------
     real : Cohort
-        Best held-out scans; at least 12 animals, one scan each is taken. Without `train` a third of them teaches what
-        principal components and readings of anatomy need; of fewer than 18 those rows are left out, with a warning.
+        Best held-out scans; at least 4 animals, one scan each is taken. Rows that need more animals are left out, with
+        a warning that names them: with 12 there are all. Without `train` a third of the animals teaches what principal
+        components and readings of anatomy need, if there are 18.
     synthetic : Cohort
         At least 6, on the same grid.
     train : Cohort, optional
@@ -92,12 +93,21 @@ def compare(
             raise ValueError("reconstructions are not of the real scans, one of each in the same order")
     yardstick = Yardstick(real, len(synthetic), train, seed, size)
     if yardstick.left_out:
-        warnings.warn(
-            f"left out: {' and '.join(yardstick.left_out)}, which have to be learned from scans that are not measured: "
-            f"pass train, or {TEACHES} real animals or more",
-            stacklevel=2,
-        )
+        warnings.warn(f"left out: {missing(yardstick.left_out)}. Measured with {yardstick.rests_on}", stacklevel=2)
     return Comparison(yardstick, synthetic, real, reconstructions).table()
+
+
+def missing(left_out: Iterable[LeftOut]) -> str:
+    """Which measures are left out, why, and what they need, in words: a clause for each reason."""
+    by_reason: dict[tuple[str, int, bool], dict[str, None]] = {}
+    for one in left_out:
+        by_reason.setdefault((one.why, one.animals, not one.metric), {})[one.metric or one.flavour] = None
+    clauses = []
+    for (why, animals, to_teach), measures_ in by_reason.items():
+        *names, last = measures_
+        listed = f"{', '.join(names)} and {last}" if names else last
+        clauses.append(f"{listed}, which {why}: {'pass train, or ' if to_teach else ''}{animals} real animals or more")
+    return "; ".join(clauses)
 
 
 def check_synthetic(real: Cohort, synthetic: Cohort) -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 
+FOLDS = 5
+"""Parts that a classifier's scans are cut into: each is judged by what was learned from the others."""
+
+
 def linear_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Maximum mean discrepancy with the linear kernel, as the paper's code has it: squared distance of the two means.
 
@@ -145,7 +149,7 @@ def classifier_auc(x: np.ndarray, y: np.ndarray, seed: int = 0, resamples: int =
     points, truth = np.concatenate([x, y]), np.r_[np.zeros(len(x)), np.ones(len(y))]
     scores, (scaler, machine) = np.empty(len(points)), (step for _, step in classifier().steps)
     # step by step: of so few points the checks of cross_val_predict take longer than the classifier
-    for learned, judged in StratifiedKFold(5, shuffle=True, random_state=seed).split(points, truth):
+    for learned, judged in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(points, truth):
         machine.fit(scaler.fit_transform(points[learned]), truth[learned])
         scores[judged] = machine.decision_function(scaler.transform(points[judged]))
     # the AUC is the mean of these, 0, 1/2 or 1 for each pair of points: quicker to resample than the scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 ENDS = (0.025, 0.975)
 UNKNOWN = (float("nan"), float("nan"))
 SMALLEST_HALF = 6  # neighbourhoods of five need one more
+FEWEST = 4  # of three scans a bootstrap holds a mean over pairs within them 48 times in 100, of four to six about 80
 
 
 def of_pairs(
@@ -26,9 +28,10 @@ def of_pairs(
     within : bool
         Both are of one set.
     times : int
-        Resamples; 0 gives NaN.
+        Resamples; 0 gives NaN, as do fewer than :data:`FEWEST` scans.
     """
-    if times == 0:
+    scans = max(first.max(), second.max()) if within else min(first.max(), second.max())
+    if times == 0 or scans + 1 < FEWEST:
         return UNKNOWN
     counts = [rng.multinomial(n, np.full(n, 1 / n), times) for n in (first.max() + 1, second.max() + 1)]
     if within:
@@ -62,7 +65,9 @@ def of_difference(values: np.ndarray, other: np.ndarray) -> tuple[float, float]:
         return UNKNOWN
     if max(np.ptp(values), np.ptp(other)) == 0:
         return (float(values[0] - other[0]),) * 2
-    interval = ttest_ind(values, other, equal_var=False).confidence_interval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a side of equal values, as few marks may be
+        interval = ttest_ind(values, other, equal_var=False).confidence_interval()
     return float(interval.low), float(interval.high)
 
 

@@ -21,6 +21,14 @@ NEIGHBOURS = 5
 FOLDINGS = 3
 """Foldings that a classifier's AUC is the mean of."""
 
+OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
+NEEDS = {
+    "RBF-MMD p": (4, "cannot be below 0.05 with so few relabellings"),
+    "classifier AUC": (distributions.FOLDS, f"learns in {distributions.FOLDS} folds, with a scan of each side in each"),
+    **dict.fromkeys(OF_NEIGHBOURS, (NEIGHBOURS + 1, "have too few neighbours to choose from")),
+}
+"""Scans a side without which a measure is left out, and why; the others need two."""
+
 SHARES = ("precision", "recall", "coverage", "classifier AUC")
 """Measures that lie between 0 and 1."""
 
@@ -195,11 +203,11 @@ def similar_pairs(
 
 
 def distribution(name: str, embed: embeddings.Embedding, seed: int = 0) -> Family:
-    """Distances, neighbourhoods, spread and a classifier, on one embedding."""
+    """Distances, neighbourhoods, spread and a classifier, on one embedding; of few scans without :data:`NEEDS`."""
 
     def family(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
         x, z = (side.features(name, embed) for side in (real, other))
-        width = distributions.median_distance(x)
+        width, n = distributions.median_distance(x), min(len(x), len(z))
         on = f"{name}, {x.shape[1]} features of the brain box; {NORMALISED}"
 
         def measured(metric: str, statistic: Callable, direction: str, how: str, most: float = np.inf) -> Measurement:
@@ -214,18 +222,20 @@ def distribution(name: str, embed: embeddings.Embedding, seed: int = 0) -> Famil
 
         yield measured("RBF-MMD", lambda u, v: distributions.rbf_mmd(u, v, width), "lower",
                        f"unbiased, bandwidth {width:.3g} (median distance of real scans)")  # fmt: skip
-        if effort.relabellings:
+        if effort.relabellings and n >= NEEDS["RBF-MMD p"][0]:
             p = distributions.rbf_mmd_p(x, z, width, rng, effort.relabellings)
             yield Measurement("RBF-MMD p", name, p, direction="higher",
                               how=f"permutation test, {effort.relabellings} relabellings; {on}")  # fmt: skip
         yield measured("Fréchet distance", distributions.frechet, "lower", "Gaussians fitted to the features, SVD form")
         yield measured("trace ratio", distributions.trace_ratio, "floor",
                        "total variance over real scans'; 0 is collapse")  # fmt: skip
-        k = neighbours(min(len(x), len(z)))
-        for metric, direction, most in (("precision", "higher", 1.0), ("recall", "higher", 1.0),
-                                        ("density", "floor", np.inf), ("coverage", "higher", 1.0)):  # fmt: skip
+        k = neighbours(n)
+        for metric in (name for name in OF_NEIGHBOURS if n >= NEEDS[name][0]):
+            direction, most = ("floor", np.inf) if metric == "density" else ("higher", 1.0)
             yield measured(metric, lambda u, v, m=metric: distributions.neighbourhoods(u, v, k)[m], direction,
                            f"{k} nearest neighbours", most)  # fmt: skip
+        if n < NEEDS["classifier AUC"][0]:
+            return
         how = f"support vector machine, Gaussian kernel, 5 folds, {FOLDINGS} times; 0.5, or less with few scans, "
         auc = _mean_auc(x, z, seed, effort)
         yield Measurement("classifier AUC", name, *auc, how=f"{how}is not told apart; {on}")

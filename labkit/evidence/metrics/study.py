@@ -15,7 +15,7 @@ from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.compare import AUDITED, PLANTED, Comparison
 from labkit.evidence.metrics.controls import controls
 from labkit.evidence.metrics.measures import NEIGHBOURS, Measurement, Reader
-from labkit.evidence.metrics.yardstick import Yardstick
+from labkit.evidence.metrics.yardstick import LeftOut, Yardstick
 from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
 from labkit.fields import whole
 from labkit.files import progress_bar, write_json, write_text
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 RECONSTRUCTION = "reconstruction"
 METRICS = "metrics.json"
 TABLE = "metrics.md"
+AT_THE_END = "floor: real", "best is"
 VALUE, FLOOR = ["value", "ci_low", "ci_high"], ["floor", "floor_low", "floor_high"]
 GROUPS = {
     "the paper's six": ("PSNR", "RMSE", "MAE", "NCC", "MMD", "MS-SSIM"),
@@ -54,7 +55,7 @@ class Study:
         Real scans that no run was trained on. Default the animals that the runs held out. ``"fresh"``, for runs on a
         simulated cohort: as many new rats from the same simulator as `n` asks for, which real data cannot offer.
     n : int
-        Synthetic scans a run. As many real ones are used, twice, or half of those there are.
+        Synthetic scans a run, 6 or more. As many real ones are used, twice, or half of those there are.
     seed : int
         Of codes, parting and chance.
     size : int
@@ -75,7 +76,7 @@ class Study:
     Raises
     ------
     ValueError
-        Runs of different training scans, or too few scans.
+        Runs of different training scans, or too few scans: needed are 4 held-out animals, 12 for all measures.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Study:
         self.real = real_scans(first, own, real, n, seed)
         self.yardstick = Yardstick(self.real, n, train, seed, size, reader, self.coarsest)
         self.comparisons, self.controls = {}, {}
-        for name, made in controls(train, len(self.yardstick.reference), seed).items():
+        for name, made in controls(train, max(NEIGHBOURS + 1, len(self.yardstick.reference)), seed).items():
             self.controls[name] = Comparison(self.yardstick, made, self.real)
         for name, run in self.runs.items():
             made = generate(run, max(n, len(self.yardstick.reference)), seed=seed)
@@ -179,8 +180,15 @@ class Study:
         names = GROUPS.get(metrics, (metrics,)) if isinstance(metrics, str) else metrics
         return self.table[self.table["metric"].isin(names) & ~back]
 
+    def left_out(self, metrics: str | Sequence[str] | None = None) -> list[LeftOut]:
+        """Measures of a group, of metrics, or all, that there are too few held-out animals for."""
+        names = GROUPS.get(metrics, (metrics,)) if isinstance(metrics, str) else metrics
+        return [one for one in self.yardstick.left_out if names is None or one.metric in names]
+
     def leaderboard(self, metrics: str | Sequence[str] | None = None) -> pd.DataFrame:
         """The table for people: measures down, models across with intervals, then controls, floors last.
+
+        Measures that there are too few held-out animals for say how many they need.
 
         Parameters
         ----------
@@ -190,14 +198,17 @@ class Study:
         import pandas as pd
 
         table = self._part(metrics)
-        rows, index = [], []
+        rows, index, models = [], [], table["model"].unique()
         for key, part in table.groupby(["metric", "flavour"], sort=False):
             by_model = part.set_index("model")
-            models, first = table["model"].unique(), by_model.iloc[0]
+            first = by_model.iloc[0]
             row = {name: self._cell(name, by_model) for name in models}
             way = {"floor": "near floor"}.get(first["direction"], first["direction"])
-            rows.append(row | {"floor: real": with_interval(*first[FLOOR]), "best is": way})
+            rows.append(row | dict(zip(AT_THE_END, (with_interval(*first[FLOOR]), way), strict=True)))
             index.append(key)
+        for one in self.left_out(metrics):
+            rows.append(dict.fromkeys(models, "") | dict.fromkeys(self.runs, one.words) | dict.fromkeys(AT_THE_END, ""))
+            index.append((one.metric, one.flavour))
         names = pd.MultiIndex.from_tuples(index, names=["metric", "flavour"])
         return pd.DataFrame(rows, index=names)
 
@@ -210,28 +221,36 @@ class Study:
     def shown(self, metrics: str | Sequence[str] | None = None) -> Styler:
         """:meth:`leaderboard` for a notebook, the best run bold where intervals separate."""
         board, best = self.leaderboard(metrics), self.best(metrics)
+        absent = {(one.metric, one.flavour) for one in self.left_out(metrics)}
 
-        def bold(row):
-            return ["font-weight: bold" if column == best.get(row.name, "") else "" for column in row.index]
+        def marked(row):
+            other = "color: grey" if row.name in absent else ""
+            return ["font-weight: bold" if column == best.get(row.name, "") else other for column in row.index]
 
         look = "text-align: left; white-space: pre; font-size: 0.8em; padding: 0.2em 0.6em 0.2em 0"
-        broken = board.map(lambda text: text.replace(" (", "\n("))  # the interval below its value
-        styler = broken.style.apply(bold, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
-        return styler.set_caption(self._share(board))
+        # the interval below its value
+        broken = board.map(lambda text: text.replace(" (", "\n(").replace(" held-out", "\nheld-out"))
+        styler = broken.style.apply(marked, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
+        return styler.set_caption(f"{self._share(len(board) - len(absent))}. Measured with {self.yardstick.rests_on}")
 
-    def _share(self, board: pd.DataFrame) -> str:
+    def _share(self, rows: int) -> str:
         """How many of the rows that were looked at a table shows."""
-        return f"{len(board)} of {self.table.groupby(['metric', 'flavour']).ngroups} rows; all are in {TABLE}"
+        return f"{rows} of {self.table.groupby(['metric', 'flavour']).ngroups} rows; all are in {TABLE}"
 
     def markdown(self, metrics: str | Sequence[str] | None = None) -> str:
-        """:meth:`leaderboard` as a Markdown table, the best run bold where intervals separate; a part says so."""
+        """:meth:`leaderboard` as a Markdown table, and how many rows and animals it is of.
+
+        The best run is bold where intervals separate; what is left out is in italics.
+        """
         board, best = self.leaderboard(metrics), self.best(metrics)
+        absent = {(one.metric, one.flavour) for one in self.left_out(metrics)}
         lines = ["| metric | flavour | " + " | ".join(board.columns) + " |", "|---" * (2 + len(board.columns)) + "|"]
         for key, row in board.iterrows():
             cells = [f"**{value}**" if column == best.get(key, "") else value for column, value in row.items()]
+            cells = [f"*{value}*" if value and key in absent else value for value in cells]
             lines.append("| " + " | ".join([*key, *cells]) + " |")
-        if metrics is not None:
-            lines += ["", f"{self._share(board)}."]
+        share = "" if metrics is None else f"{self._share(len(board) - len(absent))}. "
+        lines += ["", f"{share}Measured with {self.yardstick.rests_on}."]
         return "\n".join(lines) + "\n"
 
     def save(self) -> list[Path]:
@@ -247,6 +266,7 @@ class Study:
             "n": len(self.yardstick.reference),
             "seed": self.seed,
             "size": self.size,
+            "left_out": [one._asdict() for one in self.yardstick.left_out],
         }
         written, table = [], self.markdown()
         for name, run in self.runs.items():

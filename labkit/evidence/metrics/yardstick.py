@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from labkit.data.cohort import Cohort
 from labkit.evidence import attributes
 from labkit.evidence.metrics import embeddings, measures, released
-from labkit.evidence.metrics.measures import FULL, NEIGHBOURS, Effort, Family, Measurement, Pairs, Reader
+from labkit.evidence.metrics.measures import FULL, NEEDS, NEIGHBOURS, Effort, Family, Measurement, Pairs, Reader
 from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
 
 if TYPE_CHECKING:
@@ -31,8 +31,45 @@ TEACHES = 18
 ONCE = Effort(pairs=12, repeats=1, halves=0, resamples=0, relabellings=0, foldings=1)
 """Of one parting's share in a mean."""
 
-LEAST_REAL = 2 * NEIGHBOURS + 2
-"""Real animals without which nothing is measured: two sets, in each of which a scan has its neighbours."""
+LEAST_REAL = 4
+"""Real animals without which nothing is measured: two sets of two."""
+
+MANY_REAL = 2 * max(scans for scans, _ in NEEDS.values())
+"""Real animals from which on no measure is left out, where there are training scans."""
+
+
+def too_few(animals: int) -> str:
+    """What to say of fewer than :data:`LEAST_REAL` held-out animals: what they still allow, and what to do."""
+    return (
+        f"too few scans: {animals} real animals that no model saw, and measures of distributions need {LEAST_REAL} or "
+        f"more, two to measure against and two for the floors; all measures need {MANY_REAL}. Reconstruction errors "
+        "(in a run's summary) and pictures (chapters 2, 3 and 6) are still there. Hold more animals out in training "
+        "(n_train), or pass scans that were not trained on (for a simulated cohort: 'fresh')"
+    )
+
+
+class LeftOut(NamedTuple):
+    """A measure that there are too few real animals for.
+
+    Attributes
+    ----------
+    metric, flavour : str
+        As :class:`~labkit.evidence.metrics.measures.Measurement` has them; no metric where it is all of a flavour.
+    animals : int
+        Real animals that would be enough.
+    why : str
+        What the measure does that these do not allow; a clause that begins with a verb.
+    """
+
+    metric: str
+    flavour: str
+    animals: int
+    why: str
+
+    @property
+    def words(self) -> str:
+        """What stands in place of its number."""
+        return f"needs {self.animals} held-out animals"
 
 
 class Yardstick:
@@ -41,9 +78,10 @@ class Yardstick:
     Parameters
     ----------
     real : Cohort
-        Best held-out scans; at least 12 animals, one scan each is taken.
+        Best held-out scans; at least 4 animals, one scan each is taken. Of fewer than 12 some measures are left out,
+        which :attr:`left_out` names.
     n : int, optional
-        Animals of A, and of B; default half of them.
+        Animals of A, and of B, 6 or more; default half of them, and where there are not so many, all that there are.
     train : Cohort, optional
         The generator's training scans. Embeddings and gauges are learned from them, so that they owe nothing to the
         scans they are applied to. Without them a third of `real`, which then enters neither A nor B, teaches; with
@@ -66,8 +104,8 @@ class Yardstick:
         The same as cubes.
     held_out : Cohort
         All of `real`, one scan an animal.
-    left_out : tuple of str
-        Families of measures that need teaching, where nothing could be taught.
+    left_out : tuple of LeftOut
+        Measures that there are too few real animals for: to be measured, or to be taught by.
     box : tuple of slice
         The brain box, in the cube.
     families : dict of str to callable
@@ -94,16 +132,13 @@ class Yardstick:
         self.held_out, self.train, self.seed, self.size = one_scan_an_animal(real), train, seed, size
         self.resolution = min(resolution or size, size)
         order = np.random.default_rng(seed).permutation(len(self.held_out))
+        if len(order) < LEAST_REAL:
+            raise ValueError(too_few(len(order)))
+        if n is not None and n <= NEIGHBOURS:
+            raise ValueError(f"too few scans: n={n} of real and of synthetic ones, needed are {NEIGHBOURS + 1} or more")
         taught = len(order) // 3 if train is None and len(order) >= TEACHES else 0
         self._teachers, order = order[:taught], order[taught:]
         n = len(order) // 2 if n is None else min(n, len(order) // 2)
-        if n <= NEIGHBOURS:
-            raise ValueError(
-                f"too few scans: {len(self.held_out)} real animals, parted in two halves of which {n} each would be "
-                f"used; needed are {LEAST_REAL} real animals or more, and {NEIGHBOURS + 1} synthetic scans. "
-                "Hold more animals out in training, or pass scans that were not trained on (for a simulated cohort: "
-                "'fresh')"
-            )
         if train is not None and (shared := set(train.digests) & set(real.digests)):
             raise ValueError(f"{len(shared)} of the real scans were trained on: pass held-out ones as real")
         if train is not None and train.folder == real.folder and (both := set(train.subjects) & set(real.subjects)):
@@ -118,9 +153,25 @@ class Yardstick:
         self.box = embeddings.brain_box(train or self.held_out, size)
         self.reader = reader
         self.families = self._families()
-        self.left_out = () if self.teaching is not None else ("PCA", "anatomy")
+        self.left_out = self._left_out(n)
         self._floors: dict[tuple[str, Effort], list[Measurement]] = {}
         self._mean_floors: dict[str, list[Measurement]] = {}
+
+    @property
+    def rests_on(self) -> str:
+        """How many animals all numbers rest on, in words."""
+        n = len(self.reference)
+        return f"{len(self.held_out)} real animals that no model saw, {n} of them in A and {n} in B"
+
+    def _left_out(self, n: int) -> tuple[LeftOut, ...]:
+        """What sets of `n` animals, and teachers or none, do not allow."""
+        found = []
+        if self.teaching is None:
+            why = "have to be learned from scans that are not measured"
+            found += [LeftOut("", flavour, TEACHES, why) for flavour in ("PCA", "anatomy")]
+        for metric, (scans, why) in NEEDS.items():
+            found += [LeftOut(metric, flavour, 2 * scans, why) for flavour in self.embedded if n < scans]
+        return tuple(found)
 
     def sample(self, scans: Cohort, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:
         """Scans as everything here is measured: cubes of :attr:`size` at :attr:`resolution`."""

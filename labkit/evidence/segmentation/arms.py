@@ -14,7 +14,7 @@ SOURCES = {
     "control that needs no generator",
     "elastic": "the arm's own real scans under random warps",
     "atlas": "scans drawn from an atlas that sees the arm's own labels, with labels of its own",
-    "registered": "the other real training scans, as if without labels, labelled by that atlas",
+    "registered": "the other real training scans, without labels or as if they had none, labelled by that atlas",
     "contrast": "scans drawn from that atlas, each tissue's brightness drawn anew",
     "true": "new simulated rats with their true labels: what synthetic scans would be if they were perfect, a control",
 }
@@ -29,25 +29,29 @@ WORDS = {
 }  # fmt: skip
 """Sources, in a word."""
 
+FEW = 20
+"""Labelled training scans below which a twentieth of them is no whole animal."""
+
 
 @dataclass(frozen=True)
 class Arm:
     """A training set."""
 
-    name: str  # a letter a source, r for real, each with the percentage of the real training scans
-    real: float  # part of the real training scans, [0, 1]
-    added: float = 0.0  # scans, in parts of all real training scans; 2 is 348 for the paper's 174
+    name: str  # a letter a source, r for real, each with the percentage of the labelled real training scans
+    real: float  # part of the labelled real training scans, [0, 1]
+    added: float = 0.0  # scans, in parts of all labelled real training scans; 2 is 348 for the paper's 174
     source: str = "none"  # of the added scans' labels, a key of SOURCES
     augmentation: str = "full"  # the paper's conventional one, or "none"
     reference: str = ""  # the arm it is compared with, if any
+    unlabelled: bool = False  # what is added are the real training scans without labels, however many
 
-    def counts(self, n_train: int) -> tuple[int, int]:
-        """Real and added scans, where there are `n_train` real ones to train on."""
-        return round(self.real * n_train), round(self.added * n_train)
+    def counts(self, n_train: int, unlabelled: int = 0) -> tuple[int, int]:
+        """Real and added scans, where there are `n_train` labelled real ones to train on, and others without labels."""
+        return round(self.real * n_train), unlabelled if self.unlabelled else round(self.added * n_train)
 
-    def words(self, n_train: int) -> str:
+    def words(self, n_train: int, unlabelled: int = 0) -> str:
         """What it is, for people."""
-        real, added = self.counts(n_train)
+        real, added = self.counts(n_train, unlabelled)
         parts = [f"{real} real"] if real else []
         parts += [f"{added} {WORDS[self.source]}"] if added else []
         return " + ".join(parts) + ("" if self.augmentation == "full" else ", no augmentation")
@@ -69,6 +73,7 @@ def _arms() -> list[Arm]:
         found.append(Arm(f"r{part}+u{100 - part}", part / 100, 1 - part / 100, "registered", reference=f"r{part}"))
     found += [Arm(f"a{dose}", 0.0, dose / 100, "atlas", reference="r100") for dose in (100, 200)]
     found += [Arm(f"r100+a{dose}", 1.0, dose / 100, "atlas", reference="r100") for dose in (50, 200)]
+    found.append(Arm("r100+u", 1.0, source="registered", reference="r100", unlabelled=True))
     found.append(Arm("r5+c200", 0.05, 2.0, "contrast", reference="r5"))
     for part in (5, 100):
         found.append(Arm(f"r{part}+e200", part / 100, 2.0, "elastic", reference=f"r{part}"))
@@ -86,17 +91,19 @@ SETS = {
         "r100-plain", "r100", "r100+s50", "r100+s200", "r100+g200", "r100+a200", "r100+t200",
         "r5", "r5+s200", "r5+e200", "r5+a200", "r5+u95", "r5+t200",
     ),
+    "few": ("r100-plain", "r100", "r100+s200", "r100+a200", "r100+u", "r100+e200", "r100+t200"),
     "least": ("r100-plain", "r100", "r100+s200", "r100+g200", "r100+a200", "r100+t200"),
 }  # fmt: skip
-"""Arms by name of a set: all; those of the laptop scale; those of a smoke test."""
+"""Arms by name of a set: all; the laptop scale's; those for fewer than :data:`FEW` labelled scans; a smoke test's."""
 
 
-def chosen(arms: str | Sequence[str], simulated: bool, atlas: bool = True) -> list[Arm]:
+def chosen(arms: str | Sequence[str], simulated: bool, atlas: bool = True, unlabelled: bool = True) -> list[Arm]:
     """Arms by name of a set, or by their own, in the order of :data:`ARMS`, with the arms they are compared with.
 
     An arm's reference is trained on the same real scans, and so it is also the teacher of its synthetic ones. `arms` is
     a key of :data:`SETS`, or names, which one text may hold with commas. Where no new rats can be `simulated`, true
-    controls are left out of a set, and refused by name; so are arms of an `atlas` where none was trained.
+    controls are left out of a set, and refused by name; so are arms of an `atlas` where none was trained, and of
+    `unlabelled` scans where there are none.
     """
     names, a_set = arms, isinstance(arms, str) and arms in SETS
     if isinstance(arms, str):
@@ -116,5 +123,9 @@ def chosen(arms: str | Sequence[str], simulated: bool, atlas: bool = True) -> li
                 f"arm {arm.name!r} needs an atlas of the same training scans: papermill book/02_train.ipynb out.ipynb "
                 "-p model atlas, with the cohort of this run"
             )
+        if arm.unlabelled and not unlabelled:
+            if a_set:
+                continue
+            raise ValueError(f"arm {arm.name!r} adds the training scans without labels, and all of them have labels")
         wanted |= {arm.name, arm.reference or arm.name}
     return [arm for arm in ARMS.values() if arm.name in wanted]

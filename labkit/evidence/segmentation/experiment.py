@@ -22,10 +22,10 @@ from torch import nn
 
 from labkit import recording
 from labkit.data.cohort import Cohort
-from labkit.data.labels import without_tissues
+from labkit.data.labels import has_tissues
 from labkit.data.sources import SIMULATED, open_cohort
 from labkit.evidence.segmentation import gains
-from labkit.evidence.segmentation.arms import ARMS, ATLAS_SOURCES, Arm, chosen
+from labkit.evidence.segmentation.arms import ARMS, ATLAS_SOURCES, FEW, Arm, chosen
 from labkit.evidence.segmentation.network import (
     ABOUT_FILE,
     MODEL_FILE,
@@ -68,11 +68,13 @@ class Experiment:
     Parameters
     ----------
     run : Run or path
-        The generator's, trained on labelled scans with animals held out.
+        The generator's, with animals held out; some of both have labels. Networks learn from and are tested on these;
+        training scans without labels are for the arm `r100+u`.
     scale : str or Plan
         Of the segmentation networks; default the run's own scale.
     arms : str or sequence of str
-        A set of :data:`labkit.evidence.segmentation.arms.SETS`, or names; default by scale: full, reduced, least.
+        A set of :data:`labkit.evidence.segmentation.arms.SETS`, or names; default by scale: full, reduced, least; of
+        fewer than 20 labelled training scans few. Shares are of the labelled scans.
     seeds : int, optional
         Repeats; default by scale.
     train, test : Cohort, optional
@@ -85,12 +87,21 @@ class Experiment:
         An atlas's run on the same training scans, for the arms with labels of its own; default the run itself if it is
         one, or else the newest beside it. Without one those arms are left out of a set, and refused by name.
 
+    Attributes
+    ----------
+    train, test : Cohort
+        The labelled scans of both sides.
+    unlabelled : Cohort
+        Training scans without labels.
+    notes : list of str
+        Sentences on what is missing, and what follows from it.
+
     Raises
     ------
     LeakError
         A test animal was seen in training, by generator or network.
     ValueError
-        Nothing held out, scans without the study's labels, unknown arms.
+        Nothing held out, no training or fewer than two test scans with the study's labels, unknown arms.
     """
 
     def __init__(
@@ -112,8 +123,8 @@ class Experiment:
         self.seeds = whole("seeds", self.plan.seeds if seeds is None else seeds, 1, "how often every arm is repeated")
         recipe = self.run.config["cohort"].get("recipe") or {}
         self.simulated = recipe if recipe.get("source") in SIMULATED else {}
-        usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
-        self.arms = chosen(arms or usual, bool(self.simulated), self.atlas is not None)
+        if arms:
+            chosen(arms, bool(self.simulated), self.atlas is not None)  # wrong names stop before any scan is read
         if train is None or test is None:
             if isinstance(cohort, str | os.PathLike):
                 other = (
@@ -123,15 +134,34 @@ class Experiment:
             own = self.run.cohort() if cohort is None else cohort
             train = self.run.train_part(own) if train is None else train
             test = self.run.held_out(own) if test is None else test
-        self.train, self.test = train, test
         check_no_leak(self.run, train, test)
         self.run.file_template.check_grid(train)
-        for name, cohort in (("training", train), ("test", test)):
-            _check_labels(name, cohort)
-        parts = (to_json(self.plan), train.fingerprint, test.fingerprint, self.run.fingerprint)
+        self.train, self.unlabelled = labelled_part("training", train, 1)
+        self.test, not_tested = labelled_part("held-out", test, 2)
+        usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
+        usual = "few" if len(self.train) < FEW else usual
+        self.arms = chosen(arms or usual, bool(self.simulated), self.atlas is not None, len(self.unlabelled) > 0)
+        self.notes = self._notes(len(not_tested))
+        parts = (to_json(self.plan), train.fingerprint, self.test.fingerprint, self.run.fingerprint)
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
         default = self.run.path / "segmentation" / f"{self.plan.name}-{key}"
         self.folder = located(out_dir) if out_dir else default
+
+    def _notes(self, not_tested: int) -> list[str]:
+        notes, bare = [], len(self.unlabelled)
+        if bare:
+            joined = " The others are added in arm r100+u." if any(arm.unlabelled for arm in self.arms) else ""
+            notes.append(
+                f"{len(self.train)} of {len(self.train) + bare} training scans have labels: arms' shares are of these."
+                f"{joined}"
+            )
+        if not_tested:
+            notes.append(f"{not_tested} held-out scans have no labels, and are left out of the test.")
+        return notes
+
+    def counts(self, arm: Arm) -> tuple[int, int]:
+        """Real and added scans of an arm."""
+        return arm.counts(len(self.train), len(self.unlabelled))
 
     @property
     def jobs(self) -> list[tuple[Arm, int]]:
@@ -184,14 +214,14 @@ class Experiment:
         folder = self.arm_folder(arm, seed, steps)
         folder.mkdir(parents=True, exist_ok=True)
         save_state(folder / MODEL_FILE, network.state_dict())
-        counts = dict(zip(("real", "added"), arm.counts(len(self.train)), strict=True))
+        counts = dict(zip(("real", "added"), self.counts(arm), strict=True))
         about |= {"seconds": round(time.perf_counter() - began, 1), **recording.provenance(torch.device("cpu"))}
         write_json(folder / ABOUT_FILE, {"arm": arm.name, "seed": seed, "plan": to_json(plan), **counts, **about})
         write_text(folder / SCORES_FILE, table.to_csv(index=False))  # last: it says that the arm is finished
 
     def _data(self, arm: Arm, seed: int) -> tuple[Examples, dict]:
         real = self.real(arm, seed)
-        added = arm.counts(len(self.train))[1]
+        added = self.counts(arm)[1]
         if arm.source == "true":
             return real.join(self._true.take(range(added))), {"labels": "true"}
         if arm.source == "elastic":
@@ -214,6 +244,8 @@ class Experiment:
         """Scans with labels by the atlas, which knows the labels of the arm's real scans, or of its reference's."""
         seen = arms_animals(self.train, arm.real or ARMS[arm.reference].real, seed)
         atlas = self.atlas_with(seen)
+        if arm.unlabelled:
+            return atlas.registered(list(range(len(self.train), len(self._everyone))))
         if arm.source == "registered":
             others = [place for place, subject in enumerate(self.train.subjects) if subject not in seen]
             return atlas.registered(others[:n])
@@ -225,14 +257,14 @@ class Experiment:
             raise ValueError(
                 "no atlas was trained on these training scans: papermill book/02_train.ipynb -p model atlas"
             )
-        return ArmsAtlas(self.atlas, self.train, places_of(self.train, animals), self._real, self.plan)
+        return ArmsAtlas(self.atlas, self._everyone, places_of(self.train, animals), self._images, self.plan)
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:
         """The synthetic scans of an arm, or its Gaussian's, with their teacher's labels."""
-        keep = arm.counts(len(self.train))[1]
+        keep = self.counts(arm)[1]
         n = int(np.ceil(SPARE * keep))
         if arm.source == "gaussian":
-            images = gaussian(self._real.images, n, seed)
+            images = gaussian(self._images.images, n, seed)
         else:
             images = synthetic(self.run, n, seed, self.plan.size, self.train.shape).normalised * 2 - 1
         return teach(self.teachers(arm, seed), images, self._real.box, keep)
@@ -268,12 +300,27 @@ class Experiment:
         return examples(self.train, self.plan)
 
     @cached_property
+    def _everyone(self) -> Cohort:
+        """All training scans, labelled ones first."""
+        if not len(self.unlabelled):
+            return self.train
+        return Cohort(self.train.name, self.train.folder, [*self.train, *self.unlabelled])
+
+    @cached_property
+    def _images(self) -> Examples:
+        """The same as the network takes them, without labels 0 everywhere."""
+        if not len(self.unlabelled):
+            return self._real
+        images, _ = inputs(self.unlabelled, self.plan)
+        return self._real.join(replace(self._real, images=images, labels=torch.zeros_like(images, dtype=torch.uint8)))
+
+    @cached_property
     def _tested(self) -> tuple[torch.Tensor, tuple[slice, ...]]:
         return inputs(self.test, self.plan)
 
     @cached_property
     def _true(self) -> Examples:
-        most = max(arm.counts(len(self.train))[1] for arm in self.arms if arm.source == "true")
+        most = max(self.counts(arm)[1] for arm in self.arms if arm.source == "true")
         asked = {"seed": self.simulated["seed"] + 1, "departures": self.simulated.get("departures", ())}
         rats = open_cohort(self.simulated["source"], n=most, **asked)
         if set(rats.digests) & set(self.test.digests):
@@ -310,9 +357,10 @@ class Experiment:
 
     def table(self) -> pd.DataFrame:
         """Mean scores of every arm: arms down, tissues and scores across; the first column says what the arm is."""
+        sizes = len(self.train), len(self.unlabelled)
         found = self.scores.pivot_table(index="arm", columns="tissue", values=list(SCORES), sort=False)
         found = found.reindex([arm.name for arm in self.arms if arm.name in found.index])
-        found.insert(0, ("", "trained on"), [ARMS[name].words(len(self.train)) for name in found.index])
+        found.insert(0, ("", "trained on"), [ARMS[name].words(*sizes) for name in found.index])
         return found
 
     def save(self) -> list[Path]:
@@ -374,9 +422,15 @@ def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:
             )
 
 
-def _check_labels(name: str, cohort: Cohort) -> None:
-    if without := without_tissues(cohort):
+def labelled_part(name: str, cohort: Cohort, least: int) -> tuple[Cohort, Cohort]:
+    """The scans with all the study's labels, and those without; ValueError where `least` have none."""
+    has = [has_tissues(scan.labels) for scan in cohort]
+    if sum(has) < least:
+        example = f", e.g. {cohort[has.index(False)].subject}" if False in has else ""
         raise ValueError(
-            f"{len(without)} {name} scans have not the study's labels (1 CSF, 2 grey matter, 3 white matter), e.g. of "
-            f"{without[0]}: the experiment needs all three on every scan"
+            f"{sum(has)} of {len(has)} {name} scans have the study's labels (1 CSF, 2 grey matter, 3 white matter), "
+            f"and {least} or more have to: label more animals{example}, and train again, or "
+            "hold others out (n_train)"
         )
+    labelled, others = ([place for place, own in enumerate(has) if own == wanted] for wanted in (True, False))
+    return (cohort.subset(labelled), cohort.subset(others)) if others else (cohort, cohort[:0])

@@ -25,9 +25,11 @@ OTHERWISE = {
     "r5+g200": "samples of a Gaussian added",
     "r100+g200": "samples of a Gaussian added",
     "r5+e200": "the same scans under random warps added",
+    "r100+e200": "the same scans under random warps added",
     "r5+a200": "scans of an atlas with its own labels added",
     "r5+u95": "the other real scans added, labelled by registration",
     "r100+a200": "scans of an atlas with its own labels added",
+    "r100+u": "the scans without labels added, labelled by registration",
     "r5+t200": "new rats with true labels added",
     "r100+t200": "new rats with true labels added",
 }
@@ -39,6 +41,13 @@ RIVALS = {
     "r5+t200": "new rats with true labels, in place of the atlas's",
 }
 """What stands in place of an atlas's scans (`r5+a200`), which has to beat the first two to be worth drawing from."""
+
+FEW_RIVALS = {
+    "r100+e200": RIVALS["r5+e200"],
+    "r100+u": "labelling the scans without labels with the atlas, in place of drawing new ones from it",
+    "r100+t200": RIVALS["r5+t200"],
+}
+"""The same of `r100+a200`, where labelled scans are too few for a twentieth of them."""
 
 BESIDE_PUBLISHED = {
     1: "a gain, as published",
@@ -191,14 +200,15 @@ def conclusions(table: pd.DataFrame) -> list[str]:
 
 
 def rivals(scores: pd.DataFrame, score: str = "dice") -> list[str]:
-    """A sentence each on the arms of :data:`RIVALS` that are there, against scans drawn from the atlas."""
-    arms, drawn = set(scores["arm"]), "r5+a200"
-    there = {arm: drawn for arm in RIVALS if {arm, drawn} <= arms}
+    """A sentence each on the arms of :data:`RIVALS` that are there, or else :data:`FEW_RIVALS`, against the atlas's."""
+    arms = set(scores["arm"])
+    drawn, known = ("r5+a200", RIVALS) if "r5+a200" in arms else ("r100+a200", FEW_RIVALS)
+    there = {arm: drawn for arm in known if {arm, drawn} <= arms}
     found = []
     for arm, rows in differences(scores, there, score).groupby("arm", sort=False):
         seen = [f"{row['tissue']} {_gain(row)}" for _, row in rows.iterrows() if _direction(row)]
         said = ", ".join(seen) or "not told apart"
-        found.append(f"{arm} against {drawn}, {RIVALS[str(arm)]}: {said}.")
+        found.append(f"{arm} against {drawn}, {known[str(arm)]}: {said}.")
     return found
 
 
