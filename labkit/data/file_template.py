@@ -20,6 +20,7 @@ from nibabel.affines import voxel_sizes
 
 from labkit.data import grids, nifti
 from labkit.data.cohort import Scan
+from labkit.data.common_grid import Grid
 from labkit.data.nifti import Origin
 
 SYNTHETIC = "synthetic: made by a generator, no animal was scanned"
@@ -47,8 +48,11 @@ class FileTemplate:
 
     @property
     def grid(self) -> str:
-        """The `grid` that opens what is written on the same voxels again: ``"study"`` or ``"native"``."""
-        return "study" if grids.is_study_grid(self.shape, np.asarray(self.origin.grid_affine)) else "native"
+        """The `grid` that opens what is written on the same voxels again, e.g. ``"study"``, ``"56x40x64@0.3"``."""
+        grid = Grid(
+            self.shape, tuple(float(mm) for mm in np.round(voxel_sizes(np.asarray(self.origin.grid_affine)), 5))
+        )
+        return str(grid) if self.origin.resampled or grid.is_study else "native"
 
     @property
     def opening(self) -> dict[str, Any]:
