@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 
-from labkit.data import grids, nifti
+from labkit.data import grids, nifti, volumes
 from labkit.data.cohort import Scan
 from labkit.data.common_grid import Grid
 from labkit.data.nifti import Origin
@@ -49,10 +49,17 @@ class FileTemplate:
     @property
     def grid(self) -> str:
         """The `grid` that opens what is written on the same voxels again, e.g. ``"study"``, ``"56x40x64@0.3"``."""
-        grid = Grid(
-            self.shape, tuple(float(mm) for mm in np.round(voxel_sizes(np.asarray(self.origin.grid_affine)), 5))
-        )
+        grid = Grid(self.shape, self.zooms)
         return str(grid) if self.origin.resampled or grid.is_study else "native"
+
+    @property
+    def zooms(self) -> tuple[float, ...]:
+        """Voxel size of the cohort's grid, mm."""
+        return tuple(float(mm) for mm in np.round(voxel_sizes(np.asarray(self.origin.grid_affine)), 5))
+
+    def cube_zooms(self, size: int) -> tuple[float, ...]:
+        """Voxel size, mm, of the cubes of `size` voxels a side that stand for its scans."""
+        return volumes.cube_zooms(self.shape, self.zooms, size)
 
     @property
     def opening(self) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
         One row a scan, columns with their units: ``brain volume, mm³`` (``head volume`` without labels),
         ``ventricles, mm³`` (only with tissue labels; CSF deeper than :data:`DEEP_MM`), ``dorsal / ventral``
         (:func:`labkit.evidence.describe.dorsal_ventral_ratio`), ``to the right, mm`` and ``dorsal, mm`` (centre of the
-        region in world space), ``pitch, °`` (tilt of its long axis, positive with the nose up).
+        region from the middle of the grid: where an animal lay in the scanner no voxel shows), ``pitch, °`` (tilt of
+        its long axis, positive with the nose up).
     """
     import pandas as pd
 
@@ -51,7 +52,8 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
         scans = [replace(scan, labels=None) for scan in scans]  # brains and heads would differ by having labels
     for scan in scans:
         mask, name = describe.region(scan)
-        points = np.argwhere(mask) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # (n, 3) mm: right, anterior, superior
+        index = np.argwhere(mask) - (np.array(mask.shape) - 1) / 2
+        points = index @ scan.affine[:3, :3].T  # (n, 3) mm: right, anterior, superior
         voxel_mm3 = describe.voxel_mm3(scan)
         row = {f"{name} volume, mm³": len(points) * voxel_mm3}
         if scan.labels is not None and set(np.unique(scan.labels)) >= {1, 2}:
