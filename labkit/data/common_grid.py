@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,17 @@ class Grid:
             centre = np.clip(centre, np.minimum(first, last), np.maximum(first, last))
             centre = np.where(first > last, (field_low + field_high) / 2, centre)
         return grid_affine(self.shape, self.zooms, tuple(centre))
+
+    def written(self, said: Mapping[str, Any]) -> np.ndarray | None:
+        """Where this grid was when labkit wrote a scan, from the JSON file beside it (``GridAffine``); None if unknown.
+
+        A reconstruction has to lie where its scan does, and not where its own outline would have it.
+        """
+        try:
+            affine = np.array(said["GridAffine"], float).reshape(4, 4)
+        except (KeyError, TypeError, ValueError):
+            return None
+        return affine if self.holds(self.shape, affine) else None
 
 
 def is_stripped(array: np.ndarray) -> bool:

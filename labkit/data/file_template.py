@@ -7,10 +7,8 @@ more.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -120,11 +118,9 @@ def written_range(scan: Scan) -> tuple[float, float]:
     Of a generated scan those it was written with (``IntensityRange`` in its JSON file), because a generator's smooth
     scan need not reach either end; of any other scan its smallest and largest value, padding included.
     """
-    path = Path(scan.origin.path)
-    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     try:
-        low, high = (float(end) for end in json.loads(sidecar.read_text(encoding="utf-8"))["IntensityRange"])
-    except (OSError, ValueError, KeyError, TypeError):
+        low, high = (float(end) for end in nifti.sidecar(scan.origin.path)["IntensityRange"])
+    except (ValueError, KeyError, TypeError):
         return scan.origin.low, scan.origin.high
     return (low, high) if low < high else (scan.origin.low, scan.origin.high)
 

@@ -319,7 +319,9 @@ def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequ
     if wanted is None:
         grids.head_box(image, image_affine)  # only for the voxel size it checks
     elif resampled:
-        target = wanted.around_head(image, image_affine)
+        target = wanted.written(nifti.sidecar(files.image))
+        if target is None:
+            target = wanted.around_head(image, image_affine)
         image = grids.resample(image, image_affine, wanted.shape, target)
         if labels is not None:
             labels = grids.resample(labels, image_affine, wanted.shape, target, labels=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 from torch import Tensor
 
 from labkit.data import volumes
@@ -52,15 +53,15 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
         scans = [replace(scan, labels=None) for scan in scans]  # brains and heads would differ by having labels
     for scan in scans:
         mask, name = describe.region(scan)
-        index = np.argwhere(mask) - (np.array(mask.shape) - 1) / 2
-        points = index @ scan.affine[:3, :3].T  # (n, 3) mm: right, anterior, superior
+        points = np.argwhere(mask) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # (n, 3) mm: right, anterior, superior
+        middle = apply_affine(scan.affine, (np.array(mask.shape) - 1) / 2)
         voxel_mm3 = describe.voxel_mm3(scan)
         row = {f"{name} volume, mm³": len(points) * voxel_mm3}
         if scan.labels is not None and set(np.unique(scan.labels)) >= {1, 2}:
             ventricles = float(ventricle_mask(scan).sum()) * voxel_mm3
             row["ventricles, mm³"] = ventricles if scan.labels.max() <= 3 else np.nan  # another atlas has another 1
         row["dorsal / ventral"] = describe.dorsal_ventral_ratio(scan)
-        row["to the right, mm"], row["dorsal, mm"] = points[:, 0].mean(), points[:, 2].mean()
+        row["to the right, mm"], row["dorsal, mm"] = points[:, 0].mean() - middle[0], points[:, 2].mean() - middle[2]
         row["pitch, °"] = _pitch(points)
         rows.append(row)
     return pd.DataFrame(rows).dropna(axis=1)

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from labkit import CohortError, open_cohort
+from labkit import CohortError, generate, open_cohort, reconstruct, train
 from labkit.data import common_grid
 from labkit.data.common_grid import Grid, Head, asked, fitted
 from labkit.data.file_template import FileTemplate
@@ -132,3 +132,18 @@ def test_what_is_written_like_scans_on_a_grid_is_opened_on_that_grid_again(tmp_p
     assert np.corrcoef(back[0].image.ravel(), cohort[0].image.ravel())[0, 1] > 0.95
     own = open_cohort(tmp_path / "raw", grid="native")
     assert FileTemplate.of(own).grid == "native"
+
+
+def test_a_reconstruction_lies_where_its_scan_does_and_not_where_its_own_outline_would_have_it(tmp_path):
+    for seed in range(6):
+        put(tmp_path / "raw", seed, shape=(60, 50, 60), zooms=(0.25, 0.25, 0.25), at=(0.3 * seed, -0.5, 0.2))
+    cohort = open_cohort(tmp_path / "raw", grid="32x24x32@0.4")
+    run = train("adni", cohort, "smoke", tmp_path / "run", iterations=2)
+    back, made = reconstruct(run, cohort[3:5]), generate(run, 2)
+    for scan, own in zip(back, cohort[3:5], strict=True):
+        np.testing.assert_allclose(scan.affine, own.affine, atol=1e-6)
+    for scan in made:
+        np.testing.assert_allclose(scan.affine, run.train_part(cohort)[0].affine, atol=1e-6)
+    assert nib.load(run.path / "samples" / "iteration-000002_random.nii.gz").header.get_zooms()[:3] == (
+        pytest.approx(3 * (64 / 16 * 0.4,))
+    )
