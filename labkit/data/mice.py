@@ -26,8 +26,8 @@ GRID = Grid((56, 40, 64), (0.3, 0.3, 0.3))
 
 GROUPS = {
     "WT": "wild type",
-    "UT": "transgenic (rTg4510), untreated: tau is made, and the brain shrinks",
-    "TT": "transgenic (rTg4510), treated with doxycycline, which stops the transgene",
+    "UT": "transgenic (rTg4510), untreated",
+    "TT": "transgenic (rTg4510), treated",
 }
 
 STRUCTURES = (
