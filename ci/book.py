@@ -26,6 +26,7 @@ from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, execute, fitted,
 
 import labkit
 from labkit import figures
+from labkit.data import common_grid
 
 
 def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work: Path) -> str:
@@ -271,6 +272,10 @@ def arguments() -> argparse.Namespace:
     args.models = list(dict.fromkeys(args.models.split(",")))
     if unknown := [model for model in args.models if model not in MODELS]:
         parser.error(f"--models {','.join(unknown)}: allowed are {', '.join(MODELS)}")
+    try:
+        args.grid = args.grid and common_grid.asked(args.grid)
+    except ValueError as error:
+        parser.error(f"--{error}")
     if args.cohort not in NAMED:
         args.cohort = str((Path(args.here) / args.cohort).resolve())
         if not Path(args.cohort).is_dir():
