@@ -97,7 +97,7 @@ def mice_dataset() -> Path:
         bids.write_label_names(fresh, structure_names(), "structures")
         bids.write_description(
             fresh, manifest.title, License=manifest.licence, ReferencesAndLinks=[manifest.citation, manifest.doi],
-            SourceDatasets=[{"URL": manifest.files[0].url.rpartition("/image/")[0]}],
+            SourceDatasets=[{"URL": manifest.files[0].url.rpartition("/")[0]}],
             Note="Mice, not rats; in vivo, brain extracted, so that around the brain all is 0. Tissues are made of the "
             "published structures; cerebellum and brain stem are mixed tissue in them, and count as grey matter.",
         )  # fmt: skip

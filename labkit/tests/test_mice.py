@@ -62,6 +62,7 @@ def test_published_files_become_a_data_set_with_groups_tissues_and_structures(tw
     assert (cohort.folder / "sub-10/anat/sub-10_T2w.nii.gz").read_bytes() == published.read_bytes()
     said = json.loads((cohort.folder / "dataset_description.json").read_text())
     assert said["License"].startswith("GPL-3.0") and "Ma D" in said["ReferencesAndLinks"][0] and "Mice" in said["Note"]
+    assert said["SourceDatasets"][0]["URL"].startswith("https://raw.githubusercontent.com/dama-lab/mouse-brain-atlas/")
     assert "14\tneocortex, right" in (cohort.folder / "desc-structures_dseg.tsv").read_text()
 
 
