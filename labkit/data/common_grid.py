@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
-from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine, head_box
+from labkit.data import nifti
+from labkit.data.grids import (
+    STUDY_SHAPE,
+    STUDY_ZOOMS,
+    ScanFaultError,
+    corrected_affine,
+    grid_affine,
+    head_box,
+    reorient,
+)
+from labkit.files import progress_bar
 
 SIDES = (8, 256)
 """Fewest and most voxels along an axis; the largest cube the networks are built for has 256."""
@@ -162,6 +174,16 @@ class Head:
         low, high = head_box(array, affine)
         zooms = voxel_sizes(affine)
         return cls((high - low)[[0, 2, 1]] + zooms, zooms)  # from voxel's middle to middle, and one more
+
+
+def heads(paths: Iterable[Path], axes: str | None, voxel_mm: Sequence[float] | None) -> list[Head]:
+    """Heads of files, as :func:`labkit.data.sources.open_cohort` is told of their axes, without those of no use."""
+    found = []
+    for path in progress_bar(paths, "fitting a grid"):
+        with contextlib.suppress(ScanFaultError):
+            stored, header = nifti.read_array(path)
+            found.append(Head.of(*reorient(stored, corrected_affine(header, stored.shape, axes, voxel_mm))))
+    return found
 
 
 def fitted(heads: Sequence[Head], text: str = "fitted") -> Grid:

@@ -16,13 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from labkit.data import bids, nifti
-from labkit.data.common_grid import Grid
 from labkit.data.labels import CSF, GREY, LABEL_NAMES, WHITE
 from labkit.data.manifest import data_folder, fetch, load_manifest
 from labkit.files import new_folder, progress_bar, write_json
-
-GRID = Grid((56, 40, 64), (0.3, 0.3, 0.3))
-"""Of the cohort unless told otherwise: 16.8 x 12 x 19.2 mm, twice the scans' voxel size; brains have 11 x 9 x 19 mm."""
 
 GROUPS = {
     "WT": "wild type",

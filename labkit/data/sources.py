@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from labkit.data import bids, common_grid, grids, nifti, volumes
 from labkit.data.cache import Entry
 from labkit.data.cohort import Cohort, Scan, scan_digest
-from labkit.data.common_grid import Grid, Head
+from labkit.data.common_grid import Grid
 from labkit.data.grids import ScanFaultError
 from labkit.data.manifest import data_folder
 from labkit.data.nifti import Origin
@@ -28,6 +27,9 @@ from labkit.files import located, progress_bar
 SIMULATED = ("phantom", "sigma")
 NAMED = (*SIMULATED, "mice")
 """Cohorts that are opened by name; all others are folders."""
+
+GRIDS = {"mice": "56x40x64@0.3"}
+"""Of cohorts whose usual grid is not the study's: for mice 16.8 x 12 x 19.2 mm, at twice the scans' voxel size."""
 
 PAPER_N = 210
 """Scans in the paper's real data set, and in a simulated cohort unless told otherwise."""
@@ -124,7 +126,7 @@ def open_cohort(
     named = str(source) in NAMED  # the name wins over a folder of that name, which "./phantom" still reaches
     simulated = str(source) in SIMULATED
     try:
-        grid = common_grid.asked(_default_grid(source) if grid is None else grid)
+        grid = common_grid.asked(GRIDS.get(str(source), "study") if grid is None else grid)
         n = None if n is None else whole("n", n, 1, "the number of scans (None for all)")
         seed = whole("seed", seed, 0)
         departed = _departures(departures)
@@ -171,14 +173,6 @@ def _departures(departures: str | Sequence[str]) -> tuple[str, ...]:
     from labkit.data.simulate.departures import chosen
 
     return chosen(departures)
-
-
-def _default_grid(source: str | os.PathLike) -> str | Grid:
-    if str(source) != "mice":
-        return "study"
-    from labkit.data.mice import GRID
-
-    return GRID
 
 
 def _named_folder(source: str, n: int, seed: int, departures: tuple[str, ...]) -> Path:
@@ -235,7 +229,7 @@ def _open_folder(
         raise CohortError(f"n={n} scans asked for, but {folder} holds {len(found)}: choose n <= {len(found)}")
     faults = {str(path): fault for path, fault in unfit.items()}
     if options["grid"].startswith("fitted"):
-        heads = list(_heads([files.image for files in found[:n]], options))
+        heads = common_grid.heads([files.image for files in found[:n]], options["axes"], options["voxel_mm"])
         # where none can be read, reading says why
         options["grid"] = str(common_grid.fitted(heads, options["grid"])) if heads else "study"
     scans = _read_all(folder, found[:n], faults, twins, options)
@@ -257,15 +251,6 @@ def _open_folder(
             stacklevel=3,
         )
     return scans, faults
-
-
-def _heads(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Head]:
-    """Heads to fit a grid to, without those that cannot be read."""
-    for path in progress_bar(paths, "fitting a grid"):
-        with contextlib.suppress(ScanFaultError):
-            stored, header = nifti.read_array(path)
-            affine = grids.corrected_affine(header, stored.shape, options["axes"], options["voxel_mm"])
-            yield common_grid.Head.of(*grids.reorient(stored, affine))
 
 
 def _read_all(
