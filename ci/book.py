@@ -21,11 +21,12 @@ import diagrams
 import nbformat
 import vendor
 import yaml
-from cache import ROOT, SIMULATED, data_digest, digest, sources_digest
+from cache import NAMED, ROOT, data_digest, digest, sources_digest
 from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, execute, fitted, git, pages, shown
 
 import labkit
 from labkit import figures
+from labkit.data import common_grid
 
 
 def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work: Path) -> str:
@@ -36,7 +37,7 @@ def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work:
     rows = {
         "executed at commit": known["commit"],
         "scale": scale,
-        "cohort": cohort if cohort in SIMULATED else Path(cohort).name,
+        "cohort": cohort if cohort in NAMED else Path(cohort).name,
         "training scans": ", ".join(dict.fromkeys(prints)) or "none",
         "parameters": "; ".join(f"{k} = {v}" for k, v in page.parameters.items() if k != "cohort"),
         "device": known["device"],
@@ -80,7 +81,7 @@ BANNERS = {
 def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> nbformat.NotebookNode:
     """Take the folders of the machine that built it out of a notebook: a page is given to others."""
     names = {str(work): ".", str(ROOT): ".", str(Path.home()): "~"}
-    names |= {} if cohort in SIMULATED else {cohort: Path(cohort).name}
+    names |= {} if cohort in NAMED else {cohort: Path(cohort).name}
     # the longest first, as one may lie in another; a home that is the root of all would take every slash with it
     folders = sorted((folder for folder in names if len(folder) > 1), key=len, reverse=True)
 
@@ -254,7 +255,10 @@ def arguments() -> argparse.Namespace:
     """What was asked for, refused before any work if it cannot be done."""
     parser = argparse.ArgumentParser(prog="ci/book", description=__doc__)
     parser.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
-    parser.add_argument("--cohort", default="phantom", help="phantom, sigma, or a folder of NIfTI scans")
+    parser.add_argument("--cohort", default="phantom", help=f"{', '.join(NAMED)}, or a folder of NIfTI scans")
+    parser.add_argument(
+        "--grid", help="of the scans: study, native, fitted, or as 56x40x64@0.3; default the cohort's own"
+    )
     parser.add_argument("--n", type=int, help="scans of the cohort; default all, of a simulated one what chapters take")
     parser.add_argument(
         "--models", default=",".join(MODELS), help="with commas between; others are not trained or shown"
@@ -268,12 +272,16 @@ def arguments() -> argparse.Namespace:
     args.models = list(dict.fromkeys(args.models.split(",")))
     if unknown := [model for model in args.models if model not in MODELS]:
         parser.error(f"--models {','.join(unknown)}: allowed are {', '.join(MODELS)}")
-    if args.cohort not in SIMULATED:
+    try:
+        args.grid = args.grid and common_grid.asked(args.grid)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    if args.cohort not in NAMED:
         args.cohort = str((Path(args.here) / args.cohort).resolve())
         if not Path(args.cohort).is_dir():
-            parser.error(f"--cohort {args.cohort}: phantom, sigma, or a folder of NIfTI scans that is there")
+            parser.error(f"--cohort {args.cohort}: {', '.join(NAMED)}, or a folder of NIfTI scans that is there")
         try:
-            animals = len(set(labkit.open_cohort(args.cohort, n=args.n).subjects))
+            animals = len(set(labkit.open_cohort(args.cohort, n=args.n, grid=args.grid).subjects))
         except labkit.CohortError as error:
             parser.error(f"--cohort {args.cohort}: {error}")
         if animals < LEAST:
@@ -291,7 +299,7 @@ def arguments() -> argparse.Namespace:
 def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
     """Put every chapter into the book, or why the cohort forbids it."""
     data = data_digest(args.cohort)
-    chapters = pages(args.scale, args.cohort, args.n, args.models, data)
+    chapters = pages(args.scale, args.cohort, args.n, args.models, data, args.grid)
     runs = {page.parameters["model"]: page.parameters["run_dir"] for page in chapters if page.notebook == "02_train"}
     shown_run, common = work / runs[shown(args.models)], digest(sources_digest(), data)
     keys: dict[str, str] = {}
@@ -317,7 +325,9 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
     jobs = JOBS[args.scale]
     if jobs > 1:
         os.environ["OMP_NUM_THREADS"] = "1"  # of the chapters' kernels
-        labkit.open_cohort(args.cohort, n=chapters[0].parameters.get("n"))  # made once, and not by two at once
+        labkit.open_cohort(
+            args.cohort, n=chapters[0].parameters.get("n"), grid=args.grid
+        )  # made once, and not by two at once
     with contextlib.chdir(work), ThreadPoolExecutor(jobs) as pool:  # chapters' folders are relative to it
         try:
             for page in chapters:
@@ -338,8 +348,9 @@ def main() -> None:
     if missing := {page.stem for page in pages(args.scale, args.cohort, args.n, args.models)} - toc_stems():
         sys.exit(f"_toc.yml lacks {', '.join(sorted(missing))}")
     # folders in different places may have one name
-    own = "" if args.cohort in SIMULATED else f"-{digest(args.cohort)[:6]}"
+    own = "" if args.cohort in NAMED else f"-{digest(args.cohort)[:6]}"
     name = f"{args.scale}-{Path(args.cohort).name}{own}{f'-n{args.n}' if args.n else ''}"
+    name += f"-{args.grid.replace(':', '')}" if args.grid else ""
     work = (Path(args.here) / args.work if args.work else ROOT / "build" / "book").resolve() / name
     target = work / "source"
     began = time.monotonic()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from labkit.data.simulate.library import meaning
-from labkit.data.sources import SIMULATED
+from labkit.data.sources import NAMED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,8 +43,8 @@ def _of(files: Iterable[Path]) -> str:
 
 
 def data_digest(cohort: str) -> str:
-    """Of a folder's scans, by name and content. Simulated cohorts follow from the sources and their parameters."""
-    if cohort in SIMULATED:
+    """Of a folder's scans, by name and content. Cohorts with a name follow from sources, parameters and manifest."""
+    if cohort in NAMED:
         return cohort
     files = {path.relative_to(cohort): path for path in sorted(Path(cohort).rglob("*"))
              if path.name.endswith((".nii", ".nii.gz", ".json"))}  # fmt: skip

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from cache import ROOT, SIMULATED, digest, run_digest
+from cache import ROOT, digest, run_digest
 
 from labkit.data.simulate.library import meaning
+from labkit.data.sources import SIMULATED
 
 BOOK = ROOT / "book"
 MODELS = ("adni", "sigmarat1", "sigmarat2", "atlas")
@@ -61,9 +62,11 @@ def shown(models: Sequence[str]) -> str:
     return "sigmarat2" if "sigmarat2" in models else models[-1]
 
 
-def pages(scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS, data: str = "") -> list[Page]:
+def pages(
+    scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS, data: str = "", grid: str | None = None
+) -> list[Page]:
     """All chapters in an order in which they can be executed; `data` is what is known of the cohort's content."""
-    rats = {"cohort": cohort} | ({"n": n} if n else {})
+    rats = {"cohort": cohort} | ({"n": n} if n else {}) | ({"grid": grid} if grid else {})
     few = FEW if scale == "smoke" and cohort in SIMULATED else {}
     size = defaultdict(dict, SIZED.get(scale, {}) | few)
     training, made_by = {}, digest(run_digest(), data, *_making())

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "open_cohort": "labkit.data.sources",
     "CohortError": "labkit.data.sources",
+    "NAMED": "labkit.data.sources",
     "SIMULATED": "labkit.data.sources",
     "Cohort": "labkit.data.cohort",
     "Scan": "labkit.data.cohort",

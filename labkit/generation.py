@@ -21,6 +21,7 @@ from labkit import __version__
 from labkit.data import bids, nifti
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
+from labkit.data.nifti import Origin
 from labkit.data.sources import open_cohort
 from labkit.fields import whole
 from labkit.files import located, new_folder, progress_bar, write_json, write_text
@@ -318,6 +319,7 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
             image.header["descrip"] = b"synthetic: reconstructed by an encoder and a generator"
             path = bids.scan_path(names[scan.subject], scan.session, scan.suffix, "reconstruction")
             bids.save_scan(fresh, path, image, None)
+            _write_sidecar(fresh / path, {"Reconstruction": True, **_placed(scan.origin)})
         bids.write_description(fresh, f"Reconstructions by {made['run']}", "derivative", **_generated_by(run), **made)
     return open_cohort(folder, **opening)
 
@@ -409,8 +411,18 @@ def _write_scan(
         "Truncation": made["truncation"],
         "IntensityRange": file_template.draw_range(np.random.default_rng(gain)),  # what -1 and 1 became
         "Code": [float(f"{value:.9g}") for value in code.tolist()],  # nine digits give a float32 back exactly
+        **_placed(file_template.origin),
     }
-    write_json(folder / path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
+    _write_sidecar(folder / path, sidecar)
+
+
+def _write_sidecar(path: Path, content: dict[str, Any]) -> None:
+    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), content)
+
+
+def _placed(origin: Origin) -> dict[str, Any]:
+    """Where the network's grid is in a file on another one, so that it is put there again when the file is opened."""
+    return {"GridAffine": np.asarray(origin.grid_affine).tolist()} if origin.resampled else {}
 
 
 def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:
@@ -421,12 +433,12 @@ def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:
     bids.write_table(folder / "participants.tsv", rows)
     write_text(
         folder / "README",
-        f"SYNTHETIC DATA. {made['n']} rat brain scans made by a generator ({made['model']}, run {made['run']}); no "
+        f"SYNTHETIC DATA. {made['n']} brain scans made by a generator ({made['model']}, run {made['run']}); no "
         "animal was scanned\nfor them. They are no measurements and no basis for a diagnosis. Each scan's JSON file "
         "holds the code it was made\nfrom. Made with labkit, after Ferreira et al. 2022, doi 10.3390/app12104844.\n",
     )
     bids.write_description(
-        folder, f"Synthetic rat brain scans by {made['run']}", "derivative", Synthetic=True, **_generated_by(run),
+        folder, f"Synthetic brain scans by {made['run']}", "derivative", Synthetic=True, **_generated_by(run),
         **made, TrainedOnScans=run.config["train"]["digests"],
     )  # fmt: skip
 

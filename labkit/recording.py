@@ -150,7 +150,8 @@ class Recorder:
             codes = torch.cat([networks["E"](part) for part in self.watched_scans.split(parts)])
             back = torch.cat([networks["G_encoded"](part) for part in codes.split(parts)])
         fixed = self.watched_scans[:FIXED_SCANS]
-        save_samples(self.folder / "samples", iteration, random, fixed, back[:FIXED_SCANS])
+        zooms = Run(self.folder).file_template.cube_zooms(self.learner.scale.size)
+        save_samples(self.folder / "samples", iteration, random, fixed, back[:FIXED_SCANS], zooms)
         if self.is_held_out:  # a training scan's reconstruction must not pass for a held-out one's
             error = (back - self.watched_scans).square().mean().item()
             measured = (error, self.mean_scan_mse, codes.std().item())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from labkit.data import nifti
-from labkit.data.grids import STUDY_ZOOMS, grid_affine
+from labkit.data.grids import grid_affine
 from labkit.files import whole_file
 
 TILE = 96
@@ -44,18 +44,24 @@ def montage(columns: list[np.ndarray]) -> np.ndarray:
 
 
 def save_samples(
-    folder: Path, iteration: int, random: torch.Tensor, real: torch.Tensor, reconstructed: torch.Tensor
+    folder: Path,
+    iteration: int,
+    random: torch.Tensor,
+    real: torch.Tensor,
+    reconstructed: torch.Tensor,
+    zooms: tuple[float, ...],
 ) -> Path | None:
     """Write what G makes of the fixed codes (`random`) and, by way of E, of the fixed scans, as NIfTI and as montage.
 
-    All are (n, 1, S, S, S) in [-1, 1]. The montage, whose path comes back, has random samples above and below them each
-    scan beside its reconstruction. Without Pillow there is none, with a warning; the NIfTI files hold the same.
+    All are (n, 1, S, S, S) in [-1, 1], `zooms` the cubes' voxel size in mm. The montage, whose path comes back, has
+    random samples above and below them each scan beside its reconstruction. Without Pillow there is none, with a
+    warning; the NIfTI files hold the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     random, real, reconstructed = (t[:, 0].detach().float().cpu().numpy() for t in (random, real, reconstructed))
     stem = f"iteration-{iteration:06d}"
     for what, volumes in (("random", random), ("reconstructed", reconstructed)):
-        nifti.save(_series(volumes), folder / f"{stem}_{what}.nii.gz")
+        nifti.save(_series(volumes, zooms), folder / f"{stem}_{what}.nii.gz")
     path = folder / f"{stem}.png"
     try:
         from PIL import Image
@@ -72,11 +78,9 @@ def save_samples(
     return path
 
 
-def _series(volumes: np.ndarray) -> nib.Nifti1Image:
+def _series(volumes: np.ndarray, zooms: tuple[float, ...]) -> nib.Nifti1Image:
     """Cubes as one 4-D image, 16-bit with a scale factor, at the voxel size the cube stands for."""
-    size = volumes.shape[-1]
-    affine = grid_affine((size,) * 3, tuple(64 / size * zoom for zoom in STUDY_ZOOMS))
-    image = nib.Nifti1Image(np.moveaxis(volumes, 0, -1), affine)
+    image = nib.Nifti1Image(np.moveaxis(volumes, 0, -1), grid_affine(volumes.shape[1:], zooms))
     image.set_data_dtype(np.int16)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"synthetic: made by a generator, not scanned"

@@ -65,14 +65,16 @@ def parse_name(path: Path) -> Name | None:
     return Name(parts[0].removeprefix("sub-"), "_".join(kept), suffix)
 
 
-def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[ScanFiles], dict[Path, str]]:
+def find_scans(
+    folder: Path, suffix: str | None = None, labels: str | None = None
+) -> tuple[list[ScanFiles], dict[Path, str]]:
     """The scans of a BIDS data set or of a flat folder, sorted by subject and session, and their faults by path.
 
     With ``sub-*`` folders it is read as BIDS (``sub-*/[ses-*/]{func,anat,...}/``; a file in there whose own name says
     no subject is its folder's), else as a flat folder. `suffix` is the kind of scan to take, e.g. ``"T2w"``, in upper
     or lower case; by default of a BIDS data set the one of :data:`SUFFIXES` that most subjects have, so that one cohort
-    is one kind of scan, and of a flat folder all. Faults are scans that stand twice under one name, and scans that more
-    than one label file fits.
+    is one kind of scan, and of a flat folder all. With `labels`, only label files that are named ``desc-<labels>`` are
+    taken. Faults are scans that stand twice under one name, and scans that more than one label file fits.
     """
     subjects = sorted(path for path in folder.glob("sub-*") if path.is_dir())
     named = [found for subject in subjects for found in _named_files(subject, subject.name.removeprefix("sub-"))]
@@ -81,7 +83,7 @@ def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[ScanFiles]
     scans = [(path, name) for path, name in scans if not NOT_MAGNITUDE & set(name.session.split("_"))]
     label_files: dict[str, list[tuple[Path, Name]]] = {}
     for path, name in [*named, *_named_files(folder / "derivatives")]:
-        if name.suffix.lower() == "dseg":
+        if name.suffix.lower() == "dseg" and (labels is None or f"desc-{labels}" in _stem(path).split("_")):
             for whose in {name.subject, f"file {_stem(path)}"}:
                 label_files.setdefault(whose, []).append((path, name))
 
@@ -97,7 +99,9 @@ def find_scans(folder: Path, suffix: str | None = None) -> tuple[list[ScanFiles]
             hint = f"; suffix={name.suffix!r} would take one kind" if name.suffix != found[key].suffix else ""
             faults[path] = f"duplicate: {what} is already {found[key].image.name}{hint}"
             continue
-        own = label_files.get(f"file {_stem(path)}_dseg", [])  # rat1_T2w_dseg belongs to rat1_T2w and nothing else
+        described = f"_desc-{labels}" if labels else ""
+        # rat1_T2w_dseg belongs to rat1_T2w and nothing else
+        own = label_files.get(f"file {_stem(path)}{described}_dseg", [])
         fitting = _fitting_labels(path, name, own or label_files.get(name.subject, []))
         if len(fitting) > 1:
             faults[path] = f"{len(fitting)} label files fit it: {', '.join(label.name for label in fitting)}"
@@ -197,9 +201,10 @@ def write_description(folder: Path, name: str, kind: str = "raw", **fields: obje
     write_json(folder / "dataset_description.json", content)
 
 
-def write_label_names(folder: Path, names: Mapping[int, str]) -> None:
-    """Write ``dseg.tsv``, the data set's table of labels."""
-    write_table(folder / "dseg.tsv", [{"index": index, "name": name} for index, name in names.items()])
+def write_label_names(folder: Path, names: Mapping[int, str], description: str = "") -> None:
+    """Write ``dseg.tsv``, the data set's table of labels, or ``desc-<description>_dseg.tsv``."""
+    name = f"desc-{description}_dseg.tsv" if description else "dseg.tsv"
+    write_table(folder / name, [{"index": index, "name": name} for index, name in names.items()])
 
 
 def save_scan(folder: Path, path: Path, image: nifti.nib.Nifti1Image, labels: nifti.nib.Nifti1Image | None) -> None:

@@ -1,6 +1,6 @@
 """A cohort is a folder of NIfTI files: open one, check it, split it by animal, turn it into volumes, write it.
 
-Simulated rats, real rats, a user's own scans and a generator's output are all the same kind of folder, so that
+Simulated rats, real animals, a user's own scans and a generator's output are all the same kind of folder, so that
 training, viewing, measuring and judging each take cohorts and give back cohorts.
 """
 
@@ -171,7 +171,7 @@ class Cohort(Sequence[Scan]):
     def __repr__(self) -> str:
         animals = len(set(self.subjects))
         shape = " x ".join(map(str, self.shape))
-        return f"<Cohort {self.name}: {len(self)} scans of {animals} rats, {shape}, {self.fingerprint[:12]}>"
+        return f"<Cohort {self.name}: {len(self)} scans of {animals} animals, {shape}, {self.fingerprint[:12]}>"
 
     @property
     def subjects(self) -> tuple[str, ...]:

@@ -7,10 +7,8 @@ more.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -18,8 +16,9 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 
-from labkit.data import grids, nifti
+from labkit.data import grids, nifti, volumes
 from labkit.data.cohort import Scan
+from labkit.data.common_grid import Grid
 from labkit.data.nifti import Origin
 
 SYNTHETIC = "synthetic: made by a generator, no animal was scanned"
@@ -47,8 +46,18 @@ class FileTemplate:
 
     @property
     def grid(self) -> str:
-        """The `grid` that opens what is written on the same voxels again: ``"study"`` or ``"native"``."""
-        return "study" if grids.is_study_grid(self.shape, np.asarray(self.origin.grid_affine)) else "native"
+        """The `grid` that opens what is written on the same voxels again, e.g. ``"study"``, ``"56x40x64@0.3"``."""
+        grid = Grid(self.shape, self.zooms)
+        return str(grid) if self.origin.resampled or grid.is_study else "native"
+
+    @property
+    def zooms(self) -> tuple[float, ...]:
+        """Voxel size of the cohort's grid, mm."""
+        return tuple(float(mm) for mm in np.round(voxel_sizes(np.asarray(self.origin.grid_affine)), 5))
+
+    def cube_zooms(self, size: int) -> tuple[float, ...]:
+        """Voxel size, mm, of the cubes of `size` voxels a side that stand for its scans."""
+        return volumes.cube_zooms(self.shape, self.zooms, size)
 
     @property
     def opening(self) -> dict[str, Any]:
@@ -109,11 +118,9 @@ def written_range(scan: Scan) -> tuple[float, float]:
     Of a generated scan those it was written with (``IntensityRange`` in its JSON file), because a generator's smooth
     scan need not reach either end; of any other scan its smallest and largest value, padding included.
     """
-    path = Path(scan.origin.path)
-    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     try:
-        low, high = (float(end) for end in json.loads(sidecar.read_text(encoding="utf-8"))["IntensityRange"])
-    except (OSError, ValueError, KeyError, TypeError):
+        low, high = (float(end) for end in nifti.sidecar(scan.origin.path)["IntensityRange"])
+    except (ValueError, KeyError, TypeError):
         return scan.origin.low, scan.origin.high
     return (low, high) if low < high else (scan.origin.low, scan.origin.high)
 

@@ -17,7 +17,7 @@ STUDY_SHAPE = (64, 64, 40)
 STUDY_ZOOMS = (0.375, 0.375, 0.5)  # mm
 STUDY_AXES = ("R", "S", "A")
 HEAD_MM = (8.0, 100.0)
-"""Plausible length of what is imaged of a rat's head, mm: outside it the header's voxel size is not believed."""
+"""Plausible length of what is imaged of a rodent's head, mm: outside it the header's voxel size is not believed."""
 
 
 class ScanFaultError(ValueError):
@@ -66,11 +66,6 @@ def reorient(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
     )
 
 
-def is_study_grid(shape: Sequence[int], affine: np.ndarray) -> bool:
-    """Whether an array with axes right, superior, anterior has the study's matrix and voxel size."""
-    return tuple(shape) == STUDY_SHAPE and np.allclose(voxel_sizes(affine), STUDY_ZOOMS, rtol=0.01)
-
-
 def difference(
     shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
 ) -> str | None:
@@ -84,7 +79,7 @@ def difference(
 def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """World-space corners, mm, of the box that holds the voxels brighter than 15 % of the 99th percentile.
 
-    ScanFaultError if its longest side is not one a rat's head can have (:data:`HEAD_MM`).
+    ScanFaultError if its longest side is not one a rodent's head can have (:data:`HEAD_MM`).
     """
     from scipy import ndimage  # only cohorts that are not cached yet come here
 
@@ -98,25 +93,10 @@ def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
     if not HEAD_MM[0] <= longest <= HEAD_MM[1]:
         zooms = tuple(round(float(z), 4) for z in voxel_sizes(affine))
         raise ScanFaultError(
-            f"implausible voxel size {zooms} mm: the head would be {longest:.0f} mm long, a rat's imaged head is "
+            f"implausible voxel size {zooms} mm: the head would be {longest:.0f} mm long, a rodent's imaged head is "
             f"{HEAD_MM[0]:.0f} to {HEAD_MM[1]:.0f} mm; if the header is wrong, pass voxel_mm=(x, y, z)"
         )
     return low, high
-
-
-def study_grid_for(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Affine of a study grid centred on the head, without leaving the scan's field of view where that is larger."""
-    low, high = head_box(array, affine)
-    size = np.asarray(STUDY_SHAPE) * np.asarray(STUDY_ZOOMS)
-    size = size[[0, 2, 1]]  # world order: right, anterior, superior
-    corners = np.array(np.meshgrid(*[(-0.5, extent - 0.5) for extent in array.shape])).reshape(3, -1).T
-    world = apply_affine(affine, corners)
-    field_low, field_high = world.min(0), world.max(0)
-    inside_low, inside_high = field_low + size / 2, field_high - size / 2
-    centre = np.clip((low + high) / 2, np.minimum(inside_low, inside_high), np.maximum(inside_low, inside_high))
-    # a field of view smaller than the study's is kept whole, in the middle
-    centre = np.where(inside_low > inside_high, (field_low + field_high) / 2, centre)
-    return grid_affine(centre_mm=tuple(centre))
 
 
 def resample(

@@ -38,7 +38,7 @@ class HashMismatchError(OSError, ValueError):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One published file: its name without folders, its address, the sha256 and size of its content, what it is."""
+    """One published file: its name (``image/1.nii``), its address, the sha256 and size of its content, what it is."""
 
     name: str
     url: str
@@ -209,8 +209,8 @@ def _what_to_do(manifest: Manifest, files: list[RemoteFile], folder: Path, found
 def _faults(file: RemoteFile) -> list[str]:
     """What is wrong with a manifest's entry."""
     faults = []
-    if not file.name or Path(file.name).name != file.name or "\\" in file.name:
-        faults.append("name must be a file name without folders")
+    if not file.name or set(file.name.split("/")) & {"", ".", ".."} or "\\" in file.name or ":" in file.name:
+        faults.append("name must be a file name, or folders below the dataset's and a file name, with / between")
     if not re.fullmatch("[0-9a-f]{64}", file.sha256):
         faults.append("sha256 must be 64 lower-case hexadecimal digits")
     if not isinstance(file.bytes, int) or file.bytes <= 0:

@@ -8,11 +8,13 @@ network's volume.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -134,6 +136,17 @@ def read_labels(path: str | os.PathLike, like_shape: Sequence[int], like_affine:
     if not np.array_equal(array, np.round(array)) or array.min() < 0 or array.max() > 255:
         raise ScanFaultError("labels must be whole numbers from 0 to 255")
     return array.astype(np.uint8)
+
+
+def sidecar(path: str | os.PathLike) -> dict[str, Any]:
+    """What the JSON file beside a scan says of it; empty where there is none that can be read."""
+    place = Path(path)
+    place = place.with_name(place.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:

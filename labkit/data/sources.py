@@ -1,4 +1,4 @@
-"""The three sources of cohorts: the embedded simulated rats, rats on SIGMA's anatomy, and a folder of scans."""
+"""The sources of cohorts: embedded simulated rats, rats on SIGMA's anatomy, published mice, and a folder of scans."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from labkit.data import bids, grids, nifti, volumes
+from labkit.data import bids, common_grid, grids, nifti, volumes
 from labkit.data.cache import Entry
 from labkit.data.cohort import Cohort, Scan, scan_digest
-from labkit.data.grids import STUDY_SHAPE, ScanFaultError
+from labkit.data.common_grid import Grid
+from labkit.data.grids import ScanFaultError
 from labkit.data.manifest import data_folder
 from labkit.data.nifti import Origin
 from labkit.fields import whole
 from labkit.files import located, progress_bar
 
 SIMULATED = ("phantom", "sigma")
-MAX_SIDE = 256  # voxels; the largest cube the networks are built for
+NAMED = (*SIMULATED, "mice")
+"""Cohorts that are opened by name; all others are folders."""
+
+GRIDS = {"mice": "56x40x64@0.3"}
+"""Of cohorts whose usual grid is not the study's: for mice 16.8 x 12 x 19.2 mm, at twice the scans' voxel size."""
+
 PAPER_N = 210
 """Scans in the paper's real data set, and in a simulated cohort unless told otherwise."""
 
@@ -48,30 +54,35 @@ def open_cohort(
     n: int | None = None,
     seed: int = 0,
     *,
-    grid: str = "study",
+    grid: str | Sequence | Grid | None = None,
     skip_bad: bool = False,
     suffix: str | None = None,
     axes: str | None = None,
     voxel_mm: Sequence[float] | None = None,
+    labels: str | None = None,
     twins: bool = False,
     departures: str | Sequence[str] = (),
 ) -> Cohort:
-    """Open a cohort: the embedded simulated one, the one on SIGMA's anatomy, or a folder of scans.
+    """Open a cohort: the embedded simulated one, the one on SIGMA's anatomy, the mice, or a folder of scans.
 
     Parameters
     ----------
     source : str or path
         ``"phantom"`` (procedural rat head, nothing to download), ``"sigma"`` (the same simulator on the SIGMA
-        anatomy, fetched once), or a folder: a BIDS data set, or NIfTI files side by side. Labels are
-        ``*_dseg.nii.gz`` beside a scan or under ``derivatives/``.
+        anatomy, fetched once), ``"mice"`` (25 real mouse brains, fetched once: :mod:`labkit.data.mice`), or a folder:
+        a BIDS data set, or NIfTI files side by side. Labels are ``*_dseg.nii.gz`` beside a scan or under
+        ``derivatives/``.
     n : int, optional
-        How many scans: simulated rats 0..n-1 (default 210, the paper's), or the folder's first n by name.
+        How many scans: simulated rats 0..n-1 (default 210, the paper's), or the first n by name.
     seed : int
-        Of the simulation; rat i of a seed is the same whatever n. A folder does not use it.
-    grid : {"study", "native"}
-        ``"study"`` brings every scan onto 64 x 64 x 40 voxels of 0.375 x 0.375 x 0.5 mm, centred on the head (scans
-        that have that matrix and voxel size are only turned, never interpolated). ``"native"`` keeps the scans' own
-        grid, which they must share.
+        Of the simulation; rat i of a seed is the same whatever n. Scanned animals do not use it.
+    grid : str, sequence or labkit.data.common_grid.Grid
+        Default ``"study"``, and 56 x 40 x 64 voxels of 0.3 mm for the mice. ``"study"`` brings every scan onto 64 x 64
+        x 40 voxels of 0.375 x 0.375 x 0.5 mm, centred on the head (scans that have that matrix and voxel size are only
+        turned, never interpolated). So does any other matrix and voxel size, along right, superior, anterior: ``((56,
+        40, 64), 0.3)``, or as text ``"56x40x64@0.3"``, ``"64x64x40@0.375x0.375x0.5"``. ``"fitted"`` is one that the
+        heads just fill (at most 64 voxels along an axis, ``"fitted:96"`` 96). ``"native"`` keeps the scans' own grid,
+        which they must share.
     skip_bad : bool
         Go on without unusable files, with a warning that lists them, instead of stopping. Scans that do not share a
         native grid still stop it: which of them is the odd one is not for a program to say.
@@ -82,6 +93,9 @@ def open_cohort(
         say nothing (a warning tells).
     voxel_mm : sequence of float, optional
         The real voxel size along the stored axes, mm, where headers are wrong (some tools enlarge rodents tenfold).
+    labels : str, optional
+        Which label maps to take where scans have several: those named ``desc-<labels>``, of ``"structures"``
+        ``sub-1_desc-structures_dseg.nii.gz``. Default: ``sub-1_dseg.nii.gz``, whose name says least of processing.
     twins : bool
         Take scans with the same voxels under two names, which are otherwise a fault: one rat would count twice. For a
         generator's output, where sameness is a finding.
@@ -109,10 +123,10 @@ def open_cohort(
     Traceback (most recent call last):
     labkit.data.sources.CohortError: cannot open cohort 'phantoms': ... did you mean 'phantom'? ...
     """
-    if grid not in ("study", "native"):
-        raise CohortError(f"grid={grid!r} is not known; allowed: 'study', 'native'")
-    simulated = str(source) in SIMULATED  # the name wins over a folder of that name, which "./phantom" still reaches
+    named = str(source) in NAMED  # the name wins over a folder of that name, which "./phantom" still reaches
+    simulated = str(source) in SIMULATED
     try:
+        grid = common_grid.asked(GRIDS.get(str(source), "study") if grid is None else grid)
         n = None if n is None else whole("n", n, 1, "the number of scans (None for all)")
         seed = whole("seed", seed, 0)
         departed = _departures(departures)
@@ -123,21 +137,23 @@ def open_cohort(
     voxel_mm = None if voxel_mm is None else _voxel_size(voxel_mm)
     if departed and not simulated:
         raise CohortError(
-            f"departures={departures!r} are of simulated rats ({', '.join(SIMULATED)}); scans in a folder, here "
+            f"departures={departures!r} are of simulated rats ({', '.join(SIMULATED)}); scanned animals, here "
             f"{str(source)!r}, are as they are: leave departures out"
         )
-    if simulated:
-        n, asked = PAPER_N if n is None else n, str(source)
-        folder, name = _simulated_folder(asked, n, seed, departed), "-".join([asked, *departed])
+    if named:
+        asked, name = str(source), "-".join([str(source), *departed])
+        n = PAPER_N if n is None and simulated else n
+        folder = _named_folder(asked, n or PAPER_N, seed, departed)
     else:
         folder = _existing_folder(source)
         name = bids.label(folder.resolve().name)
         asked = str(folder)
-    options: dict[str, Any] = {"grid": grid, "suffix": suffix, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
-    recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **options}
+    options: dict[str, Any] = {"grid": grid, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
+    kinds = {"suffix": suffix, "labels": labels}
+    scans, skipped = _open_folder(folder, n, skip_bad, twins, kinds, options)
+    recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **kinds, **options}
     if departed:
         recipe["departures"] = list(departed)
-    scans, skipped = _open_folder(folder, n, skip_bad, twins=twins, **options)
     return Cohort(name, folder, scans, skipped, recipe)
 
 
@@ -159,15 +175,20 @@ def _departures(departures: str | Sequence[str]) -> tuple[str, ...]:
     return chosen(departures)
 
 
-def _simulated_folder(source: str, n: int, seed: int, departures: tuple[str, ...]) -> Path:
-    from labkit.data.simulate.dataset import simulated_dataset
-
+def _named_folder(source: str, n: int, seed: int, departures: tuple[str, ...]) -> Path:
+    """Folder of one of :data:`NAMED`, with what was not there yet made or fetched."""
     try:
+        if source == "mice":
+            from labkit.data.mice import mice_dataset
+
+            return mice_dataset()
+        from labkit.data.simulate.dataset import simulated_dataset
+
         return simulated_dataset(source, n, seed, departures)
     except OSError as error:
         if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             error.add_note(
-                f"Rats are kept in {data_folder()}: set LABKIT_DATA to a writable folder with room for them."
+                f"Scans are kept in {data_folder()}: set LABKIT_DATA to a writable folder with room for them."
             )
         raise
 
@@ -176,28 +197,41 @@ def _existing_folder(source: str | os.PathLike) -> Path:
     folder = located(source).absolute()  # what is remembered of a scan holds from wherever it is read
     if folder.is_dir():
         return folder
-    close = difflib.get_close_matches(str(source), SIMULATED, n=1)
+    close = difflib.get_close_matches(str(source), NAMED, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     what = "it is a file, name its folder" if folder.exists() else f"there is no folder {folder}"
     raise CohortError(
-        f"cannot open cohort {str(source)!r}: {what}{hint} Allowed: 'phantom', 'sigma', or a folder of NIfTI scans."
+        f"cannot open cohort {str(source)!r}: {what}{hint} Allowed: "
+        f"{', '.join(map(repr, NAMED))}, or a folder of NIfTI scans."
     )
 
 
 def _open_folder(
-    folder: Path, n: int | None, skip_bad: bool, suffix: str | None, twins: bool, **options
+    folder: Path, n: int | None, skip_bad: bool, twins: bool, kinds: dict[str, str | None], options: dict[str, Any]
 ) -> tuple[list[Scan], dict[str, str]]:
-    """Scans of a folder, and what was left out; one error for all that cannot be used, or a warning."""
-    found, unfit = bids.find_scans(folder, suffix)
+    """Scans of a folder, and what was left out; one error for all that cannot be used, or a warning.
+
+    A grid in `options` that is to be fitted is put there as what it turned out to be.
+    """
+    found, unfit = bids.find_scans(folder, **kinds)
     if not found and not unfit:
-        wanted = f" with suffix {suffix!r}" if suffix else ""
+        wanted = f" with suffix {kinds['suffix']!r}" if kinds["suffix"] else ""
         raise CohortError(
             f"no NIfTI scans{wanted} in {folder}: expected sub-*/[ses-*/]{{func,anat}}/*.nii[.gz] (BIDS), "
             "or *.nii[.gz] side by side (.hdr/.img pairs, DICOM and Bruker's own files have to be converted first)"
         )
+    if kinds["labels"] is not None and not any(files.labels for files in found):
+        raise CohortError(
+            f"labels={kinds['labels']!r}: no label maps *_desc-{kinds['labels']}_dseg.nii.gz in {folder}; leave labels "
+            "out, or name what stands after desc- there"
+        )
     if n is not None and n > len(found):
         raise CohortError(f"n={n} scans asked for, but {folder} holds {len(found)}: choose n <= {len(found)}")
     faults = {str(path): fault for path, fault in unfit.items()}
+    if options["grid"].startswith("fitted"):
+        heads = common_grid.heads([files.image for files in found[:n]], options["axes"], options["voxel_mm"])
+        # where none can be read, reading says why
+        options["grid"] = str(common_grid.fitted(heads, options["grid"])) if heads else "study"
     scans = _read_all(folder, found[:n], faults, twins, options)
     apart = _not_on_one_grid(scans) if options["grid"] == "native" else {}
     faults |= apart
@@ -265,15 +299,18 @@ def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequ
     affine = grids.corrected_affine(header, stored.shape, axes, voxel_mm)
     image, image_affine = grids.reorient(stored, affine)
     labels = None if labels is None else grids.reorient(labels, affine)[0]
-    resampled = grid == "study" and not grids.is_study_grid(image.shape, image_affine)
-    if resampled:
-        target = grids.study_grid_for(image, image_affine)
-        image = grids.resample(image, image_affine, STUDY_SHAPE, target)
-        if labels is not None:
-            labels = grids.resample(labels, image_affine, STUDY_SHAPE, target, labels=True)
-        image_affine = target
-    elif grid == "native":
+    wanted = None if grid == "native" else Grid.named(grid)
+    resampled = wanted is not None and not wanted.holds(image.shape, image_affine)
+    if wanted is None:
         grids.head_box(image, image_affine)  # only for the voxel size it checks
+    elif resampled:
+        target = wanted.written(nifti.sidecar(files.image))
+        if target is None:
+            target = wanted.around_head(image, image_affine)
+        image = grids.resample(image, image_affine, wanted.shape, target)
+        if labels is not None:
+            labels = grids.resample(labels, image_affine, wanted.shape, target, labels=True)
+        image_affine = target
     image = np.ascontiguousarray(image, np.float32)
     labels = None if labels is None else np.ascontiguousarray(labels, np.uint8)
     padded = any(extent < volumes.cube_side(image.shape) for extent in image.shape)
@@ -304,7 +341,7 @@ def _not_on_one_grid(scans: list[Scan]) -> dict[str, str]:
         apart = grids.difference(scan.image.shape, scan.affine, first.image.shape, first.affine)
         if apart:
             faults[scan.origin.path] = f"its grid {apart}, the first scan's; grid='study' brings all onto one"
-        elif max(scan.image.shape) > MAX_SIDE:
-            what = f"{max(scan.image.shape)} voxels along an axis; a native grid may have {MAX_SIDE}"
+        elif max(scan.image.shape) > common_grid.SIDES[1]:
+            what = f"{max(scan.image.shape)} voxels along an axis; a native grid may have {common_grid.SIDES[1]}"
             faults[scan.origin.path] = what
     return faults

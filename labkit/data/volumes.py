@@ -6,6 +6,8 @@ min-max to [-1, 1]. Everything here is a pure function of tensors; nothing knows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -32,6 +34,12 @@ def scanned_slices(shape: tuple[int, ...], size: int) -> tuple[slice, ...]:
         slice(before * size // side, max(1, (before + extent) * size // side))
         for (before, _), extent in zip(padding(shape, side), shape, strict=True)
     )
+
+
+def cube_zooms(shape: Sequence[int], zooms: Sequence[float], size: int) -> tuple[float, ...]:
+    """Voxel size, mm, of a cube of `size` that stands for scans of `shape` voxels of `zooms` mm."""
+    side = cube_side(tuple(shape))
+    return tuple(float(zoom) * side / size for zoom in zooms)
 
 
 def pad_to_cube(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 from torch import Tensor
 
 from labkit.data import volumes
@@ -42,7 +43,8 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
         One row a scan, columns with their units: ``brain volume, mm³`` (``head volume`` without labels),
         ``ventricles, mm³`` (only with tissue labels; CSF deeper than :data:`DEEP_MM`), ``dorsal / ventral``
         (:func:`labkit.evidence.describe.dorsal_ventral_ratio`), ``to the right, mm`` and ``dorsal, mm`` (centre of the
-        region in world space), ``pitch, °`` (tilt of its long axis, positive with the nose up).
+        region from the middle of the grid: where an animal lay in the scanner no voxel shows), ``pitch, °`` (tilt of
+        its long axis, positive with the nose up).
     """
     import pandas as pd
 
@@ -52,13 +54,14 @@ def measure(scans: Iterable[Scan]) -> pd.DataFrame:
     for scan in scans:
         mask, name = describe.region(scan)
         points = np.argwhere(mask) @ scan.affine[:3, :3].T + scan.affine[:3, 3]  # (n, 3) mm: right, anterior, superior
+        middle = apply_affine(scan.affine, (np.array(mask.shape) - 1) / 2)
         voxel_mm3 = describe.voxel_mm3(scan)
         row = {f"{name} volume, mm³": len(points) * voxel_mm3}
         if scan.labels is not None and set(np.unique(scan.labels)) >= {1, 2}:
             ventricles = float(ventricle_mask(scan).sum()) * voxel_mm3
             row["ventricles, mm³"] = ventricles if scan.labels.max() <= 3 else np.nan  # another atlas has another 1
         row["dorsal / ventral"] = describe.dorsal_ventral_ratio(scan)
-        row["to the right, mm"], row["dorsal, mm"] = points[:, 0].mean(), points[:, 2].mean()
+        row["to the right, mm"], row["dorsal, mm"] = points[:, 0].mean() - middle[0], points[:, 2].mean() - middle[2]
         row["pitch, °"] = _pitch(points)
         rows.append(row)
     return pd.DataFrame(rows).dropna(axis=1)

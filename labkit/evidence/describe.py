@@ -5,7 +5,7 @@ World directions follow the study's grid: array axes run right, superior (dorsal
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from nibabel.affines import voxel_sizes
 
 from labkit.data import nifti
 from labkit.data.cohort import Cohort, Scan
+from labkit.data.common_grid import Grid
 from labkit.data.labels import TISSUE_NAMES, has_tissues
 from labkit.evidence.brightness import head_threshold
 
@@ -25,6 +26,9 @@ SIGMA_MM3 = {"CSF": 305.0, "grey matter": 1280.0, "white matter": 697.0, "brain"
 SIGMA_IN_VIEW_MM3 = {"CSF": 244.0, "grey matter": 1170.0, "white matter": 618.0, "brain": 2032.0}
 """The same maps summed over the 20 mm that 40 slices of 0.5 mm take in, centred 3 mm caudal of the maps' origin as the
 simulated rats are: the field of view cuts off the olfactory bulbs, the medulla and some of the cerebellum."""
+
+LEAST_OF_SIGMA = 0.5
+"""Brains with a smaller part of SIGMA's volume than this are not compared with it: a mouse's has a quarter."""
 
 DORSAL_PART = 0.25
 """Part of the brain's height that counts as its dorsal end, and as much as its ventral end."""
@@ -166,6 +170,19 @@ def tissue_volumes(cohort: Iterable[Scan]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def sigma_volumes(cohort: Sequence[Scan]) -> dict[str, dict[str, float]]:
+    """SIGMA's volumes, mm3, that a labelled cohort can be held against: ``SIGMA, whole``, and ``SIGMA, in view``.
+
+    The part in view is of scans on the study's grid; brains of another size than rats' (:data:`LEAST_OF_SIGMA`) have
+    nothing to be held against.
+    """
+    in_view = Grid().holds(cohort[0].image.shape, cohort[0].affine)
+    brain = tissue_volumes(cohort)["brain"].mean()
+    if brain < LEAST_OF_SIGMA * (SIGMA_IN_VIEW_MM3 if in_view else SIGMA_MM3)["brain"]:
+        return {}
+    return {"SIGMA, whole": SIGMA_MM3} | ({"SIGMA, in view": SIGMA_IN_VIEW_MM3} if in_view else {})
+
+
 def intensity_profile(cohort: Iterable[Scan]) -> pd.DataFrame:
     """Mean intensity from the top of the brain to its base, of scans on one grid.
 
@@ -280,20 +297,19 @@ def summary(cohort: Cohort) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Index: the quantity with its unit. Columns ``mean``, ``SD`` (sample; NaN for a single scan) and ``CV %``, and
-        ``SIGMA in view``, the SIGMA maps' volume in the study's field of view, where there is one. Tissue volumes are
-        there only for labelled scans.
+        what of :func:`sigma_volumes` there is. Tissue volumes are there only for labelled scans.
     """
     import pandas as pd
 
     ratio = pd.Series([dorsal_ventral_ratio(scan) for scan in cohort])
-    quantities = {"dorsal / ventral intensity": (ratio, np.nan)}
+    quantities, references = {"dorsal / ventral intensity": ratio}, {}
     if any(scan.labels is not None for scan in cohort):
-        volumes = tissue_volumes(cohort)
-        for name, reference in SIGMA_IN_VIEW_MM3.items():
-            if volumes[name].notna().any():
-                quantities[f"{name}, mm³"] = (volumes[name], reference)
+        volumes, references = tissue_volumes(cohort), sigma_volumes(cohort)
+        quantities |= {f"{name}, mm³": volumes[name] for name in SIGMA_MM3 if volumes[name].notna().any()}
     rows = {
-        name: [values.mean(), values.std(), 100 * values.std() / values.mean(), reference]
-        for name, (values, reference) in quantities.items()
+        name: [values.mean(), values.std(), 100 * values.std() / values.mean()] for name, values in quantities.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "SD", "CV %", "SIGMA in view"])
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "SD", "CV %"])
+    for name, known in references.items():
+        table[name] = pd.Series({f"{tissue}, mm³": volume for tissue, volume in known.items()})
+    return table

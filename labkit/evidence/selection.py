@@ -79,11 +79,11 @@ def real_scans(run: Run, own: Cohort, real: Cohort | str | None, n: int, seed: i
         recipe = run.config["cohort"].get("recipe") or {}
         if recipe.get("source") not in SIMULATED:
             raise ValueError(
-                f"cohort={FRESH!r} means new rats of the simulator, but {run.path.name} was trained on a folder"
+                f"cohort={FRESH!r} means new rats of the simulator, but {run.path.name} was trained on scanned animals"
             )
         departures = recipe.get("departures", ())
         return open_cohort(recipe["source"], n=2 * n, seed=recipe["seed"] + 1 + seed, departures=departures)
     try:
-        return open_cohort(real)
+        return open_cohort(real, grid=run.file_template.grid)
     except CohortError as error:
         raise CohortError(f"{error}. Or {FRESH!r}: new rats of the simulator that the runs were trained on") from error

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
-from labkit.data.volumes import cube_side, padding
+from labkit.data.volumes import cube_side, cube_zooms, padding
 from labkit.figures.style import PLANES, section
 
 PIXELS_PER_MM = 7
@@ -28,7 +28,7 @@ NARROWEST = 480  # pixels of a card, where the page has them
 
 def crop(
     volume: np.ndarray, shape: Sequence[int] = STUDY_SHAPE, zooms: Sequence[float] = STUDY_ZOOMS
-) -> tuple[np.ndarray, tuple[float, float, float]]:
+) -> tuple[np.ndarray, tuple[float, ...]]:
     """The part of a cube (S, S, S), any S, that was scanned, without the padding, and its voxel size, mm.
 
     `shape` and `zooms` are of the scans that the cube stands for, voxels and mm.
@@ -38,7 +38,7 @@ def crop(
     for (before, _), extent in zip(padding(tuple(shape), side), shape, strict=True):
         first, last = round(before * size / side), round((before + extent) * size / side)
         slices.append(slice(first, max(first + 1, last)))
-    return volume[tuple(slices)], tuple(zoom * side / size for zoom in zooms)
+    return volume[tuple(slices)], cube_zooms(shape, zooms, size)
 
 
 def grey(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from labkit.data.cohort import Cohort, Scan
-from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
 from labkit.data.labels import TISSUE_NAMES
 from labkit.evidence import describe
 from labkit.figures import style
@@ -99,13 +98,13 @@ def dorsal_ventral_profile(cohort: Sequence[Scan]) -> Figure:
 
 @style.drawn
 def tissue_volumes(cohort: Sequence[Scan], seed: int = 0) -> Figure:
-    """Volume of each tissue in each rat, with SIGMA's beside it; `seed` scatters the dots across a row.
+    """Volume of each tissue in each animal, with SIGMA's beside it; `seed` scatters the dots across a row.
 
     Returns
     -------
     matplotlib.figure.Figure
-        A row of axes a tissue, mm3 across, a dot a scan, a violin around eight or more; dashed, the volume of the
-        SIGMA maps; solid, on the study's grid, the part of it in the field of view.
+        A row of axes a tissue, mm3 across, a dot a scan, a violin around eight or more; of brains of a rat's size,
+        dashed, the volume of the SIGMA maps; solid, on the study's grid, the part of it in the field of view.
 
     Raises
     ------
@@ -114,8 +113,7 @@ def tissue_volumes(cohort: Sequence[Scan], seed: int = 0) -> Figure:
     """
     table = describe.tissue_volumes(cohort)
     shown = [name for name in TISSUE_COLOURS if table[name].notna().any()]
-    first = next(iter(cohort))
-    in_view = tuple(first.image.shape) == STUDY_SHAPE and np.allclose(first.zooms, STUDY_ZOOMS, rtol=0.01)
+    references = describe.sigma_volumes(cohort)
     figure, axes = plt.subplots(
         len(shown), 1, figsize=(WIDTH, 1.05 * len(shown) + 0.7), squeeze=False, layout="constrained"
     )
@@ -126,9 +124,9 @@ def tissue_volumes(cohort: Sequence[Scan], seed: int = 0) -> Figure:
             body = ax.violinplot(values, orientation="horizontal", positions=[0], widths=0.8, showextrema=False)
             body["bodies"][0].set(facecolor=TISSUE_COLOURS[name], alpha=0.4)
         ax.scatter(values, scatter[: len(values)], s=14, color=TISSUE_COLOURS[name], edgecolor="black", linewidth=0.4)
-        ax.axvline(describe.SIGMA_MM3[name], color=GREY, linestyle="--", linewidth=1.2)
-        if in_view:
-            ax.axvline(describe.SIGMA_IN_VIEW_MM3[name], color="black", linewidth=1.2)
+        looks = ({"color": GREY, "linestyle": "--"}, {"color": "black"})
+        for known, look in zip(references.values(), looks, strict=False):
+            ax.axvline(known[name], linewidth=1.2, **look)
         spread = f" ± {values.std(ddof=1):.0f} mm³, CV {100 * values.std(ddof=1) / values.mean():.1f} %"
         what = "whole brain" if name == "brain" else name
         ax.set_title(f"{what}: {values.mean():.0f}{spread if len(values) > 1 else ' mm³'}", loc="left")
@@ -136,8 +134,8 @@ def tissue_volumes(cohort: Sequence[Scan], seed: int = 0) -> Figure:
         ax.spines["left"].set_visible(False)
         ax.margins(x=0.08)
     axes[-1, 0].set_xlabel("volume, mm³ (each row has its own scale)")
-    lines = [ax.lines[0] for ax in axes[:1, 0]] + ([axes[0, 0].lines[1]] if in_view else [])
-    figure.legend(lines, ["SIGMA, whole", "SIGMA, in view"][: len(lines)], loc="outside upper center", ncols=2)
+    if references:
+        figure.legend(list(axes[0, 0].lines), list(references), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -174,4 +172,4 @@ def split_diagram(train: Cohort, held_out: Cohort) -> Figure:
 
 def _counted(cohort: Cohort) -> str:
     animals, scans = len(set(cohort.subjects)), len(cohort)
-    return f"{animals} rat{'s' if animals > 1 else ''}" + (f", {scans} scans" if scans > animals else "")
+    return f"{animals} animal{'s' if animals > 1 else ''}" + (f", {scans} scans" if scans > animals else "")

@@ -154,6 +154,6 @@ def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
             ax.imshow(middle_sections(volume)[0], cmap=cmap, vmin=-1, vmax=1)
         row[0].set_ylabel(name)
     for ax, scan, volume in zip(axes[1], shown, (back - real).square().mean((1, 2, 3, 4)), strict=True):
-        ax.set_title(f"rat {scan.subject}: MSE {volume.item():.4f}")
+        ax.set_title(f"animal {scan.subject}: MSE {volume.item():.4f}")
     style.bare(axes.flat)
     return figure

@@ -150,7 +150,7 @@ def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str
             style.show_section(ax, values, affine, cut, index, vmin=0, vmax=0.8)
         looks = {"cmap": "RdBu_r", "vmin": -0.5, "vmax": 0.5}
         image = style.show_section(grid[2, column], difference, affine, cut, index, **looks)
-        grid[0, column].set_title(f"rat {describe.scan_name(real[column])}")
+        grid[0, column].set_title(f"animal {describe.scan_name(real[column])}")
         grid[2, column].set_title(f"RMSE {np.sqrt((difference**2).mean()):.3f}")
     for ax, name in zip(grid[:, 0], ("scan", "reconstruction", "difference"), strict=True):
         ax.set_ylabel(name)

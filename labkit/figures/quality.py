@@ -210,7 +210,7 @@ def similarity_distributions(study: Study) -> Figure:
         axes[0].ecdf(within.values, color=colour, label=name)
         axes[1].ecdf(between.values, color=colour, label=name)
     axes[0].set_title("pairs of one source")
-    axes[1].set_title("a real and a synthetic rat")
+    axes[1].set_title("a real and a synthetic animal")
     axes[0].set_ylabel("share of pairs below")
     for ax in axes:
         ax.set_xlabel("MS-SSIM")
@@ -291,7 +291,7 @@ def copy_distances(study: Study) -> Figure:
             title = name if source == AUDITED[0] else source.removesuffix(" planted")
             ax.set_title(f"{title}\np = {audit.p:.3f}, {len(audit.suspects)} suspects", fontsize=8)
         axes[0].set_ylabel("to training")
-    figure.supxlabel("distance to nearest held-out rat", fontsize=9)
+    figure.supxlabel("distance to nearest held-out animal", fontsize=9)
     return figure
 
 

@@ -35,7 +35,7 @@ def experiment_design(experiment: Experiment) -> Figure:
     """Who learns from whom, boxes and arrows; below, what every arm is trained on, a bar an arm."""
     arms = experiment.arms
     n, bare, tested = len(experiment.train), len(experiment.unlabelled), len(experiment.test)
-    learners = f"{n + bare} real rats,\n{n if bare else 'all'} with labels"
+    learners = f"{n + bare} real animals,\n{n if bare else 'all'} with labels"
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(WIDTH, 2.3 + 0.24 * len(arms) + 0.6), layout="constrained",
         height_ratios=(2.3, 0.24 * len(arms) + 0.6),
@@ -44,7 +44,7 @@ def experiment_design(experiment: Experiment) -> Figure:
         "real": (0.0, 0.62, learners, BLUE), "generator": (0.36, 0.8, "generator", ORANGE),
         "teacher": (0.36, 0.42, "teacher", PURPLE), "synthetic": (0.7, 0.62, "synthetic scans\nwith labels", ORANGE),
         "network": (0.36, 0.04, "network of an arm", GREY),
-        "test": (0.7, 0.04, f"test on {tested} rats\nnobody saw", SKY),
+        "test": (0.7, 0.04, f"test on {tested} animals\nnobody saw", SKY),
     }  # fmt: skip
     for x, y, text, colour in boxes.values():
         top.add_patch(FancyBboxPatch((x, y), 0.27, 0.19, boxstyle="round,pad=0.01", facecolor="white", edgecolor=colour,
@@ -200,7 +200,7 @@ def predictions(experiment: Experiment, arm: str = "r100", seed: int = 0) -> Fig
             for ax, plane in zip(row, style.PLANES.values(), strict=True):
                 _overlay(ax, scan, np.asarray(drawn), plane)
             row[0].set_ylabel(what)
-        pair[0, 1].set_title(f"{name}: rat {scan.subject}, mean Dice {per_scan.iloc[which]:.3f}", fontsize=9)
+        pair[0, 1].set_title(f"{name}: animal {scan.subject}, mean Dice {per_scan.iloc[which]:.3f}", fontsize=9)
     style.bare(grid.flat)
     for ax, plane in zip(grid[0], style.PLANES.values(), strict=True):
         style.name_sides(ax, plane)

@@ -45,8 +45,10 @@ def view(
         gauge = space.gauges[1]
         readings = [f"{n.split(',')[0]} {_three_digits(v)}{_unit(n)}" for n, v in zip(
             gauge.names, gauge(volume[None])[0].tolist(), strict=True)]  # fmt: skip
-    nearest = f"nearest training scan: rat {near.subject} at {near.distance:.3f}"
-    usual = f"held-out rats: {space.usual_distance:.3f}" if space.has_held_out else "no rats held out to compare with"
+    nearest = f"nearest training scan: animal {near.subject} at {near.distance:.3f}"
+    usual = (
+        f"held-out animals: {space.usual_distance:.3f}" if space.has_held_out else "no animals held out to compare with"
+    )
     return View(volume, picture, "; ".join([f"{nearest} ({usual})", *readings]))
 
 
@@ -165,5 +167,5 @@ def effects(table: pd.DataFrame) -> Figure:
     ax.set_xticks(range(len(columns)), [name.split(",")[0] for name in columns], rotation=35, ha="right")
     ax.set_yticks(range(len(table)), [name.split(",")[0] for name in table.index])
     ax.spines[:].set_visible(False)
-    figure.colorbar(image, ax=ax, label="SD of real rats\nfor a step of 1 SD")
+    figure.colorbar(image, ax=ax, label="SD of real animals\nfor a step of 1 SD")
     return figure

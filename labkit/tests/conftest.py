@@ -25,7 +25,7 @@ def mirror() -> Path:
     """The folder of published files that LABKIT_MIRROR names; the test is skipped where there is none."""
     folder = Path(os.environ.get("LABKIT_MIRROR", "")).expanduser()
     if not os.environ.get("LABKIT_MIRROR") or not folder.is_dir():
-        pytest.skip("needs the published files: set LABKIT_MIRROR to a folder that holds sigma/ and scans/")
+        pytest.skip("needs the published files: set LABKIT_MIRROR to a folder that holds sigma/, scans/ and mice/")
     return folder.absolute()
 
 

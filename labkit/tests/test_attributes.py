@@ -27,6 +27,10 @@ def test_a_shifted_and_tilted_brain_is_measured_as_such(rats):
     moved = measure([rolled]).iloc[0] - measure([scan]).iloc[0]
     assert moved["to the right, mm"] == pytest.approx(1.5, abs=1e-6)
     assert moved["dorsal, mm"] == pytest.approx(1.125, abs=1e-6)
+    elsewhere = scan.affine.copy()
+    elsewhere[:3, 3] += 3  # another place in the scanner, the same voxels
+    moved = measure([type(scan)(**{**vars(scan), "affine": elsewhere})]).iloc[0]
+    assert moved.to_dict() == pytest.approx(measure([scan]).iloc[0].to_dict(), abs=1e-9)
     z = np.arange(40)
     labels = np.zeros((64, 64, 40), np.uint8)
     for index in z:  # one voxel up for two forward: 0.375 mm in 1 mm

@@ -158,3 +158,21 @@ def test_written_paths_are_read_back_as_the_same_subject():
 def test_tables_say_na_for_what_is_missing(tmp_path):
     bids.write_table(tmp_path / "t.tsv", [{"a": 1, "b": None}, {"a": 0.123456789}])
     assert (tmp_path / "t.tsv").read_text() == "a\tb\n1\tn/a\n0.123457\tn/a\n"
+
+
+def test_of_several_label_maps_the_one_that_is_asked_for_by_its_desc_is_taken(tmp_path):
+    touch(tmp_path, *(f"sub-1/anat/sub-1_{kind}.nii.gz" for kind in ("T2w", "dseg", "desc-structures_dseg")))
+    touch(tmp_path, "derivatives/sub-1/anat/sub-1_space-T2w_desc-hand_dseg.nii.gz", "sub-2/anat/sub-2_T2w.nii.gz")
+
+    def taken(labels):
+        return [found.labels and found.labels.name for found in bids.find_scans(tmp_path, labels=labels)[0]]
+
+    assert taken(None) == ["sub-1_dseg.nii.gz", None]
+    assert taken("structures") == ["sub-1_desc-structures_dseg.nii.gz", None]
+    assert taken("hand") == ["sub-1_space-T2w_desc-hand_dseg.nii.gz", None]
+    assert taken("struct") == [None, None]
+
+
+def test_flat_files_have_label_maps_by_desc_too(tmp_path):
+    touch(tmp_path, "rat1_T2w.nii", "rat1_T2w_dseg.nii", "rat1_T2w_desc-hand_dseg.nii")
+    assert bids.find_scans(tmp_path, labels="hand")[0][0].labels.name == "rat1_T2w_desc-hand_dseg.nii"

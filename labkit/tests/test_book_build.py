@@ -178,6 +178,7 @@ def test_the_repository_is_the_one_on_github_if_it_is_there(book, monkeypatch, u
     (["--n", "4"], "5 animals or more"), (["--cohort", "nowhere"], "a folder of NIfTI scans that is there"),
     (["--repository", "https://github.com/a/b"], "write OWNER/NAME"), (["--to", "."], "is not an empty folder"),
     (["--scale", "huge"], "smoke"), (["--models", "adni,vae"], "vae: allowed are adni"),
+    (["--cohort", "mice", "--grid", "big"], "grid='big' is not known"),
 ])  # fmt: skip
 def test_what_cannot_be_built_is_refused_before_any_work(book, monkeypatch, capsys, words, said):
     monkeypatch.setattr(sys, "argv", ["ci/book", "--here", str(CI), *words])
@@ -247,6 +248,14 @@ def test_a_run_is_named_after_all_that_makes_it_and_nothing_else(tree):
         tree("labkit/training.py", "def train():\n    return 2\n"),
     }
     assert len(names) == 7
+
+
+def test_a_book_of_mice_takes_all_of_them_on_the_grid_that_is_asked_for(book):
+    pages = {page.stem: page for page in book.pages("smoke", "mice", None, ["adni"], grid="40x32x64@0.31")}
+    for stem in ("01_explore", "02_train_adni"):
+        assert {"cohort": "mice", "grid": "40x32x64@0.31"}.items() <= pages[stem].parameters.items()
+        assert "n" not in pages[stem].parameters
+    assert not any("grid" in page.parameters for page in pages.values() if page.after)
 
 
 def test_of_chosen_models_all_chapters_are_made_and_the_others_have_no_page(book, tmp_path):

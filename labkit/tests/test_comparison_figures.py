@@ -82,7 +82,7 @@ def test_the_viewer_holds_every_slice_of_both_and_nothing_from_elsewhere(cohorts
 def test_two_cohorts_are_browsed_side_by_side(cohorts):
     browser = widgets.slice_browser(cohorts[0], live=True, beside=cohorts[1])
     names = [child.description for child in browser.children if getattr(child, "description", "")]
-    assert names[:2] == ["rat", "beside"] and browser.children[-1].value.count("<img") == 2
+    assert names[:2] == ["animal", "beside"] and browser.children[-1].value.count("<img") == 2
 
 
 def test_headers_are_compared_field_by_field(cohorts):

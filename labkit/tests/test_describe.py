@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -39,6 +40,11 @@ def brain() -> np.ndarray:
     for label, edge in ((2, 4), (3, 6), (1, 7)):
         labels[edge : SIDE - edge, edge : SIDE - edge, edge : SIDE - edge] = label
     return labels
+
+
+def larger(cohort: Cohort) -> Cohort:
+    """The same scans with voxels of twice the size: 4 ml of brain, as a rat has 2."""
+    return Cohort("larger", cohort.folder, [replace(scan, affine=2 * scan.affine) for scan in cohort])
 
 
 def random_images(n: int, seed: int = 0) -> np.ndarray:
@@ -167,7 +173,11 @@ def test_the_summary_gives_tissues_only_where_there_are_labels():
     assert list(describe.summary(toy_cohort(random_images(2))).index) == ["dorsal / ventral intensity"]
     table = describe.summary(toy_cohort(random_images(2), [brain(), brain()]))
     assert table.loc["brain, mm³", "mean"] == 8**3 and table.loc["brain, mm³", "CV %"] == 0
-    assert table.loc["brain, mm³", "SIGMA in view"] == describe.SIGMA_IN_VIEW_MM3["brain"]
+    assert list(table.columns) == ["mean", "SD", "CV %"]  # half a millilitre: no rat's
+    table = describe.summary(larger(toy_cohort(random_images(2), [brain(), brain()])))
+    assert table.loc["brain, mm³", "mean"] == pytest.approx(16**3)
+    assert table.loc["brain, mm³", "SIGMA, whole"] == describe.SIGMA_MM3["brain"]
+    assert np.isnan(table.loc["dorsal / ventral intensity", "SIGMA, whole"])
 
 
 def test_the_reference_volumes_add_up_to_the_brain():

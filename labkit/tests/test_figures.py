@@ -8,7 +8,7 @@ from labkit.data.augment import FULL, TRANSFORMS
 from labkit.data.labels import TISSUE_NAMES
 from labkit.evidence import describe
 from labkit.figures import style
-from labkit.tests.test_describe import SIDE, brain, ramp, random_images, toy_cohort
+from labkit.tests.test_describe import SIDE, brain, larger, ramp, random_images, toy_cohort
 
 EXTENT_MM = {  # centre 1, -2, 3 mm (right, anterior, superior), voxels of 1 x 0.5 x 2 mm (right, superior, anterior)
     "coronal": (-7, 9, -1, 7),
@@ -197,6 +197,12 @@ def test_tissue_volumes_has_a_dot_a_rat_and_a_violin_only_around_many(n):
         *violin, dots = ax.collections
         np.testing.assert_allclose(dots.get_offsets()[:, 0], table[name])
         assert len(violin) == (table[name].std() > 0 and n >= 8)
+        assert not ax.lines  # of half a millilitre, it is no rat's
+
+
+def test_tissue_volumes_of_rats_stand_beside_sigmas():
+    figure = figures.tissue_volumes(larger(labelled(2)))
+    for ax, name in zip(figure.axes, ("CSF", "grey matter", "white matter", "brain"), strict=True):
         assert [line.get_xdata()[0] for line in ax.lines] == [describe.SIGMA_MM3[name]]  # in view: on the study's grid
 
 

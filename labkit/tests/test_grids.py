@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from labkit.data import grids
+from labkit.data.common_grid import Grid
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, ScanFaultError, grid_affine
 
 
@@ -60,19 +61,19 @@ def test_a_head_of_twenty_centimetres_is_reported():
     affine = grid_affine(STUDY_SHAPE, tuple(10 * zoom for zoom in STUDY_ZOOMS))
     array = blob(STUDY_SHAPE, affine, [0, 0, 0], 60)
     with pytest.raises(ScanFaultError, match=r"implausible voxel size \(3.75, 3.75, 5.0\).*voxel_mm"):
-        grids.study_grid_for(array, affine)
+        Grid().around_head(array, affine)
 
 
 def test_the_field_of_view_is_centred_on_the_head_but_stays_inside_the_scan():
     affine = grid_affine((160, 60, 120), (0.25, 0.5, 0.25))  # 40 x 30 x 30 mm
     array = blob((160, 60, 120), affine, [5, -1, 6], 3)  # right, anterior, superior
-    centre = nib.affines.apply_affine(grids.study_grid_for(array, affine), (np.array(STUDY_SHAPE) - 1) / 2)
+    centre = nib.affines.apply_affine(Grid().around_head(array, affine), (np.array(STUDY_SHAPE) - 1) / 2)
     assert centre == pytest.approx([5, -1, 3], abs=0.3)  # up, the scan ends 15 mm from its middle: 15 - 24/2 = 3
 
 
 def test_a_field_of_view_smaller_than_the_study_is_kept_whole():
     affine = grid_affine((60, 60, 30), (0.3, 0.3, 0.6), (2.0, 3.0, 4.0))  # 18 x 18 x 18 mm
     centre = nib.affines.apply_affine(
-        grids.study_grid_for(blob((60, 60, 30), affine, [6, 6, 6], 3), affine), (np.array(STUDY_SHAPE) - 1) / 2
+        Grid().around_head(blob((60, 60, 30), affine, [6, 6, 6], 3), affine), (np.array(STUDY_SHAPE) - 1) / 2
     )
     assert centre == pytest.approx([2, 3, 4], abs=1e-6)

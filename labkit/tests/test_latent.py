@@ -144,7 +144,7 @@ def test_page_and_slider_show_the_same_array(space):
     name = space.directions["random"].names[0]
     moved = space.directions["random"].move(space.random(0), {name: 3.0})
     assert np.array_equal(card.pictures[-1], view(space, moved, "random").picture)
-    assert "nearest training scan: rat" in card.words[-1] and "+3.0 SD" in card.words[-1]
+    assert "nearest training scan: animal" in card.words[-1] and "+3.0 SD" in card.words[-1]
 
 
 def test_every_control_changes_the_rat_that_is_shown(space, tmp_path):
@@ -160,7 +160,7 @@ def test_every_control_changes_the_rat_that_is_shown(space, tmp_path):
     changes(sliders.truncation, 0.5)
     changes(next(iter(sliders.moves.values())), 2.0)
     changes(sliders.at[0], 0.3)
-    changes(sliders.start, "between two random rats")
+    changes(sliders.start, "between two random animals")
     changes(sliders.mix, 0.9)
     changes(sliders.start, "a scan, encoded")
     assert sliders.seed.disabled and not sliders.rat.disabled

@@ -109,7 +109,7 @@ def test_the_same_animal_under_two_names_is_refused(tmp_path):
     ("source", "options", "message"),
     [
         ("sigmma", {}, "there is no folder .*sigmma; did you mean 'sigma'"),
-        ("/no/such/place", {}, "Allowed: 'phantom', 'sigma', or a folder"),
+        ("/no/such/place", {}, "Allowed: 'phantom', 'sigma', 'mice', or a folder"),
         (".", {"grid": "mni"}, "allowed: 'study', 'native'"),
         (__file__, {}, "it is a file, name its folder"),
         (".", {"n": 0}, "at least 1"),

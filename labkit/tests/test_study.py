@@ -107,7 +107,7 @@ def test_runs_of_other_training_scans_are_refused(rats, runs, tmp_path):
         Study([runs[0], runs[0]], n=8)
     with pytest.raises(ValueError, match="n=3"):
         Study(runs, n=3)
-    with pytest.raises(ValueError, match="was trained on a folder"):
+    with pytest.raises(ValueError, match="was trained on scanned animals"):
         Study(runs, "fresh", n=8)
 
 

@@ -44,17 +44,17 @@ def test_a_plain_interpreter_is_no_live_kernel(monkeypatch):
 
 
 def test_every_control_has_a_name(cohort):
-    assert list(controls(widgets.slice_browser(cohort, live=True))) == ["rat", "plane", "slice", "labels"]
+    assert list(controls(widgets.slice_browser(cohort, live=True))) == ["animal", "plane", "slice", "labels"]
 
 
 def test_scans_without_labels_have_no_tick_box_for_them():
     browser = widgets.slice_browser(toy_cohort(random_images(1)), live=True)
-    assert list(controls(browser)) == ["rat", "plane", "slice"]
+    assert list(controls(browser)) == ["animal", "plane", "slice"]
 
 
 def test_the_picture_is_a_png_that_says_what_it_shows(cohort):
     browser = widgets.slice_browser(cohort, live=True)
-    assert alt(browser).startswith("Rat 00, coronal slice 8 of 16, 3.0 mm caudal")
+    assert alt(browser).startswith("Animal 00, coronal slice 8 of 16, 3.0 mm caudal")
     encoded = re.search('base64,([^"]*)', browser.children[-1].value)[1]
     assert base64.b64decode(encoded).startswith(b"\x89PNG")
 
@@ -63,11 +63,11 @@ def test_moving_a_control_changes_the_picture(cohort):
     browser = widgets.slice_browser(cohort, live=True)
     control = controls(browser)
     seen = {browser.children[-1].value}
-    for name, value in (("slice", 7), ("rat", 2), ("labels", True), ("plane", "sagittal")):
+    for name, value in (("slice", 7), ("animal", 2), ("labels", True), ("plane", "sagittal")):
         control[name].value = value
         assert browser.children[-1].value not in seen
         seen.add(browser.children[-1].value)
-    assert alt(browser).startswith("Rat 02, sagittal slice 8 of 16")
+    assert alt(browser).startswith("Animal 02, sagittal slice 8 of 16")
 
 
 def test_the_slider_and_the_number_are_one_control(cohort):

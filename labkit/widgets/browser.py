@@ -49,7 +49,7 @@ def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | Non
 
     style, wide = {"description_width": "3rem"}, {"width": "auto", "max_width": "30rem"}
     rats = [(describe.scan_name(scan), index) for index, scan in enumerate(cohort)]
-    rat = ipywidgets.Dropdown(options=rats, description="rat", style=style, layout=wide)
+    rat = ipywidgets.Dropdown(options=rats, description="animal", style=style, layout=wide)
     others = [(describe.scan_name(scan), index) for index, scan in enumerate(beside or ())]
     other = ipywidgets.Dropdown(options=others, description="beside", style=style, layout=wide)
     plane = ipywidgets.ToggleButtons(options=list(figures.PLANES), description="plane", style=style)
@@ -101,7 +101,7 @@ def slice_html(
     """
     figure = figures.one_slice(scan, plane, index, labels, window)
     depth = scan.image.shape[figures.PLANES[plane].axis]
-    words = f"Rat {describe.scan_name(scan)}, {plane} slice {index + 1} of {depth}, {figure.axes[0].get_title()}"
+    words = f"Animal {describe.scan_name(scan)}, {plane} slice {index + 1} of {depth}, {figure.axes[0].get_title()}"
     return figure_html(figure, words, percent)
 
 

@@ -21,7 +21,7 @@ from labkit.widgets.browser import is_live
 if TYPE_CHECKING:
     import ipywidgets
 
-STARTS = {"a random rat": "random", "between two random rats": "random", "a scan, encoded": "encoded"}
+STARTS = {"a random animal": "random", "between two random animals": "random", "a scan, encoded": "encoded"}
 """Where a walk begins, and the kind of code that is."""
 
 DEBOUNCE_S = 0.03
@@ -47,7 +47,7 @@ class Explorer:
             return ipywidgets.BoundedIntText(value, min=0, max=9_999, description=name, style=style, layout=wide)
 
         self.start = ipywidgets.Dropdown(options=list(STARTS), description="begin with", style=style, layout=wide)
-        self.seed, self.second = whole("random rat", 0), whole("other random rat", 1)
+        self.seed, self.second = whole("random animal", 0), whole("other random animal", 1)
         self.truncation = slider(0, 1.5, 1, 0.05, "truncation")
         self.mix = slider(0, 1, 0.5, 0.02, "way to the other")
         rats = [(f"{describe.scan_name(scan)} ({space.judges})", index) for index, scan in enumerate(space.held_out)]
@@ -87,7 +87,7 @@ class Explorer:
             base = space.held_out_codes[self.rat.value]
         else:
             base = space.random(self.seed.value, self.truncation.value)
-            if self.start.value == "between two random rats":
+            if self.start.value == "between two random animals":
                 other = space.random(self.second.value, self.truncation.value)
                 base = slerp(base, other, base.new_tensor([self.mix.value]))[0] if self.truncation.value else base
         return space.directions[self.kind].move(base, {name: one.value for name, one in self.moves.items()})
@@ -100,7 +100,7 @@ class Explorer:
         self.redraws += 1
         for control, when in ((self.seed, "random"), (self.truncation, "random"), (self.rat, "encoded")):
             control.disabled = self.kind != when
-        self.second.disabled = self.mix.disabled = self.start.value != "between two random rats"
+        self.second.disabled = self.mix.disabled = self.start.value != "between two random animals"
 
     def _soon(self) -> None:
         """Draw in a moment, once, however many controls moved: nothing stale waits in a queue."""
