@@ -392,7 +392,7 @@ def test_new_rats_of_controls_have_the_departures_of_the_runs_own(monkeypatch):
     monkeypatch.setattr(experiment, "open_cohort", record)
     monkeypatch.setattr(experiment, "examples", lambda rats, plan: rats)
     own = SimpleNamespace(arms=[ARMS["r100+t200"]], simulated=recipe, train=range(5), plan=None,
-                          test=SimpleNamespace(digests=("old",)))  # fmt: skip
+                          test=SimpleNamespace(digests=("old",)), counts=lambda arm: arm.counts(5))  # fmt: skip
     experiment.Experiment._true.func(own)
     assert opened == [("sigma", {"n": 16, "seed": 6, "departures": ["cut"]}),
                       ("sigma", {"n": 10, "seed": 4, "departures": ["cut"]})]  # fmt: skip
