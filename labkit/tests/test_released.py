@@ -1,5 +1,7 @@
 """The release's evaluation, written plainly from its notebook's procedure, beside what computes it quickly."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -97,13 +99,12 @@ def test_ms_ssim_has_five_scales_and_the_last_one_counts_four_times():
 
 
 def test_pairs_of_one_source_are_scaled_scan_by_scan_and_then_cropped():
-    cubes = torch.rand(3, 1, 32, 32, 32, generator=torch.Generator().manual_seed(2)) * torch.tensor([0.3, 0.6, 1]).view(
-        3, 1, 1, 1, 1
-    )
+    gains = torch.tensor([0.3, 0.5, 0.7, 1]).view(4, 1, 1, 1, 1)
+    cubes = torch.rand(4, 1, 32, 32, 32, generator=torch.Generator().manual_seed(2)) * gains
     sample = Sample(cubes, (64, 64, 40))
     rows = list(released.released(sample, sample, np.random.default_rng(0), measures.Effort(pairs=9, halves=0)))
     scaled = [to_unit_range(cube)[:, :, :, 6:26] for cube in cubes]
-    expected = np.mean([plain_ms_ssim(scaled[a], scaled[b], 4) for a, b in ((0, 1), (0, 2), (1, 2))])
+    expected = np.mean([plain_ms_ssim(scaled[a], scaled[b], 4) for a, b in combinations(range(4), 2)])
     assert rows[-1].metric == "MS-SSIM" and rows[-1].value == pytest.approx(expected, abs=1e-4)
     assert rows[-1].direction == "floor" and rows[-1].ci_low <= rows[-1].value <= rows[-1].ci_high
 
