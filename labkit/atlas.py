@@ -237,12 +237,6 @@ class Atlas:
         total = energy.sum(0).clamp_min(1e-12)
         return {"share": total / total.sum(), **dict(zip(self.geometry.sizes, energy / total, strict=True))}
 
-    @torch.no_grad()
-    def volume_change(self, z: Tensor) -> Tensor:
-        """Jacobian determinants of the warps of codes (N, Z), (N, X, Y, Z): template's volume over the animal's."""
-        points = self.geometry.points(self.numbers(z), guarded=True)
-        return warps.jacobian(points - warps.index_grid(points))
-
     def learn_labels(self, numbers: Tensor, labels: Tensor, steps: int = 80) -> Atlas:
         """The same atlas with labels of some animals brought into the template.
 

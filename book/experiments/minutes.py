@@ -38,7 +38,6 @@ SHOWN = (
     ("classifier AUC", "PCA"), ("classifier AUC", "regions"), ("precision", "regions"), ("recall", "regions"),
     ("trace ratio", "PCA"), ("Fréchet distance", "PCA"), ("RBF-MMD", "regions"),
 )  # fmt: skip
-CASE = ["minutes", "seed", "model"]
 
 
 def main() -> None:
