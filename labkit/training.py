@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from labkit.data.augment import AUGMENTATIONS, Augmentation, augment
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import PAPER_N, open_cohort
+from labkit.fields import whole
 from labkit.files import located, runs_folder, write_json
 from labkit.losses import draw_mix
 from labkit.recording import DivergedError, Recorder
@@ -29,7 +31,7 @@ from labkit.runs import Run, RunError, choose_device
 from labkit.updates import Draws, Learner
 from labkit.variants import AtlasSettings, Scale, Variant, resolve
 
-__all__ = ["PAPER_TRAIN", "DivergedError", "choose_scale", "default_n_train", "draw", "split", "train"]
+__all__ = ["PAPER_TRAIN", "DivergedError", "choose_scale", "default_n_train", "draw", "folds", "split", "train"]
 
 PAPER_TRAIN = 174
 """Real scans the paper trains on; the other 36 of its 210 are held out."""
@@ -48,6 +50,7 @@ def train(
     device: str = "auto",
     resume: bool = True,
     n_train: int | None = None,
+    fold: int = 0,
     **overrides: Any,
 ) -> Run:
     """Train a variant on a cohort, or go on with a run where it stopped.
@@ -73,6 +76,9 @@ def train(
     n_train : int, optional
         Animals to train on, the others are held out; default :func:`default_n_train`: 174 in 210, as in the paper, of
         small cohorts fewer, so that there is something to measure with.
+    fold : int
+        Which animals are held out. The first :func:`folds` hold every animal out once, so that chapter 4 can measure
+        with all animals of a small cohort: give it a run of each.
     **overrides
         Any field of :class:`labkit.variants.Variant`, or of :class:`labkit.variants.AtlasSettings` for an atlas, or of
         :class:`labkit.variants.Scale`.
@@ -102,8 +108,9 @@ def train(
     asked = overrides if iterations is None else {**overrides, "iterations": iterations}
     variant, size = resolve(model, choose_scale(scale, device), **asked)
     cohort = cohort if isinstance(cohort, Cohort) else open_cohort(cohort)
-    folder = located(run_dir) if run_dir else default_run_folder(variant, cohort, size, seed, overrides)
-    train_part, held_out = split(cohort, n_train)
+    named = overrides | ({"fold": fold} if fold else {})
+    folder = located(run_dir) if run_dir else default_run_folder(variant, cohort, size, seed, named)
+    train_part, held_out = split(cohort, n_train, fold)
     config = _config(variant, size, seed, cohort, train_part, held_out)
     with runs.locked(folder):
         runs.check_config(folder, config)
@@ -216,40 +223,76 @@ def default_n_train(animals: int) -> int:
     return min(round(animals * PAPER_TRAIN / PAPER_N), animals - least)
 
 
-def split(cohort: Cohort, n_train: int | None = None) -> tuple[Cohort, Cohort | None]:
+def folds(animals: int, n_train: int) -> int:
+    """How many folds hold every animal out once, where `n_train` of `animals` are trained on in the first.
+
+    Examples
+    --------
+    >>> folds(25, 17), folds(210, 174)
+    (3, 5)
+    """
+    return max(2, animals // (animals - n_train))
+
+
+def split(cohort: Cohort, n_train: int | None = None, fold: int = 0) -> tuple[Cohort, Cohort | None]:
     """The scans to train on, and those that are held out, None where all animals are trained on.
 
     Always the same animals, whatever the run's seed, so that variants and seeds can be compared on one held-out set.
-    Where some animals have labels, both sides have their share of these; at least two are held out of three or more.
+    Both sides have their share of each group of animals (:attr:`labkit.data.cohort.Cohort.groups`) and, where some
+    animals have labels, of these; at least two are held out of three or more in the first fold.
 
     Parameters
     ----------
     cohort : Cohort
         All scans; those of an animal stay together.
     n_train : int, optional
-        Animals to train on; default :func:`default_n_train`.
+        Animals to train on; default :func:`default_n_train`. Further folds share the others out and may have more.
+    fold : int
+        Which animals are held out: :func:`folds` of them hold every animal out once, the next ones part anew.
 
     Raises
     ------
     ValueError
         If either side would be empty.
     """
-    animals = len(set(cohort.subjects))
-    n_train = default_n_train(animals) if n_train is None else n_train
-    if n_train == animals:
+    animals, fold = sorted(set(cohort.subjects)), whole("fold", fold, 0, "which animals are held out")
+    n_train = default_n_train(len(animals)) if n_train is None else n_train
+    if n_train == len(animals):
+        if fold:
+            raise ValueError(f"fold={fold}, and all {n_train} animals are trained on: hold some out (n_train)")
         return cohort, None
+    if not 1 <= n_train < len(animals):
+        raise ValueError(
+            f"n_train={n_train} leaves one side empty: {cohort.name} has {len(animals)} animals, "
+            f"choose 1 to {len(animals)}"
+        )
+    several = folds(len(animals), n_train)
+    order = _shared_out(cohort, len(animals) - n_train, seed=fold // several)
+    parts = [order[n_train:], *np.array_split(order[:n_train], several - 1)]
+    out = set(parts[fold % several])
+    inside, outside = ([p for p, subject in enumerate(cohort.subjects) if (subject in out) == own] for own in (0, 1))
+    return cohort.subset(inside), cohort.subset(outside)
+
+
+def _shared_out(cohort: Cohort, held_out: int, seed: int) -> list[str]:
+    """Animals in random order, groups and labelled ones spread evenly over it; the last `held_out` are the first fold.
+
+    Of one kind only, the order is :meth:`Cohort.split`'s.
+    """
+    animals = sorted(set(cohort.subjects))
     labelled = {scan.subject for scan in cohort if scan.labels is not None}
-    if not 1 <= n_train < animals or not 0 < len(labelled) < animals:
-        return cohort.split(n_train, seed=0)
-    wanted = min(round(len(labelled) * n_train / animals), max(1, len(labelled) - 2))
-    wanted = min(max(wanted, n_train - (animals - len(labelled))), n_train)
-    chosen: set[str] = set()
-    for some, n in ((labelled, wanted), (set(cohort.subjects) - labelled, n_train - wanted)):
-        part = cohort.subset([place for place, subject in enumerate(cohort.subjects) if subject in some])
-        chosen |= some if n == len(some) else set(part.split(n, seed=0)[0].subjects) if n else set()
-    sides = ([p for p, subject in enumerate(cohort.subjects) if (subject in chosen) == own] for own in (True, False))
-    train_part, held_out = (cohort.subset(places) for places in sides)
-    return train_part, held_out
+    shuffled = [animals[place] for place in np.random.default_rng(seed).permutation(len(animals))]
+    kinds = [(subject in labelled, cohort.groups.get(subject, "")) for subject in shuffled]
+    before = [kinds[:place].count(kind) for place, kind in enumerate(kinds)]
+    even = [(count + 0.5) / kinds.count(kind) for count, kind in zip(before, kinds, strict=True)]
+    order = [shuffled[place] for place in np.argsort(even, kind="stable")]
+    first = len(order) - held_out
+    wanted = min(2, len(labelled) - 1, held_out) if len(labelled) < len(animals) else 0
+    while len(labelled & set(order[first:])) < wanted:
+        last = max(place for place in range(first) if order[place] in labelled)
+        place = next(place for place in range(first, len(order)) if order[place] not in labelled)
+        order[last], order[place] = order[place], order[last]
+    return order
 
 
 def _config(

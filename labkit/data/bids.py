@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -185,6 +186,16 @@ def write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     lines = ["\t".join(columns)]
     lines += ["\t".join(_cell(row.get(column)) for column in columns) for row in rows]
     write_text(path, "\n".join(lines) + "\n")
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a BIDS table by column; none where it is missing or no text, ``n/a`` as an empty text."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    rows = csv.DictReader(lines, delimiter="\t")
+    return [{key: "" if text in (None, "n/a") else text for key, text in row.items() if key} for row in rows]
 
 
 def _cell(value: object) -> str:

@@ -183,6 +183,13 @@ class Cohort(Sequence[Scan]):
         """Voxels of every scan along right, superior, anterior; (0, 0, 0) where there is none."""
         return tuple(self._scans[0].image.shape) if self._scans else (0, 0, 0)
 
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Group of animals by subject: column ``group`` of the folder's ``participants.tsv``; those without are out."""
+        rows = bids.read_table(self.folder / "participants.tsv")
+        said = {row.get("participant_id", "").removeprefix("sub-"): row.get("group") for row in rows}
+        return {subject: group for subject in self.subjects if (group := said.get(subject))}
+
     @property
     def labelled(self) -> bool:
         """Whether every scan has labels."""
@@ -321,6 +328,8 @@ class Cohort(Sequence[Scan]):
                 labels = None if scan.labels is None else nifti.image_on_grid(scan.labels, scan.affine)
                 bids.save_scan(fresh, path, scan.nifti(), labels)
             rows = [{"participant_id": f"sub-{labels_of[s]}", "name": s} for s in labels_of]
+            if self.groups:
+                rows = [row | {"group": self.groups.get(row["name"])} for row in rows]
             bids.write_table(fresh / "participants.tsv", rows)
             bids.write_description(fresh, name or self.name, Fingerprint=self.fingerprint)
         return folder

@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 import nibabel as nib
@@ -14,7 +15,7 @@ from labkit import files, runs
 from labkit.data.cohort import Cohort
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
-from labkit.training import DivergedError, default_n_train, split, train
+from labkit.training import DivergedError, default_n_train, folds, split, train
 from labkit.variants import VARIANTS, resolve
 
 FAST = {"iterations": 6, "checkpoint_every": 3, "sample_every": 3, "log_every": 2, "ema_decay": 0.5, "device": "cpu"}
@@ -239,3 +240,29 @@ def test_signals_are_given_back_after_training(rats, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 1})
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_folds_hold_every_animal_out_once_and_groups_are_on_both_sides(tmp_path):
+    rats = ellipsoids(tmp_path / "rats", n=25)
+    groups = dict(zip(rats.subjects, ["WT"] * 8 + ["UT"] * 10 + ["TT"] * 7, strict=True))
+    rats.groups = groups
+    out = [split(rats, fold=fold)[1].subjects for fold in range(folds(25, default_n_train(25)))]
+    assert sorted(sum(out, ())) == sorted(rats.subjects) and [len(part) for part in out] == [8, 9, 8]
+    for part in out:
+        counts = Counter(groups[subject] for subject in part)
+        assert 2 <= counts["WT"] <= 3 and 3 <= counts["UT"] <= 4 and 2 <= counts["TT"] <= 3
+    again = [split(rats, fold=fold)[1].subjects for fold in range(3, 6)]
+    assert sorted(sum(again, ())) == sorted(rats.subjects) and not set(map(frozenset, again)) & set(map(frozenset, out))
+
+
+def test_without_groups_the_first_fold_is_the_split_that_runs_have_always_had(rats):
+    assert split(rats, 6)[0].subjects == rats.split(6, seed=0)[0].subjects
+    with pytest.raises(ValueError, match="all 7 animals are trained on"):
+        split(rats, 7, fold=1)
+
+
+def test_a_fold_has_a_folder_of_its_own(rats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [train("sigmarat2", rats, "smoke", fold=fold, **FAST | {"iterations": 1}) for fold in (0, 1)]
+    out = [set(run.config["held_out"]["subjects"]) for run in runs]
+    assert runs[0].path != runs[1].path and out[0] and not out[0] & out[1]
