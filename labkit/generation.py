@@ -260,6 +260,8 @@ def generate(
                 own = None if labels is None else labels[place]
                 _write_scan(fresh, file_template, volume, own, index, codes[index], made)
                 index += 1
+        if getattr(network, "has_labels", False) and run.file_template.label_names:
+            bids.write_label_names(fresh, {0: "background", **run.file_template.label_names})
         _write_description(fresh, run, made)
     return open_cohort(folder, **file_template.opening)
 

@@ -6,7 +6,7 @@ An iteration is :func:`labkit.updates.step`; what a run writes is :mod:`labkit.r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def train(
         if not resume and (folder / runs.CHECKPOINT).exists():
             raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")
         write_json(folder / "config.json", config)
-        write_json(folder / runs.FILE_TEMPLATE, FileTemplate.of(train_part).to_json())
+        write_json(folder / runs.FILE_TEMPLATE, FileTemplate.of(train_part, train_part.label_names).to_json())
 
         # the whole cohort lies on the device, and augmentation happens there: no loader, no copies while training
         scans = train_part.volumes(size.size).to(device)
@@ -268,8 +268,8 @@ def split(cohort: Cohort, n_train: int | None = None, fold: int = 0) -> tuple[Co
         )
     several = folds(len(animals), n_train)
     order = _shared_out(cohort, len(animals) - n_train, seed=fold // several)
-    parts = [order[n_train:], *np.array_split(order[:n_train], several - 1)]
-    out = set(parts[fold % several])
+    parts: list[Iterable[str]] = [order[n_train:], *np.array_split(order[:n_train], several - 1)]
+    out = {str(subject) for subject in parts[fold % several]}
     inside, outside = ([p for p, subject in enumerate(cohort.subjects) if (subject in out) == own] for own in (0, 1))
     return cohort.subset(inside), cohort.subset(outside)
 

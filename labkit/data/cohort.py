@@ -20,6 +20,7 @@ import torch
 from nibabel.affines import voxel_sizes
 
 from labkit.data import bids, nifti, volumes
+from labkit.data.labels import label_names
 from labkit.data.nifti import Origin
 from labkit.files import located, new_folder
 
@@ -190,6 +191,12 @@ class Cohort(Sequence[Scan]):
         said = {row.get("participant_id", "").removeprefix("sub-"): row.get("group") for row in rows}
         return {subject: group for subject in self.subjects if (group := said.get(subject))}
 
+    @cached_property
+    def label_names(self) -> dict[int, str]:
+        """What its labels are called, by number, 0 left out; see :func:`labkit.data.labels.label_names`."""
+        maps = [np.bincount(scan.labels.ravel(), minlength=256) for scan in self if scan.labels is not None]
+        return label_names(self.folder, np.flatnonzero(sum(maps)).tolist()) if maps else {}
+
     @property
     def labelled(self) -> bool:
         """Whether every scan has labels."""
@@ -329,7 +336,7 @@ class Cohort(Sequence[Scan]):
                 bids.save_scan(fresh, path, scan.nifti(), labels)
             rows = [{"participant_id": f"sub-{labels_of[s]}", "name": s} for s in labels_of]
             if self.groups:
-                rows = [row | {"group": self.groups.get(row["name"])} for row in rows]
+                rows = [row | {"group": self.groups.get(row["name"], "")} for row in rows]
             bids.write_table(fresh / "participants.tsv", rows)
             bids.write_description(fresh, name or self.name, Fingerprint=self.fingerprint)
         return folder

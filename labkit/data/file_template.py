@@ -7,8 +7,8 @@ more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import nibabel as nib
@@ -33,16 +33,18 @@ class FileTemplate:
     suffix: str  # of BIDS, the kind of scan
     origin: Origin  # the file to be like; its path is empty, its header's texts are SYNTHETIC or empty
     ranges: tuple[tuple[float, float], ...]  # smallest and largest intensity of each scan, the files' unit
+    label_names: dict[int, str] = field(default_factory=dict)  # what their labels are called, 0 left out
 
     @classmethod
-    def of(cls, scans: Iterable[Scan]) -> FileTemplate:
+    def of(cls, scans: Iterable[Scan], label_names: Mapping[int, str] | None = None) -> FileTemplate:
         """FileTemplate of one scan or more: grid and header of the first, intensity ranges of all."""
         scans = list(scans)
         if not scans:
             raise ValueError("no scans to be like: give at least one")
         first, ranges = scans[0], tuple((float(scan.origin.low), float(scan.origin.high)) for scan in scans)
         header = nifti.encode_header(without_identity(nifti.decode_header(first.origin.header)))
-        return cls(tuple(first.image.shape), first.suffix, replace(first.origin, path="", header=header), ranges)
+        origin = replace(first.origin, path="", header=header)
+        return cls(tuple(first.image.shape), first.suffix, origin, ranges, dict(label_names or {}))
 
     @property
     def grid(self) -> str:
@@ -109,7 +111,8 @@ class FileTemplate:
         """Inverse of :meth:`to_json`."""
         origin = Origin.from_json(content["origin"])
         ranges = tuple((float(low), float(high)) for low, high in content["ranges"])
-        return cls(tuple(content["shape"]), content["suffix"], origin, ranges)
+        names = {int(label): str(name) for label, name in content.get("label_names", {}).items()}
+        return cls(tuple(content["shape"]), content["suffix"], origin, ranges, names)
 
 
 def written_range(scan: Scan) -> tuple[float, float]:
@@ -131,8 +134,8 @@ def without_identity(header: nib.Nifti1Header, text: str = SYNTHETIC) -> nib.Nif
     `text` is the new description, of which 79 characters are kept; extensions are not part of a header.
     """
     fresh = header.copy()
-    for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
-        if field in fresh.structarr.dtype.names:  # NIfTI-2 has no db_name and no data_type
-            fresh[field] = b""
+    for name in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        if name in fresh.structarr.dtype.names:  # NIfTI-2 has no db_name and no data_type
+            fresh[name] = b""
     fresh["descrip"] = text.encode("ascii")[:79]
     return fresh

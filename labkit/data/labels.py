@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from labkit.data import bids
 
 if TYPE_CHECKING:
     from labkit.data.cohort import Scan
@@ -14,6 +17,10 @@ BACKGROUND, CSF, GREY, WHITE = 0, 1, 2, 3
 
 TISSUE_NAMES = {CSF: "CSF", GREY: "grey matter", WHITE: "white matter"}
 """What tables and figures call them; the whole brain is every label above 0."""
+
+TISSUE_LABELS = (BACKGROUND, CSF, GREY, WHITE)
+
+WHOLE_BRAIN = "whole brain"
 
 LABEL_NAMES = {BACKGROUND: "background", CSF: "cerebrospinal fluid", GREY: "grey matter", WHITE: "white matter"}
 """What a data set's ``dseg.tsv`` calls them."""
@@ -30,6 +37,26 @@ def has_tissues(labels: np.ndarray | None, need_all: bool = True) -> bool:
     return enough and present <= set(TISSUE_NAMES)
 
 
+def within(labels: np.ndarray | None, names: Collection[int]) -> bool:
+    """Whether a label map holds some of these numbers and no others but 0; None for a scan without labels."""
+    present = set() if labels is None else set(np.unique(labels).tolist()) - {BACKGROUND}
+    return bool(present) and present <= set(names)
+
+
 def without_tissues(scans: Iterable[Scan], need_all: bool = True) -> list[str]:
     """Subjects of the scans whose labels are missing or not the study's, by :func:`has_tissues`."""
     return [scan.subject for scan in scans if not has_tissues(scan.labels, need_all)]
+
+
+def label_names(folder: Path, values: Sequence[int]) -> dict[int, str]:
+    """What label maps of a data set call these numbers, 0 left out: its first ``*dseg.tsv`` that names all of them.
+
+    ``dseg.tsv`` comes before those with a ``desc-``; without one the names are "label 7".
+    """
+    wanted = [value for value in values if value]
+    for table in sorted(folder.glob("*dseg.tsv"), key=lambda path: (path.name != "dseg.tsv", path.name)):
+        rows = {row.get("index", ""): row.get("name", "") for row in bids.read_table(table)}
+        names = {value: rows.get(str(value), "") for value in wanted}
+        if all(names.values()):
+            return names
+    return {value: f"label {value}" for value in wanted}

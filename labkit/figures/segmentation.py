@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -11,11 +12,11 @@ from matplotlib.patches import FancyBboxPatch
 
 from labkit.data import volumes
 from labkit.data.cohort import Scan
+from labkit.data.labels import TISSUE_LABELS
 from labkit.evidence.segmentation.arms import ARMS
 from labkit.evidence.segmentation.experiment import Experiment
 from labkit.evidence.segmentation.gains import PAPER_GAINS
 from labkit.evidence.segmentation.network import confidence, full_labels, inputs, probabilities
-from labkit.evidence.segmentation.scores import SCORED_TISSUES
 from labkit.evidence.segmentation.sources import synthetic
 from labkit.figures import style
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
@@ -135,8 +136,8 @@ def low_data(experiment: Experiment) -> Figure:
 def _dice_panels(experiment: Experiment, points: dict[tuple[str, str], list[tuple[int, str]]], xlabel: str) -> Figure:
     """A panel a tissue: mean Dice of lines, name and colour -> places and arms, with its intervals."""
     means = experiment.means().set_index(["arm", "tissue"])
-    figure, grid = plt.subplots(2, 2, figsize=(WIDTH, 4.6), layout="constrained", sharex=True)
-    for ax, tissue in zip(grid.flat, SCORED_TISSUES, strict=True):
+    figure, grid = _panels(experiment.tissues, 2.3, sharex=True)
+    for ax, tissue in zip(grid.flat, experiment.tissues, strict=False):
         for (name, colour), places in points.items():
             done = [(x, means.loc[(arm, tissue)]) for x, arm in places if (arm, tissue) in means.index]
             if done:
@@ -149,6 +150,18 @@ def _dice_panels(experiment: Experiment, points: dict[tuple[str, str], list[tupl
     return figure
 
 
+def _panels(tissues: Collection[str], height: float, **shared: bool) -> tuple[Figure, np.ndarray]:
+    """Axes for a panel a tissue, two in a row, or three where there are many."""
+    columns = 2 if len(tissues) <= 4 else 3
+    rows = -(-len(tissues) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False, **shared
+    )
+    for ax in grid.flat[len(tissues) :]:
+        ax.set_visible(False)
+    return figure, grid
+
+
 @style.drawn
 def gains(table: pd.DataFrame, label: str = "Dice") -> Figure:
     """Every arm's difference in a score from its reference, beside the paper's gains, a panel a tissue.
@@ -158,9 +171,8 @@ def gains(table: pd.DataFrame, label: str = "Dice") -> Figure:
     """
     tissues = list(table["tissue"].unique())
     arms = list(table["arm"].unique())
-    size = (WIDTH, 2 * (0.2 * len(arms) + 0.75))
-    figure, grid = plt.subplots(2, 2, figsize=size, layout="constrained", sharey=True)
-    for ax, tissue in zip(grid.flat, tissues, strict=True):
+    figure, grid = _panels(tissues, 0.2 * len(arms) + 0.75, sharey=True)
+    for ax, tissue in zip(grid.flat, tissues, strict=False):
         part = table[table["tissue"] == tissue].set_index("arm")
         for index, arm in enumerate(arms):
             row = part.loc[arm]
@@ -195,7 +207,7 @@ def predictions(experiment: Experiment, arm: str = "r100", seed: int = 0) -> Fig
         index = places[per_scan.index[which]]
         scan = experiment.test[index]
         images, box = inputs(experiment.test.subset([index]), experiment.plan)
-        labels = full_labels(probabilities([network], images, box), scan.image.shape)[0].numpy()
+        labels = full_labels(probabilities([network], images, box), scan.image.shape, experiment.plan)[0].numpy()
         for row, (what, drawn) in zip(pair, (("true", scan.labels), ("predicted", labels)), strict=True):
             for ax, plane in zip(row, style.PLANES.values(), strict=True):
                 _overlay(ax, scan, np.asarray(drawn), plane)
@@ -204,7 +216,8 @@ def predictions(experiment: Experiment, arm: str = "r100", seed: int = 0) -> Fig
     style.bare(grid.flat)
     for ax, plane in zip(grid[0], style.PLANES.values(), strict=True):
         style.name_sides(ax, plane)
-    figure.suptitle("CSF light blue, grey matter orange, white matter purple", fontsize=9)
+    if experiment.plan.labels == TISSUE_LABELS:
+        figure.suptitle("CSF light blue, grey matter orange, white matter purple", fontsize=9)
     return figure
 
 
@@ -239,9 +252,13 @@ def teacher_labels(experiment: Experiment, arm: str = "r100+s200", seed: int = 0
         index = (shape[cut.axis] - 1) // 2
         for ax in axes[:2]:
             style.show_section(ax, image, first.affine, cut, index, vmin=0, vmax=1)
-        style.show_labels(axes[1], full_labels(chances[which][None], shape)[0].numpy(), first.affine, cut, index)
+        style.show_labels(
+            axes[1], full_labels(chances[which][None], shape, experiment.plan)[0].numpy(), first.affine, cut, index
+        )
         axes[0].set_ylabel(f"{name}: {certain[which]:.2f}")
-        shown = style.show_section(axes[2], sure, first.affine, cut, index, cmap="cividis", vmin=0.25, vmax=1)
+        shown = style.show_section(
+            axes[2], sure, first.affine, cut, index, cmap="cividis", vmin=1 / len(experiment.plan.labels), vmax=1
+        )
     titles = ("synthetic scan", "teacher's labels", "probability of label")
     for ax, title in zip(grid[0], titles, strict=True):
         ax.set_title(title)

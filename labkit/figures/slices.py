@@ -103,7 +103,7 @@ def slice_series(
             style.show_labels(ax, scan.labels, scan.affine, cut, index)
         ax.set_title(style.where_mm(cut.axis, positions[index]))
     style.label_first(grid, cut)
-    if labels and scan.labels is not None:
+    if labels and scan.labels is not None and scan.labels.max() <= len(TISSUE_NAMES):
         handles = [Patch(color=TISSUE_COLOURS[name], label=name) for name in TISSUE_NAMES.values()]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

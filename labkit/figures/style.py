@@ -147,9 +147,11 @@ def show_section(ax: Axes, array: np.ndarray, affine: np.ndarray, plane: Plane, 
 
 
 def show_labels(ax: Axes, labels: np.ndarray, affine: np.ndarray, plane: Plane, index: int) -> None:
-    """The tissues of a label map (X, Y, Z) in colour over a section, half transparent; labels past 3 are left out."""
-    shown = np.ma.masked_outside(labels, 1, 3)
-    show_section(ax, shown, affine, plane, index, cmap=LABEL_COLOURS, vmin=0.5, vmax=3.5, alpha=0.5)
+    """A label map (X, Y, Z) in colour over a section, half transparent: tissues, or twenty colours for other labels."""
+    shown, tissues = np.ma.masked_equal(labels, 0), np.max(labels, initial=0) <= len(TISSUE_NAMES)
+    colours = LABEL_COLOURS if tissues else plt.get_cmap("tab20")
+    show_section(ax, (shown - 1) % colours.N, affine, plane, index, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5,
+                 alpha=0.5)  # fmt: skip
 
 
 def write_on(ax: Axes, x: float, y: float, text: str, **options) -> None:

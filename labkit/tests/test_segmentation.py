@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -59,7 +60,7 @@ def test_a_network_learns_to_label_animals_it_never_saw(rats):
     data = examples(rats[:8], PLAN)
     network = train_network(data, PLAN, seed=0)
     held_out = rats[8:]
-    predicted = full_labels(probabilities([network], examples(held_out, PLAN).images, data.box), held_out.shape)
+    predicted = full_labels(probabilities([network], examples(held_out, PLAN).images, data.box), held_out.shape, PLAN)
     table = score(predicted, held_out).set_index("tissue")["dice"]
     assert table["whole brain"].min() > 0.9 and table.min() > 0.6
     again = train_network(data, PLAN, seed=0)
@@ -315,7 +316,9 @@ def test_conclusions_are_made_from_the_numbers():
 
 
 def test_arms_are_named_and_controls_need_a_simulator():
-    assert {arm.name for arm in arms.chosen("full", simulated=True)} == set(arms.ARMS)
+    assert {arm.name for arm in arms.chosen("full", simulated=True)} == {
+        name for name in arms.ARMS if not name.endswith("1000")
+    }
     assert not [arm for arm in arms.chosen("reduced", simulated=False) if arm.source == "true"]
     with pytest.raises(ValueError, match="not a simulated one"):
         arms.chosen("r5+t200", simulated=False)
@@ -489,7 +492,7 @@ def test_labels_on_some_scans_are_enough_for_the_experiment(lab):
     known = {scan.subject for scan in cohort if scan.labels is not None}
     assert len(some.train) == 4 and len(some.unlabelled) == 4 and len(some.test) == 2
     assert known == {*some.train.subjects, *some.test.subjects} and some.atlas.path == atlas.path
-    assert [arm.name for arm in some.arms] == ["r100", "r100+s200", "r100-plain", "r100+a200", "r100+u", "r100+e200"]
+    assert [arm.name for arm in some.arms] == ["r100", "r100-plain", "r100+u", "r100+s1000", "r100+a1000", "r100+e1000"]
     assert "4 of 8 training scans have labels" in some.notes[0] and "added in arm r100+u" in some.notes[0]
     assert some.notes[1] == "2 held-out scans have no labels, and are left out of the test."
     data, about = some._data(arms.ARMS["r100+u"], 0)
@@ -498,12 +501,40 @@ def test_labels_on_some_scans_are_enough_for_the_experiment(lab):
     assert torch.equal(data.images[4:], images) and all((maps > 0).any() for maps in data.labels[4:])
     some.go_on()
     table = some.table()
-    assert table[("", "trained on")].to_list()[-2:] == ["4 real + 4 registered", "4 real + 8 warped"]
+    assert table[("", "trained on")].to_list()[-2:] == ["4 real + 80 atlas", "4 real + 80 warped"]
     assert set(some.scores["subject"]) == set(some.test.subjects)
     said = " ".join(some.conclusions())
-    assert "r100+u against r100, the scans without labels added" in said and "r100+u against r100+a200" in said
+    assert "r100+u against r100, the scans without labels added" in said and "r100+u against r100+a1000" in said
     drawn = figures.experiment_design(some), figures.dose_response(some), figures.predictions(some)
     assert len(drawn[1].axes) == 4 and figures.gains(some.differences())
+    plt.close("all")
+
+
+def test_labels_of_another_coding_are_learned_scored_and_written_by_their_names(lab, tmp_path):
+    cohort, own, _ = lab
+    table = np.array([0, 7, 30, 201], np.uint8)
+    coded = Cohort("coded", tmp_path, [
+        scan if scan.labels is None else replace(scan, labels=table[scan.labels]) for scan in cohort
+    ])  # fmt: skip
+    names = "index\tname\n0\tbackground\n7\tventricles\n30\tcortex\n201\tcallosum\n"
+    (tmp_path / "desc-mine_dseg.tsv").write_text(names)
+    (tmp_path / "dseg.tsv").write_text("index\tname\n1\tCSF\n")  # names others
+    assert coded.label_names == {7: "ventricles", 30: "cortex", 201: "callosum"}
+    some = Experiment(
+        own, COARSE, "r100,r100+a1000,r100+u", 1, own.train_part(coded), own.held_out(coded), tmp_path / "x"
+    )
+    assert some.plan.labels == (0, 7, 30, 201) and some.notes[0].startswith("4 of 8")
+    for arm in ("r100", "r100+a1000", "r100+u"):
+        assert some._data(arms.ARMS[arm], 0)[0].labels.unique().tolist() == [0, 1, 2, 3]
+    some.go_on()
+    dice = some.means().set_index(["arm", "tissue"])["mean"]
+    assert set(some.tissues) == {"whole brain", "ventricles", "cortex", "callosum"}
+    assert dice["r100", "whole brain"] > 0.6 and set(dice.index.get_level_values(1)) == set(some.tissues)
+    about = json.loads((some.arm_folder(arms.ARMS["r100"], 0) / "arm.json").read_text())
+    assert about["plan"]["labels"] == [0, 7, 30, 201]
+    labelled = labkit.segment(some, coded[:1], tmp_path / "out")
+    assert set(np.unique(labelled[0].labels)) <= {0, 7, 30, 201} and len(np.unique(labelled[0].labels)) > 1
+    assert registered.scores(some)["dice"].mean() > 0.5 and len(figures.gains(some.differences()).axes) == 4
     plt.close("all")
 
 
@@ -511,10 +542,12 @@ def test_only_a_side_without_any_labels_is_refused(lab, run):
     cohort, own, _ = lab
     train_part, held_out = own.train_part(cohort), own.held_out(cohort)
     bare, known = ([p for p, scan in enumerate(train_part) if (scan.labels is None) == none] for none in (True, False))
-    with pytest.raises(ValueError, match="0 of 4 training scans have the study's labels.*and 1 or more have to"):
+    with pytest.raises(
+        ValueError, match="0 of 4 training scans have the labels to learn .1 CSF.*and 1 or more have to"
+    ):
         Experiment(own, COARSE, train=train_part.subset(bare), test=held_out)
     one = [p for p, scan in enumerate(held_out) if scan.labels is None or scan.subject == held_out.subjects[0]]
-    with pytest.raises(ValueError, match="held-out scans have the study's labels.*and 2 or more have to.*n_train"):
+    with pytest.raises(ValueError, match="held-out scans have the labels to learn.*and 2 or more have to.*n_train"):
         Experiment(own, COARSE, train=train_part, test=held_out.subset(one))
     assert len(Experiment(own, COARSE, train=train_part.subset(known), test=held_out).unlabelled) == 0
     with pytest.raises(ValueError, match="all of them have labels"):
@@ -557,7 +590,7 @@ def test_one_network_twice_agrees_fully_and_labels_off_by_a_voxel_as_they_must(d
     network = done.network("r100", 0)
     monkeypatch.setattr(Experiment, "network", lambda self, arm, seed: network)
     images, box = inputs(done.test, done.plan)
-    own = full_labels(probabilities([network], images, box), done.test.shape).numpy()
+    own = full_labels(probabilities([network], images, box), done.test.shape, PLAN).numpy()
     table = reliability.agreement(done, {"shifted": changed(done.test, labels=np.roll(own, 1, 1))})
     assert (table[table["comparison"] == reliability.BY_TWO]["dice"] == 1).all()
     grey = own == 2

@@ -37,9 +37,9 @@ FEW = 20
 class Arm:
     """A training set."""
 
-    name: str  # a letter a source, r for real, each with the percentage of the labelled real training scans
+    name: str  # a letter a source, r for real, each with a percentage of the real training scans
     real: float  # part of the labelled real training scans, [0, 1]
-    added: float = 0.0  # scans, in parts of all labelled real training scans; 2 is 348 for the paper's 174
+    added: float = 0.0  # scans, in parts of all real training scans, with or without labels; 2 is 348 for 174
     source: str = "none"  # of the added scans' labels, a key of SOURCES
     augmentation: str = "full"  # the paper's conventional one, or "none"
     reference: str = ""  # the arm it is compared with, if any
@@ -47,7 +47,8 @@ class Arm:
 
     def counts(self, n_train: int, unlabelled: int = 0) -> tuple[int, int]:
         """Real and added scans, where there are `n_train` labelled real ones to train on, and others without labels."""
-        return round(self.real * n_train), unlabelled if self.unlabelled else round(self.added * n_train)
+        added = unlabelled if self.unlabelled else round(self.added * (n_train + unlabelled))
+        return round(self.real * n_train), added
 
     def words(self, n_train: int, unlabelled: int = 0) -> str:
         """What it is, for people."""
@@ -74,6 +75,8 @@ def _arms() -> list[Arm]:
     found += [Arm(f"a{dose}", 0.0, dose / 100, "atlas", reference="r100") for dose in (100, 200)]
     found += [Arm(f"r100+a{dose}", 1.0, dose / 100, "atlas", reference="r100") for dose in (50, 200)]
     found.append(Arm("r100+u", 1.0, source="registered", reference="r100", unlabelled=True))
+    for letter, source in (("s", "teacher"), ("a", "atlas"), ("e", "elastic"), ("t", "true")):
+        found.append(Arm(f"r100+{letter}1000", 1.0, 10.0, source, reference="r100"))
     found.append(Arm("r5+c200", 0.05, 2.0, "contrast", reference="r5"))
     for part in (5, 100):
         found.append(Arm(f"r{part}+e200", part / 100, 2.0, "elastic", reference=f"r{part}"))
@@ -86,12 +89,12 @@ ARMS = {arm.name: arm for arm in _arms()}
 """All arms by name."""
 
 SETS = {
-    "full": tuple(ARMS),
+    "full": tuple(name for name in ARMS if not name.endswith("1000")),  # tens of thousands of scans of hundreds
     "reduced": (
         "r100-plain", "r100", "r100+s50", "r100+s200", "r100+g200", "r100+a200", "r100+t200",
         "r5", "r5+s200", "r5+e200", "r5+a200", "r5+u95", "r5+t200",
     ),
-    "few": ("r100-plain", "r100", "r100+s200", "r100+a200", "r100+u", "r100+e200", "r100+t200"),
+    "few": ("r100-plain", "r100", "r100+s1000", "r100+a1000", "r100+u", "r100+e1000", "r100+t1000"),
     "least": ("r100-plain", "r100", "r100+s200", "r100+g200", "r100+a200", "r100+t200"),
 }  # fmt: skip
 """Arms by name of a set: all; the laptop scale's; those for fewer than :data:`FEW` labelled scans; a smoke test's."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import nn
 
 from labkit import recording
 from labkit.data.cohort import Cohort
-from labkit.data.labels import has_tissues
+from labkit.data.labels import has_tissues, within
 from labkit.data.sources import SIMULATED, open_cohort
 from labkit.evidence.segmentation import gains
 from labkit.evidence.segmentation.arms import ARMS, ATLAS_SOURCES, FEW, Arm, chosen
@@ -44,7 +44,7 @@ from labkit.evidence.segmentation.network import (
     to_json,
     train_network,
 )
-from labkit.evidence.segmentation.scores import SCORES, score
+from labkit.evidence.segmentation.scores import SCORED_TISSUES, SCORES, score, scored
 from labkit.evidence.segmentation.sources import ArmsAtlas, arms_animals, gaussian, places_of, synthetic, warped
 from labkit.fields import whole
 from labkit.files import located, progress_bar, save_state, write_json, write_text
@@ -93,6 +93,8 @@ class Experiment:
         The labelled scans of both sides.
     unlabelled : Cohort
         Training scans without labels.
+    tissues : dict of str to tuple of int
+        What is scored, and its labels: the study's tissues, or every label of another coding by its name.
     notes : list of str
         Sentences on what is missing, and what follows from it.
 
@@ -101,7 +103,7 @@ class Experiment:
     LeakError
         A test animal was seen in training, by generator or network.
     ValueError
-        Nothing held out, no training or fewer than two test scans with the study's labels, unknown arms.
+        Nothing held out, no training or fewer than two test scans with labels, unknown arms.
     """
 
     def __init__(
@@ -119,8 +121,8 @@ class Experiment:
     ) -> None:
         self.run = run if isinstance(run, Run) else load_run(run)
         self.atlas = find_atlas(self.run) if atlas is None else atlas if isinstance(atlas, Run) else load_run(atlas)
-        self.plan = plan_called(scale or self.run.scale.name)
-        self.seeds = whole("seeds", self.plan.seeds if seeds is None else seeds, 1, "how often every arm is repeated")
+        plan = plan_called(scale or self.run.scale.name)
+        self.seeds = whole("seeds", plan.seeds if seeds is None else seeds, 1, "how often every arm is repeated")
         recipe = self.run.config["cohort"].get("recipe") or {}
         self.simulated = recipe if recipe.get("source") in SIMULATED else {}
         if arms:
@@ -136,8 +138,11 @@ class Experiment:
             test = self.run.held_out(own) if test is None else test
         check_no_leak(self.run, train, test)
         self.run.file_template.check_grid(train)
-        self.train, self.unlabelled = labelled_part("training", train, 1)
-        self.test, not_tested = labelled_part("held-out", test, 2)
+        names = scored_labels(train)
+        self.train, self.unlabelled = labelled_part("training", train, 1, names)
+        self.test, not_tested = labelled_part("held-out", test, 2, names)
+        self.plan = replace(plan, labels=(0, *sorted(names))) if names else plan
+        self.tissues = scored(names) if names else SCORED_TISSUES
         usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
         usual = "few" if len(self.train) < FEW else usual
         self.arms = chosen(arms or usual, bool(self.simulated), self.atlas is not None, len(self.unlabelled) > 0)
@@ -209,8 +214,8 @@ class Experiment:
         data, about = self._data(arm, seed)
         network = train_network(data, plan, seed, arm.augmentation)
         images, box = self._tested
-        predicted = full_labels(probabilities([network], images, box), self.test.shape)
-        table = score(predicted, self.test)
+        predicted = full_labels(probabilities([network], images, box), self.test.shape, self.plan)
+        table = score(predicted, self.test, self.tissues)
         folder = self.arm_folder(arm, seed, steps)
         folder.mkdir(parents=True, exist_ok=True)
         save_state(folder / MODEL_FILE, network.state_dict())
@@ -422,15 +427,23 @@ def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:
             )
 
 
-def labelled_part(name: str, cohort: Cohort, least: int) -> tuple[Cohort, Cohort]:
-    """The scans with all the study's labels, and those without; ValueError where `least` have none."""
-    has = [has_tissues(scan.labels) for scan in cohort]
+def scored_labels(train: Cohort) -> dict[int, str]:
+    """Names of the labels of training scans in another coding than the study's; empty where some are the study's."""
+    return {} if any(has_tissues(scan.labels) for scan in train) else train.label_names
+
+
+def labelled_part(name: str, cohort: Cohort, least: int, names: Mapping[int, str]) -> tuple[Cohort, Cohort]:
+    """The scans with all the study's labels, or some of `names` and no others, and those without.
+
+    ValueError where fewer than `least` have labels.
+    """
+    has = [within(scan.labels, names) if names else has_tissues(scan.labels) for scan in cohort]
     if sum(has) < least:
         example = f", e.g. {cohort[has.index(False)].subject}" if False in has else ""
+        wanted = f"labels {', '.join(map(str, names))}" if names else "1 CSF, 2 grey matter, 3 white matter"
         raise ValueError(
-            f"{sum(has)} of {len(has)} {name} scans have the study's labels (1 CSF, 2 grey matter, 3 white matter), "
-            f"and {least} or more have to: label more animals{example}, and train again, or "
-            "hold others out (n_train)"
+            f"{sum(has)} of {len(has)} {name} scans have the labels to learn ({wanted}), and {least} or more have to: "
+            f"label more animals{example}, and train again, or hold others out (n_train)"
         )
     labelled, others = ([place for place, own in enumerate(has) if own == wanted] for wanted in (True, False))
     return (cohort.subset(labelled), cohort.subset(others)) if others else (cohort, cohort[:0])

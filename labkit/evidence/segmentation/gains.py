@@ -32,6 +32,10 @@ OTHERWISE = {
     "r100+u": "the scans without labels added, labelled by registration",
     "r5+t200": "new rats with true labels added",
     "r100+t200": "new rats with true labels added",
+    "r100+s1000": "synthetic scans added",
+    "r100+a1000": "scans of an atlas with its own labels added",
+    "r100+e1000": "the same scans under random warps added",
+    "r100+t1000": "new rats with true labels added",
 }
 """Arms without synthetic scans, which tell what the experiment can see, and what is said of them."""
 
@@ -43,11 +47,11 @@ RIVALS = {
 """What stands in place of an atlas's scans (`r5+a200`), which has to beat the first two to be worth drawing from."""
 
 FEW_RIVALS = {
-    "r100+e200": RIVALS["r5+e200"],
+    "r100+e1000": RIVALS["r5+e200"],
     "r100+u": "labelling the scans without labels with the atlas, in place of drawing new ones from it",
-    "r100+t200": RIVALS["r5+t200"],
+    "r100+t1000": RIVALS["r5+t200"],
 }
-"""The same of `r100+a200`, where labelled scans are too few for a twentieth of them."""
+"""The same of `r100+a1000`, where labelled scans are too few for a twentieth of them."""
 
 BESIDE_PUBLISHED = {
     1: "a gain, as published",
@@ -202,7 +206,7 @@ def conclusions(table: pd.DataFrame) -> list[str]:
 def rivals(scores: pd.DataFrame, score: str = "dice") -> list[str]:
     """A sentence each on the arms of :data:`RIVALS` that are there, or else :data:`FEW_RIVALS`, against the atlas's."""
     arms = set(scores["arm"])
-    drawn, known = ("r5+a200", RIVALS) if "r5+a200" in arms else ("r100+a200", FEW_RIVALS)
+    drawn, known = ("r5+a200", RIVALS) if "r5+a200" in arms else ("r100+a1000", FEW_RIVALS)
     there = {arm: drawn for arm in known if {arm, drawn} <= arms}
     found = []
     for arm, rows in differences(scores, there, score).groupby("arm", sort=False):

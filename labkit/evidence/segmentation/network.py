@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,10 @@ from labkit.data import volumes
 from labkit.data.augment import AUGMENTATIONS, augment
 from labkit.data.cohort import Cohort
 from labkit.data.grids import STUDY_ZOOMS
+from labkit.data.labels import TISSUE_LABELS
 from labkit.evidence.sample import Sample
 from labkit.fields import known
 from labkit.files import load_state
-
-CLASSES = 4
-"""Background, CSF, grey matter, white matter."""
 
 MODEL_FILE, ABOUT_FILE, SCORES_FILE = "model.safetensors", "arm.json", "scores.csv"
 """What a trained arm's folder holds; the scores are written last and say that the arm is finished."""
@@ -43,6 +41,17 @@ class Plan:
     residual: int = 1  # of a level's convolutions with a short cut; 0 for plain ones
     seeds: int = 5  # repeats of every arm
     teachers: int = 1  # networks whose mean labels synthetic scans
+    labels: tuple[int, ...] = TISSUE_LABELS  # what the label maps hold, rising, background first: a class each
+
+    def classes(self, maps: Tensor) -> Tensor:
+        """Label maps to places in `labels`, uint8; a number that is not among them is background."""
+        table = torch.zeros(256, dtype=torch.uint8)
+        table[list(self.labels)] = torch.arange(len(self.labels), dtype=torch.uint8)
+        return table[maps.long()]
+
+    def maps(self, classes: Tensor) -> Tensor:
+        """Inverse of :meth:`classes`."""
+        return torch.tensor(self.labels, dtype=torch.uint8)[classes.long()]
 
 
 PLANS = {
@@ -63,8 +72,17 @@ def plan_called(name: str | Plan) -> Plan:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON; ``Plan(**content)`` with channels as a tuple is the inverse."""
-    return asdict(plan) | {"channels": list(plan.channels)}
+    """A plan as JSON, with labels only where they are not the study's; :func:`from_json` is the inverse."""
+    content = asdict(plan) | {"channels": list(plan.channels), "labels": list(plan.labels)}
+    if plan.labels == TISSUE_LABELS:
+        del content["labels"]
+    return content
+
+
+def from_json(content: Mapping[str, Any]) -> Plan:
+    """A plan from its JSON."""
+    lists: dict[str, Any] = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
+    return Plan(**{**content, **lists})
 
 
 @dataclass(frozen=True)
@@ -73,8 +91,8 @@ class Examples:
 
     Images are float32 (N, 1, S, S, S) in [-1, 1]: each scan scaled by its own white
     (:func:`labkit.evidence.brightness.white`), so that gain does not matter and real and generated scans are treated
-    alike. Labels are uint8 (N, 1, S, S, S). The box is the part of the cube that is used, its sides divisible by the
-    network's halvings; of the voxel size, the ratio matters to the augmentation.
+    alike. Labels are places in the plan's, uint8 (N, 1, S, S, S). The box is the part of the cube that is used, its
+    sides divisible by the network's halvings; of the voxel size, the ratio matters to the augmentation.
     """
 
     images: Tensor
@@ -105,7 +123,7 @@ def inputs(scans: Cohort, plan: Plan) -> tuple[Tensor, tuple[slice, ...]]:
 def examples(scans: Cohort, plan: Plan) -> Examples:
     """A labelled cohort as the network takes it."""
     images, box = inputs(scans, plan)
-    return Examples(images, scans.label_maps(plan.size), box, scans[0].zooms)
+    return Examples(images, plan.classes(scans.label_maps(plan.size)), box, scans[0].zooms)
 
 
 def padded_box(shape: tuple[int, ...], plan: Plan) -> tuple[slice, ...]:
@@ -130,19 +148,18 @@ class Blocked(nn.Module):
 
         super().__init__()
         self.block, voxels, halvings = plan.block, plan.block**3, (2,) * (len(plan.channels) - 1)
-        self.unet = UNet(
-            3, voxels, CLASSES * voxels, plan.channels, halvings, num_res_units=plan.residual, norm="batch"
-        )
+        out = len(plan.labels) * voxels
+        self.unet = UNet(3, voxels, out, plan.channels, halvings, num_res_units=plan.residual, norm="batch")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, X, Y, Z) -> (B, 4, X, Y, Z) logits."""
+        """(B, 1, X, Y, Z) -> (B, K, X, Y, Z) logits."""
         from monai.networks.utils import pixelshuffle, pixelunshuffle
 
         return pixelshuffle(self.unet(pixelunshuffle(x, 3, self.block)), 3, self.block)
 
 
 def build(plan: Plan, seed: int) -> nn.Module:
-    """A U-Net with weights drawn by `seed`; (B, 1, X, Y, Z) -> (B, 4, X, Y, Z) logits."""
+    """A U-Net with weights drawn by `seed`; (B, 1, X, Y, Z) -> (B, K, X, Y, Z) logits, K classes."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Blocked(plan)
@@ -159,7 +176,7 @@ def train_network(data: Examples, plan: Plan, seed: int, augmentation: str = "fu
     """Train for a fixed number of steps, whatever the number of scans; every scan is as likely as any other.
 
     `seed` is of weights, order and augmentation; `augmentation` is the paper's conventional one, ``full``, or ``none``.
-    The network comes back in evaluation mode.
+    Other labels than tissues may tell left from right, and are not flipped. The network comes back in evaluation mode.
     """
     from monai.losses import DiceCELoss
 
@@ -170,6 +187,8 @@ def train_network(data: Examples, plan: Plan, seed: int, augmentation: str = "fu
     rng = torch.Generator().manual_seed(seed)
     order = torch.zeros(0, dtype=torch.long)
     transforms = replace(AUGMENTATIONS[augmentation], voxel_mm=data.zooms)
+    if plan.labels != TISSUE_LABELS:
+        transforms = replace(transforms, flip_axis=None)
     network.train()
     for _ in range(plan.steps):
         while len(order) < plan.batch_size:
@@ -186,16 +205,18 @@ def train_network(data: Examples, plan: Plan, seed: int, augmentation: str = "fu
 
 @torch.no_grad()
 def probabilities(networks: list[nn.Module], images: Tensor, box: tuple[slice, ...], batch: int = 16) -> Tensor:
-    """Mean class probabilities of networks, (N, 4, S, S, S); background outside the box."""
-    out = torch.zeros(len(images), CLASSES, *images.shape[2:])
-    out[:, 0] = 1
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch][(..., *box)]
-        out[start : start + batch][(..., *box)] = sum(network(part).softmax(1) for network in networks) / len(networks)
-    return out
+    """Mean class probabilities of networks, (N, K, S, S, S); background outside the box."""
+    whole = []
+    for part in images.split(batch):
+        inside = sum(network(part[(..., *box)]).softmax(1) for network in networks) / len(networks)
+        chances = inside.new_zeros(len(part), inside.shape[1], *part.shape[2:])
+        chances[:, 0] = 1
+        chances[(..., *box)] = inside
+        whole.append(chances)
+    return torch.cat(whole)
 
 
-def full_labels(chances: Tensor, shape: tuple[int, ...]) -> Tensor:
+def full_labels(chances: Tensor, shape: tuple[int, ...], plan: Plan) -> Tensor:
     """Labels on the scans' own grid: probabilities brought there, the largest wins. -> uint8 (N, X, Y, Z)."""
     side = volumes.cube_side(shape)
     out = torch.empty(len(chances), *shape, dtype=torch.uint8)
@@ -203,7 +224,7 @@ def full_labels(chances: Tensor, shape: tuple[int, ...]) -> Tensor:
         whole = volumes.resize(chance[None], side)
         winners = whole.max(1, keepdim=True).indices  # seven times as fast as argmax
         out[index] = volumes.crop_from_cube(winners.to(torch.uint8), shape)[0]
-    return out
+    return plan.maps(out)
 
 
 class Labelled(NamedTuple):

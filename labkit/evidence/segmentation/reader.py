@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from labkit.data import volumes
+from labkit.data.labels import TISSUE_LABELS
 from labkit.evidence.segmentation.network import (
     ABOUT_FILE,
     MODEL_FILE,
     SCORES_FILE,
     Plan,
+    from_json,
     load_network,
     padded_box,
     probabilities,
@@ -98,12 +100,13 @@ def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> TrainedNetwo
     if not found:
         return None
     newest = max(found, key=lambda path: path.stat().st_mtime).parent
-    content = json.loads((newest / ABOUT_FILE).read_text())["plan"]
-    plan = Plan(**{**content, "channels": tuple(content["channels"])})
+    plan = from_json(json.loads((newest / ABOUT_FILE).read_text())["plan"])
     return TrainedNetwork(load_network(plan, newest / MODEL_FILE), plan, newest)
 
 
 def find_reader(run_path: Path, shape: tuple[int, ...], zooms: tuple[float, ...]) -> Reader | None:
-    """The newest network that the segmentation experiment of a run trained on all its real scans, if there is one."""
+    """The newest network that a run's segmentation experiment trained on all its real scans, if it reads tissues."""
     found = find_network(run_path)
-    return None if found is None else Reader(found.network, found.plan, tuple(shape), tuple(zooms))
+    if found is None or found.plan.labels != TISSUE_LABELS:
+        return None
+    return Reader(found.network, found.plan, tuple(shape), tuple(zooms))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from labkit.evidence.segmentation import gains
 from labkit.evidence.segmentation.arms import Arm
 from labkit.evidence.segmentation.experiment import Experiment, read_scores
-from labkit.evidence.segmentation.scores import SCORED_TISSUES, score
+from labkit.evidence.segmentation.scores import score
 from labkit.evidence.segmentation.sources import arms_animals
 from labkit.files import write_text
 from labkit.generation import encode
@@ -31,7 +31,7 @@ def scores(experiment: Experiment) -> pd.DataFrame:
             kept = experiment.arm_folder(arm, seed) / f"registered-{atlas.run.fingerprint[:8]}.csv"
             if not kept.exists():
                 codes = encode(atlas.run, experiment.test) if codes is None else codes
-                write_text(kept, score(atlas.label(codes), experiment.test).to_csv(index=False))
+                write_text(kept, score(atlas.label(codes), experiment.test, experiment.tissues).to_csv(index=False))
             tables.append(read_scores(kept).assign(arm=arm.name, seed=seed))
     return pd.concat(tables, ignore_index=True)
 
@@ -48,7 +48,8 @@ def beside_networks(experiment: Experiment) -> pd.DataFrame:
     means = {by: gains.means(table).set_index(["arm", "tissue"]) for by, table in found.items()}
     rows = {
         (arm.words(len(experiment.train)), by): {
-            tissue: _words(*table.loc[(arm.name, tissue), ["mean", "ci_low", "ci_high"]]) for tissue in SCORED_TISSUES
+            tissue: _words(*table.loc[(arm.name, tissue), ["mean", "ci_low", "ci_high"]])
+            for tissue in experiment.tissues
         }
         for arm in _arms(experiment)
         for by, table in means.items()

@@ -22,8 +22,8 @@ from labkit.data.cohort import Cohort
 from labkit.evidence.metrics import intervals
 from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
 from labkit.evidence.segmentation.experiment import Experiment
-from labkit.evidence.segmentation.network import Plan, full_labels, padded_box, probabilities
-from labkit.evidence.segmentation.scores import SCORED_TISSUES, dice
+from labkit.evidence.segmentation.network import full_labels, padded_box, probabilities
+from labkit.evidence.segmentation.scores import dice
 from labkit.files import progress_bar
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def agreement(experiment: Experiment, synthetic: Mapping[str, Cohort]) -> pd.Dat
         sources.insert(1, (f"{name}, at {size}³", real, at_resolution(sample, size)))
     rows = []
     for name, cohort, sample in progress_bar(sources, "reading scans"):
-        for comparison, scores in _compared(networks, cohort, sample, plan).items():
-            for tissue, values in zip(SCORED_TISSUES, scores.T, strict=True):
+        for comparison, scores in _compared(networks, cohort, sample, experiment).items():
+            for tissue, values in zip(experiment.tissues, scores.T, strict=True):
                 low, high = np.clip(intervals.of_mean(values), 0, 1)
                 rows.append((name, comparison, tissue, values.mean(), low, high, len(values), len(networks)))
     columns = ["source", "comparison", "tissue", "dice", "ci_low", "ci_high", "n", "networks"]
@@ -94,16 +94,21 @@ def _networks(experiment: Experiment) -> list[nn.Module]:
     return [experiment.network(ARM, seed) for seed in seeds]
 
 
-def _compared(networks: list[nn.Module], cohort: Cohort, sample: Sample, plan: Plan) -> dict[str, np.ndarray]:
+def _compared(
+    networks: list[nn.Module], cohort: Cohort, sample: Sample, experiment: Experiment
+) -> dict[str, np.ndarray]:
     """Dice by comparison, (N, tissues), means over networks or pairs of them."""
+    plan, tissues = experiment.plan, experiment.tissues
     images, box = sample.normalised * 2 - 1, padded_box(sample.shape, plan)
-    read = [full_labels(probabilities([network], images, box), sample.shape) for network in networks]
+    read = [full_labels(probabilities([network], images, box), sample.shape, plan) for network in networks]
     pairs = {BY_TWO: list(combinations(read, 2))}
     if cohort.labelled:
         own = torch.from_numpy(np.array([scan.labels for scan in cohort]))
         pairs[BY_LABEL] = [(own, maps) for maps in read]
     return {
-        name: np.mean([[dice(*maps, neither=0).numpy() for maps in zip(*pair, strict=True)] for pair in some], axis=0)
+        name: np.mean(
+            [[dice(*maps, tissues, neither=0).numpy() for maps in zip(*pair, strict=True)] for pair in some], axis=0
+        )
         for name, some in pairs.items()
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,49 +11,59 @@ import torch
 from torch import Tensor
 
 from labkit.data.cohort import Cohort
+from labkit.data.labels import WHOLE_BRAIN
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCORED_TISSUES = {"whole brain": (1, 2, 3), "white matter": (3,), "grey matter": (2,), "CSF": (1,)}
+SCORED_TISSUES = {WHOLE_BRAIN: (1, 2, 3), "white matter": (3,), "grey matter": (2,), "CSF": (1,)}
 """What is scored, and the labels it consists of; the paper's order."""
+
+
+def scored(names: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """The same of other labels, by what they are called: all of them together, and each."""
+    whole = {WHOLE_BRAIN: tuple(names)}
+    return whole | {name: (label,) for label, name in names.items()} if len(names) > 1 else whole
+
 
 SCORES = ("dice", "hd95_mm", "volume_bias")
 
 
-def score(predicted: Tensor, truth: Cohort) -> pd.DataFrame:
+def score(predicted: Tensor, truth: Cohort, tissues: Mapping[str, Sequence[int]] = SCORED_TISSUES) -> pd.DataFrame:
     """Score label maps, uint8 (N, X, Y, Z), against the animals' own labels, on the scans' grid.
 
-    One row an animal and tissue: ``subject``, ``session``, ``tissue``, ``dice`` [0, 1], ``hd95_mm`` (distance that 95 %
-    of the surface points stay below, the larger of both directions; the diagonal of the grid where a tissue is
-    missing), ``volume_bias`` (predicted over true volume, minus 1).
+    One row an animal and entry of `tissues`, labels by name: ``subject``, ``session``, ``tissue``, ``dice`` [0, 1],
+    ``hd95_mm`` (distance that 95 % of the surface points stay below, the larger of both directions; the diagonal of the
+    grid where a tissue is missing), ``volume_bias`` (predicted over true volume, minus 1).
     """
     import pandas as pd
 
     rows = []
     for mine, scan in zip(predicted, truth, strict=True):
         labels = torch.from_numpy(np.array(scan.labels))
-        own, theirs, overlap = _masks(mine), _masks(labels), dice(mine, labels)
+        own, theirs, overlap = _masks(mine, tissues), _masks(labels, tissues), dice(mine, labels, tissues)
         far = _hausdorff(own, theirs, scan.zooms)
         volumes = own.sum((1, 2, 3)), theirs.sum((1, 2, 3))
-        for index, tissue in enumerate(SCORED_TISSUES):
+        for index, tissue in enumerate(tissues):
             bias = float(volumes[0][index] / volumes[1][index] - 1) if volumes[1][index] else float("nan")
             rows.append((scan.subject, scan.session, tissue, float(overlap[index]), float(far[index]), bias))
     return pd.DataFrame(rows, columns=["subject", "session", "tissue", *SCORES])
 
 
-def dice(labels: Tensor, others: Tensor, neither: float = 1) -> Tensor:
-    """Dice of two label maps, uint8 (X, Y, Z): (4,), a tissue each, [0, 1]; `neither` where both are without it."""
+def dice(
+    labels: Tensor, others: Tensor, tissues: Mapping[str, Sequence[int]] = SCORED_TISSUES, neither: float = 1
+) -> Tensor:
+    """Dice of two label maps, uint8 (X, Y, Z): (T,), a tissue each, [0, 1]; `neither` where both are without it."""
     from monai.metrics import compute_dice
 
-    own, theirs = _masks(labels), _masks(others)
+    own, theirs = _masks(labels, tissues), _masks(others, tissues)
     found = compute_dice(own[None], theirs[None], include_background=True, ignore_empty=False)[0]
     return torch.where((own + theirs).sum((1, 2, 3)) > 0, found, neither)
 
 
-def _masks(labels: Tensor) -> Tensor:
-    """(X, Y, Z) -> (4, X, Y, Z), float, a tissue each."""
-    return torch.stack([sum(labels == part for part in parts) for parts in SCORED_TISSUES.values()]).float()
+def _masks(labels: Tensor, tissues: Mapping[str, Sequence[int]]) -> Tensor:
+    """(X, Y, Z) -> (T, X, Y, Z), float, a tissue each."""
+    return torch.stack([sum(labels == part for part in parts) for parts in tissues.values()]).float()
 
 
 def _hausdorff(own: Tensor, theirs: Tensor, zooms: tuple[float, ...]) -> Tensor:

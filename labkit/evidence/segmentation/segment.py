@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit.data import bids
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
-from labkit.data.labels import LABEL_NAMES
+from labkit.data.labels import LABEL_NAMES, TISSUE_LABELS
 from labkit.data.sources import open_cohort
 from labkit.evidence.segmentation.arms import ARMS
 from labkit.evidence.segmentation.experiment import Experiment
@@ -53,7 +53,7 @@ def segment(
     Returns
     -------
     Cohort
-        The scans with labels, a network's 1 CSF, 2 grey matter, 3 white matter; files have the originals' grid and
+        The scans with labels, in the numbers of those that were learned from; files have the originals' grid and
         orientation.
 
     Raises
@@ -87,8 +87,17 @@ def segment(
     if not folder.exists():
         images, box = inputs(cohort, found.plan)
         chances = (probabilities([found.network], image[None], box) for image in images)
-        labels = (chance.max(1, keepdim=True).indices.byte()[0] for chance in chances)
-        _write(folder, cohort, labels, LABEL_NAMES, Arm=arm, Seed=seed, Run=generator.path.name)
+        labels = (found.plan.maps(chance.max(1, keepdim=True).indices)[0] for chance in chances)
+        tissues = found.plan.labels == TISSUE_LABELS
+        _write(
+            folder,
+            cohort,
+            labels,
+            LABEL_NAMES if tissues else generator.file_template.label_names,
+            Arm=arm,
+            Seed=seed,
+            Run=generator.path.name,
+        )
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
 
 
@@ -102,10 +111,8 @@ def _by_atlas(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None) -> Co
     default = run.path / "segmented" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:10]}"
     folder = located(out_dir) if out_dir else default
     if not folder.exists():
-        values = set(generator.atlas.state["label_values"].tolist())
-        names = LABEL_NAMES if values <= set(LABEL_NAMES) else {}
         labels = (map_ for code in encode(run, cohort).split(8) for map_ in generator.labelled(code)[1])
-        _write(folder, cohort, labels, names, Run=run.path.name)
+        _write(folder, cohort, labels, run.file_template.label_names, Run=run.path.name)
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
 
 
@@ -118,5 +125,5 @@ def _write(folder: Path, cohort: Cohort, labels: Iterable[Tensor], label_names: 
             path = bids.scan_path(names[scan.subject], scan.session, scan.suffix)
             bids.save_scan(fresh, path, original, scan.restore_labels(cube))
         if label_names:
-            bids.write_label_names(fresh, label_names)
+            bids.write_label_names(fresh, {0: "background", **label_names})
         bids.write_description(fresh, f"{cohort.name}, segmented", "derivative", Scans=cohort.fingerprint, **about)

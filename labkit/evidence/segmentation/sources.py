@@ -91,7 +91,7 @@ class ArmsAtlas:
         made = list(labelled_batches(generator, draw_codes(self.run, n, seed)))
         images, labels = (torch.cat(parts) for parts in zip(*made, strict=True))
         sample = _sample(images, self.plan.size, self.train.shape)
-        labels = volumes.resize_labels(labels, self.plan.size)
+        labels = self.plan.classes(volumes.resize_labels(labels, self.plan.size))
         images = sample.normalised * 2 - 1
         return replace(self.like, images=recoloured(images, labels, seed) if contrast else images, labels=labels)
 
@@ -109,7 +109,7 @@ class ArmsAtlas:
             seen = geometry.see(state["label_logits"], geometry.points(part, guarded=True))
             found.append(state["label_values"][seen.max(1, keepdim=True).indices])
         cubes = self.run.generator().in_cube(torch.cat(found), 0)
-        return replace(self.like.take(places), labels=volumes.resize_labels(cubes, self.plan.size))
+        return replace(self.like.take(places), labels=self.plan.classes(volumes.resize_labels(cubes, self.plan.size)))
 
 
 def recoloured(images: Tensor, labels: Tensor, seed: int) -> Tensor:
