@@ -49,14 +49,14 @@ def without_tissues(scans: Iterable[Scan], need_all: bool = True) -> list[str]:
 
 
 def label_names(folder: Path, values: Sequence[int]) -> dict[int, str]:
-    """What label maps of a data set call these numbers, 0 left out: its first ``*dseg.tsv`` that names all of them.
+    """What label maps of a data set call these numbers, 0 left out: its shortest ``*dseg.tsv`` that names all of them.
 
-    ``dseg.tsv`` comes before those with a ``desc-``; without one the names are "label 7".
+    Without one the names are "label 7".
     """
     wanted = [value for value in values if value]
-    for table in sorted(folder.glob("*dseg.tsv"), key=lambda path: (path.name != "dseg.tsv", path.name)):
-        rows = {row.get("index", ""): row.get("name", "") for row in bids.read_table(table)}
-        names = {value: rows.get(str(value), "") for value in wanted}
-        if all(names.values()):
-            return names
+    tables = (bids.read_table(path) for path in sorted(folder.glob("*dseg.tsv")))
+    for rows in sorted(tables, key=len):
+        known = {row.get("index", ""): row.get("name", "") for row in rows}
+        if all(known.get(str(value)) for value in wanted):
+            return {value: known[str(value)] for value in wanted}
     return {value: f"label {value}" for value in wanted}

@@ -32,20 +32,20 @@ STRUCTURES = (
     "inferior colliculi", "central gray", "neocortex", "amygdala", "olfactory bulb", "brain stem", "rest of midbrain",
     "basal forebrain and septum", "fimbria",
 )  # fmt: skip
-"""What the labels 1 to 20 are on the right; those on the left are 21 to 40, without :data:`UNDIVIDED`."""
+"""What the labels 1 to 20 are on the right, and of structures whose sides are one; on the left they are 21 to 40."""
 
 UNDIVIDED = ("external capsule and corpus callosum", "ventricles", "brain stem")
-"""Structures that have one label for both sides."""
+"""Structures that have one label for both sides everywhere."""
 
 FLUID = ("ventricles",)
 FIBRES = ("external capsule and corpus callosum", "anterior commissure", "internal capsule", "fimbria")
 
 
-def structure_names() -> dict[int, str]:
+def side_names() -> dict[int, str]:
     """Name of each label that the published maps hold, 0 included.
 
-    >>> from labkit.data.mice import structure_names
-    >>> names = structure_names()
+    >>> from labkit.data.mice import side_names
+    >>> names = side_names()
     >>> names[1], names[21], names[10], 30 in names
     ('hippocampus, right', 'hippocampus, left', 'ventricles', False)
     """
@@ -55,6 +55,11 @@ def structure_names() -> dict[int, str]:
         if name not in UNDIVIDED:
             names[label + len(STRUCTURES)] = f"{name}, left"
     return dict(sorted(names.items()))
+
+
+def structures(sides: np.ndarray) -> np.ndarray:
+    """Labels 1 to 20 of a map whose left structures are 21 to 40; uint8, same shape."""
+    return np.where(sides > len(STRUCTURES), sides - len(STRUCTURES), sides).astype(np.uint8)
 
 
 def tissues(structures: np.ndarray) -> np.ndarray:
@@ -71,10 +76,11 @@ def mice_dataset() -> Path:
     """Folder of the BIDS data set, written at the first call from files that are fetched and verified.
 
     It lies under the data folder (``LABKIT_DATA``) and has the published scans byte for byte, the tissues as ``dseg``,
-    the structures as ``desc-structures_dseg``, and each animal's group in ``participants.tsv``.
+    the structures as ``desc-structures_dseg``, those of each side, as published, as ``desc-sides_dseg``, and each
+    animal's group in ``participants.tsv``.
     """
     manifest = load_manifest("mice")
-    known = [[file.sha256 for file in manifest.files], tissues(np.arange(41)).tolist(), structure_names(), GROUPS]
+    known = [[file.sha256 for file in manifest.files], tissues(np.arange(41)).tolist(), side_names(), GROUPS]
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:10]
     folder = data_folder() / "cohorts" / f"mice-{key}"
     if folder.is_dir():
@@ -90,7 +96,8 @@ def mice_dataset() -> Path:
         bids.write_table(fresh / "participants.tsv", rows)
         write_json(fresh / "participants.json", {"group": {"Description": "Group of animals", "Levels": GROUPS}})
         bids.write_label_names(fresh, LABEL_NAMES)
-        bids.write_label_names(fresh, structure_names(), "structures")
+        bids.write_label_names(fresh, {0: "background", **dict(enumerate(STRUCTURES, start=1))}, "structures")
+        bids.write_label_names(fresh, side_names(), "sides")
         bids.write_description(
             fresh, manifest.title, License=manifest.licence, ReferencesAndLinks=[manifest.citation, manifest.doi],
             SourceDatasets=[{"URL": manifest.files[0].url.rpartition("/")[0]}],
@@ -106,14 +113,14 @@ def _number(entry: tuple[str, Path]) -> int:
 
 
 def _write_animal(folder: Path, subject: str, image: Path, labels: Path) -> None:
-    """A scan as published, its tissues and its structures beside it."""
+    """A scan as published, its tissues and its structures beside it, together and by side."""
     place = folder / bids.scan_path(subject, suffix="T2w")
     place.parent.mkdir(parents=True)
     shutil.copyfile(image, place)
     stored, header = nifti.read_array(image)
-    structures = nifti.read_labels(labels, stored.shape, header.get_best_affine())
     affine = header.get_best_affine()
-    maps = {"dseg": tissues(structures), "desc-structures_dseg": structures}
+    sides = nifti.read_labels(labels, stored.shape, affine)
+    maps = {"dseg": tissues(sides), "desc-structures_dseg": structures(sides), "desc-sides_dseg": sides}
     for suffix, array in maps.items():
         stem = re.sub(r"_T2w\.nii\.gz$", "", place.name)
         nifti.save(nifti.image_on_grid(array, affine), place.with_name(f"{stem}_{suffix}.nii.gz"))
