@@ -146,7 +146,7 @@ class Atlas:
 
     def label(self, z: Tensor) -> Tensor:
         """Labels of codes (N, Z), uint8 (N, 1, X, Y, Z), in the numbers that :meth:`learn_labels` was given."""
-        return self.decode_labelled(z)[1]
+        return self.labels_of(self.numbers(z))
 
     def _parts(self, z: Tensor, noise: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
         parts = list(z.split(CHUNK))
@@ -176,12 +176,16 @@ class Atlas:
         # argmax along an axis that is not the last in memory takes eight times as long as max
         return scans, state["label_values"][seen[:, 1:].max(1, keepdim=True).indices]
 
+    @property
+    def _label_logits(self) -> Tensor:
+        if "label_logits" not in self.state:
+            raise ValueError("this atlas has no labels yet: give it some with learn_labels")
+        return self.state["label_logits"]
+
     @cached_property
     def _template_and_labels(self) -> Tensor:
         """Both in one look-up, channels last in memory: finding eight neighbours takes longer than reading them."""
-        if "label_logits" not in self.state:
-            raise ValueError("this atlas has no labels yet: give it some with learn_labels")
-        both = torch.cat([self.state["template"], self.state["label_logits"]], 1)
+        both = torch.cat([self.state["template"], self._label_logits], 1)
         return both.contiguous(memory_format=torch.channels_last_3d)
 
     def encode(self, scans: Tensor, steps: int = 40, start: Tensor | None = None) -> Tensor:
@@ -208,6 +212,41 @@ class Atlas:
                 z = self._descend(geometry, part, z, moments, range(round(begin * steps), round(end * steps)), steps)
             found.append(z)
         return torch.cat(found) if found else scans.new_zeros(0, self.latent_dim)
+
+    @torch.no_grad()
+    def register(self, scans: Tensor, steps: int = 60) -> Tensor:
+        """Scans (N, 1, X, Y, Z) in [0, 1] to numbers, (N, P), that no mode holds back.
+
+        As the fit found those of its animals, with template and appearances as they are. A code knows only how the
+        animals of the fit differ, which of few animals is too little to lay labels over a new one.
+        """
+        coarse = Geometry(self.geometry.full, self.settings, scans.device, coarser=2)
+        found = []
+        for part in scans.split(CHUNK):
+            numbers = self.state["centre"].repeat(len(part), 1)
+            moments = Adam(numbers)
+            for step in range(steps):
+                geometry = coarse if 2 * step < steps else self.geometry
+                template = F.adaptive_avg_pool3d(self.state["template"], geometry.template_shape)
+                looks, target = (F.adaptive_avg_pool3d(x, geometry.shape) for x in (self.state["appearances"], part))
+                with torch.enable_grad():
+                    numbers.requires_grad_()
+                    seen = expected(geometry.render(template, looks, numbers), self.noise)
+                    loss = 4 * (seen - target).square().mean() + geometry.priors(numbers)["prior"]
+                    (gradient,) = torch.autograd.grad(loss, numbers)
+                numbers = numbers.detach()
+                moments.step(numbers, gradient, geometry.rates * annealed(step / steps))
+            found.append(numbers)
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def labels_of(self, numbers: Tensor) -> Tensor:
+        """The template's labels under the warps of numbers (N, P): uint8 (N, 1, X, Y, Z)."""
+        found = []
+        for part in numbers.split(CHUNK):
+            seen = self.geometry.see(self._label_logits, self.geometry.points(part, guarded=True))
+            found.append(self.state["label_values"][seen.max(1, keepdim=True).indices])
+        return torch.cat(found)
 
     def _descend(self, geometry: Geometry, scans: Tensor, z: Tensor, moments: Adam, some: range, steps: int) -> Tensor:
         """Some of the steps that make codes more probable: squared differences, and N(0, I)."""
@@ -346,6 +385,13 @@ class AtlasEncoder(nn.Module):
     def forward(self, cubes: Tensor) -> Tensor:
         """(B, 1, S, S, S) -> (B, Z)."""
         return self.atlas.encode((cubes[(..., *self.box)] + 1) / 2)
+
+    def labels(self, cubes: Tensor) -> Tensor:
+        """Cubes (B, 1, S, S, S) in [-1, 1] to their labels by registration, uint8 of the same shape."""
+        found = cubes.new_zeros(cubes.shape, dtype=torch.uint8)
+        scans = (cubes[(..., *self.box)] + 1) / 2
+        found[(..., *self.box)] = self.atlas.labels_of(self.atlas.register(scans))
+        return found
 
     @torch.no_grad()
     def unposed(self, cubes: Tensor, z: Tensor) -> Tensor:

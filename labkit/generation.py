@@ -21,7 +21,6 @@ from labkit import __version__
 from labkit.data import bids, nifti
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
-from labkit.data.nifti import Origin
 from labkit.data.sources import open_cohort
 from labkit.fields import whole
 from labkit.files import located, new_folder, progress_bar, write_json, write_text
@@ -212,7 +211,8 @@ def generate(
         holds just what is asked for, it is opened and nothing is made anew.
     like : Cohort or Scan, optional
         Whose files the synthetic ones are to be like: grid, affine, header, orientation and data type of the first
-        scan, intensity ranges of all. Default: the training scans.
+        scan, intensity ranges of all. Default: the training scans; where these were brought to the cohort's grid from
+        others, files have the cohort's, since a finer one would only interpolate what a network made.
     seed : int
         Of the codes. The same seed gives the same bytes on the same machine.
     truncation : float
@@ -243,8 +243,9 @@ def generate(
         raise ValueError(f"truncation={truncation!r}: a standard deviation of codes, 0 or more; 1 is the model's own")
     if not (like is None or isinstance(like, Scan) or isinstance(like, Cohort) and len(like)):
         raise ValueError(f"like={like!r}: a scan, a cohort with scans (labkit.open_cohort opens a folder), or None")
-    file_template = run.file_template if like is None else FileTemplate.of([like] if isinstance(like, Scan) else like)
-    run.file_template.check_grid([like] if isinstance(like, Scan) else list(like or ()))
+    scans = [like] if isinstance(like, Scan) else list(like or ())
+    file_template = FileTemplate.of(scans, own_files=True) if scans else run.file_template
+    run.file_template.check_grid(scans)
     made = _made(run, n, seed, truncation, like)
     folder = located(out_dir) if out_dir else default_folder(run, n, seed, truncation, like)
     if folder.exists():
@@ -316,12 +317,12 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
     names = cohort.bids_labels()
     with new_folder(folder) as fresh:
         for scan, volume in zip(progress_bar(cohort, "writing reconstructions"), volumes, strict=True):
-            image = scan.restore(volume)
+            image = nifti.restore(volume, scan.image.shape, nifti.on_grid(scan.origin, scan.image.shape))
             _check_not_constant(image, f"the scan of {scan.subject}")
             image.header["descrip"] = b"synthetic: reconstructed by an encoder and a generator"
             path = bids.scan_path(names[scan.subject], scan.session, scan.suffix, "reconstruction")
             bids.save_scan(fresh, path, image, None)
-            _write_sidecar(fresh / path, {"Reconstruction": True, **_placed(scan.origin)})
+            _write_sidecar(fresh / path, {"Reconstruction": True})
         bids.write_description(fresh, f"Reconstructions by {made['run']}", "derivative", **_generated_by(run), **made)
     return open_cohort(folder, **opening)
 
@@ -403,6 +404,7 @@ def _write_scan(
     _check_not_constant(image, f"code {index} of seed {made['seed']}")
     path = bids.scan_path(subject, suffix=file_template.suffix, description="synthetic")
     bids.save_scan(folder, path, image, None if labels is None else file_template.label_image(labels))
+    origin = file_template.origin
     sidecar = {
         "Synthetic": True,
         "Description": SYNTHETIC,
@@ -412,19 +414,15 @@ def _write_scan(
         "Index": index,
         "Truncation": made["truncation"],
         "IntensityRange": file_template.draw_range(np.random.default_rng(gain)),  # what -1 and 1 became
+        # where the network's grid is in a file on another one, so that it is put there again when that is opened
+        **({"GridAffine": np.asarray(origin.grid_affine).tolist()} if origin.resampled else {}),
         "Code": [float(f"{value:.9g}") for value in code.tolist()],  # nine digits give a float32 back exactly
-        **_placed(file_template.origin),
     }
     _write_sidecar(folder / path, sidecar)
 
 
 def _write_sidecar(path: Path, content: dict[str, Any]) -> None:
     write_json(path.with_name(path.name.replace(".nii.gz", ".json")), content)
-
-
-def _placed(origin: Origin) -> dict[str, Any]:
-    """Where the network's grid is in a file on another one, so that it is put there again when the file is opened."""
-    return {"GridAffine": np.asarray(origin.grid_affine).tolist()} if origin.resampled else {}
 
 
 def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:

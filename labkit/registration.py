@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from labkit import warps
 from labkit.atlas import CHUNK, Adam, Atlas, AtlasEncoder, AtlasGenerator, annealed
-from labkit.rendering import Geometry, expected, roughness
+from labkit.rendering import Geometry, expected, grain
 from labkit.variants import AtlasSettings, Scale
 
 LEADING = 6
@@ -55,10 +55,6 @@ class AtlasLearner:
         n, sizes = len(scans), self.geometry.sizes
         start = torch.randn(n, settings.appearances, generator=torch.Generator().manual_seed(seed)).to(self.device)
         self.numbers = torch.cat([start.new_zeros(n, sum(sizes.values()) - settings.appearances), start], 1)
-        rates = {"velocity": 1.0, "pose": 1.0, "brightness": 0.04, "appearance": 0.3}
-        self.rates = torch.cat([torch.full((size,), settings.lr * rates[name]) for name, size in sizes.items()]).to(
-            self.device
-        )
         mean = self.small.mean(0, keepdim=True)
         self.template = (mean.square() - math.pi / 2 * self.noise**2).clamp_min(0).sqrt()
         self.appearances = mean.new_zeros(settings.appearances, *mean.shape[2:])
@@ -92,28 +88,20 @@ class AtlasLearner:
                 part.requires_grad_()
             seen = expected(geometry.render(*learned), self.noise)
             mse = (seen - scans[animals]).square().mean()
-            priors = self.priors(geometry, learned[2])
-            loss = 4 * mse + priors["prior"]
+            priors = geometry.priors(learned[2])
+            loss = 4 * mse + priors["prior"] + settings.grain / len(self.scans) * sum(map(grain, learned[:2]))
             gradients = torch.autograd.grad(loss, learned)
         pace = annealed(self.iteration / settings.iterations)
         self.template, self.appearances = (part.detach() for part in learned[:2])
         self.of_template.step(self.template, gradients[0], pace * settings.lr_template)
         self.of_appearances.step(self.appearances, gradients[1], pace * settings.lr_template / 3)
-        self.of_numbers.step(self.numbers, gradients[2], pace * self.rates, animals)
+        self.of_numbers.step(self.numbers, gradients[2], pace * geometry.rates, animals)
         self.numbers[animals] = geometry.without_affine(self.numbers[animals])
         if self.iteration % 10 == 9:
             # a mean velocity is the template's business, and must not drift; gently, as the template has to follow
             self.numbers -= 0.1 * self.numbers.mean(0)
         self.iteration += 1
         return {"loss": loss.detach(), "mse": mse.detach(), "bending": priors["bending"], "speed": priors["speed"]}
-
-    def priors(self, geometry: Geometry, numbers: Tensor) -> dict[str, Tensor]:
-        """Terms that keep numbers small and velocities smooth; ``"prior"`` is their weighted sum."""
-        v, _, g, a = geometry.split(numbers)
-        bending, speed = roughness(v), v.square().mean()
-        prior = self.settings.bending * bending + self.settings.speed * speed + 1e-3 * g.square().mean()
-        return {"prior": prior + 1e-4 * a.square().sum(1).mean() / max(1, a.shape[1]),
-                "bending": bending.detach(), "speed": speed.detach()}  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit, but the scans and the state of `rng`: nested tensors and numbers."""
@@ -166,7 +154,8 @@ def noise_level(scans: Tensor) -> tuple[float, float]:
     black = 0.0
     if (scans == 0).float().mean() > 0.02:
         inside = scans[scans > 0]
-        black = 0.5 * inside[:: max(1, len(inside) // 100_000)].quantile(0.02).item()
+        low, middle = inside[:: max(1, len(inside) // 100_000)].quantile(inside.new_tensor([0.02, 0.5])).tolist()
+        black = max(low / 2, middle / 20)  # edges that were resampled fade to nothing
     is_air = 0.35 < ratio < 0.75 and black == 0
     return ((air.square().mean() / 2).sqrt().item() if is_air else 0.0), black
 

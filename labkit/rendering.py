@@ -29,7 +29,7 @@ class Geometry:
     """
 
     def __init__(self, shape: Shape, settings: AtlasSettings, device: torch.device, coarser: int = 1) -> None:
-        self.full, self.squarings = tuple(shape), settings.squarings
+        self.full, self.squarings, self.settings = tuple(shape), settings.squarings, settings
         self.shape = tuple(max(min(n, 2), n // coarser) for n in shape)
         self.template_shape = tuple(n * settings.template_factor for n in self.shape)
         self.knots = warps.coarse_shape(shape, settings.knot_spacing)
@@ -38,6 +38,10 @@ class Geometry:
             "velocity": 3 * math.prod(self.knots), "pose": 12, "brightness": math.prod(self.bright),
             "appearance": settings.appearances,
         }  # fmt: skip
+        rates = {"velocity": 1.0, "pose": 1.0, "brightness": 0.04, "appearance": 0.3}
+        self.rates = torch.cat(
+            [torch.full((size,), settings.lr * rates[name]) for name, size in self.sizes.items()]
+        ).to(device)  # (P,), step sizes
         coarse = warps.coarse_shape(shape, settings.flow_spacing)
 
         def matrices(make: Callable[[int, int], Tensor], out: Shape, given: Shape) -> list[Tensor]:
@@ -115,10 +119,25 @@ class Geometry:
             seen = seen + self.see(self.look(appearances, numbers), points)
         return seen * self.brightness(numbers)
 
+    def priors(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Terms that keep numbers small and velocities smooth; ``"prior"`` is their weighted sum."""
+        v, _, g, a = self.split(numbers)
+        bending, speed = roughness(v), v.square().mean()
+        prior = self.settings.bending * bending + self.settings.speed * speed + 1e-3 * g.square().mean()
+        return {"prior": prior + 1e-4 * a.square().sum(1).mean() / max(1, a.shape[1]),
+                "bending": bending.detach(), "speed": speed.detach()}  # fmt: skip
+
 
 def roughness(velocity: Tensor) -> Tensor:
     """Mean squared second difference between knots, over the axes."""
     return torch.stack([velocity.diff(n=2, dim=axis).square().mean() for axis in (2, 3, 4)]).sum()
+
+
+def grain(volumes: Tensor) -> Tensor:
+    """Mean squared difference between neighbours of (..., X, Y, Z), over the axes; 0 where there is nothing."""
+    if not volumes.numel():
+        return volumes.sum()
+    return torch.stack([volumes.diff(dim=axis).square().mean() for axis in (-3, -2, -1)]).sum()
 
 
 def expected(clean: Tensor, noise: float) -> Tensor:

@@ -135,11 +135,14 @@ class AtlasSettings:
     squarings : int
         Of scaling and squaring.
     appearances : int
-        Number of A_j.
+        Number of A_j; :func:`labkit.training.train` takes fewer where animals are few.
     lr, lr_template : float
         Step size of Adam for velocities, voxels, and for the template, grey values in [0, 1].
     bending, speed : float
         Weights of the mean squared second difference between knots and of the mean squared velocity, voxels.
+    grain : float
+        Weight, divided by the number of animals, of the mean squared difference between neighbours in the template and
+        in appearances: few animals leave voxels of the finer template undetermined.
 
     Raises
     ------
@@ -162,6 +165,7 @@ class AtlasSettings:
     lr_template: float = number(1e-6, 1, default=4e-3)
     bending: float = number(0, default=0.002)
     speed: float = number(0, default=8e-5)
+    grain: float = number(0, default=0.3)
 
     def __post_init__(self) -> None:
         check(self)

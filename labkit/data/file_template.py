@@ -31,26 +31,34 @@ class FileTemplate:
 
     shape: tuple[int, ...]  # voxels of the cohort's grid, axes right, superior, anterior
     suffix: str  # of BIDS, the kind of scan
-    origin: Origin  # the file to be like; its path is empty, its header's texts are SYNTHETIC or empty
+    origin: Origin  # the file to be like, on the cohort's grid; path empty, header's texts SYNTHETIC or empty
     ranges: tuple[tuple[float, float], ...]  # smallest and largest intensity of each scan, the files' unit
     label_names: dict[int, str] = field(default_factory=dict)  # what their labels are called, 0 left out
+    resampled: bool = False  # whether scans were brought to the cohort's grid from another
 
     @classmethod
-    def of(cls, scans: Iterable[Scan], label_names: Mapping[int, str] | None = None) -> FileTemplate:
-        """FileTemplate of one scan or more: grid and header of the first, intensity ranges of all."""
+    def of(
+        cls, scans: Iterable[Scan], label_names: Mapping[int, str] | None = None, own_files: bool = False
+    ) -> FileTemplate:
+        """FileTemplate of one scan or more: header of the first, intensity ranges of all, the grid they share.
+
+        With `own_files` it is the grid of the first one's file, where that is another.
+        """
         scans = list(scans)
         if not scans:
             raise ValueError("no scans to be like: give at least one")
         first, ranges = scans[0], tuple((float(scan.origin.low), float(scan.origin.high)) for scan in scans)
         header = nifti.encode_header(without_identity(nifti.decode_header(first.origin.header)))
+        shape = tuple(first.image.shape)
         origin = replace(first.origin, path="", header=header)
-        return cls(tuple(first.image.shape), first.suffix, origin, ranges, dict(label_names or {}))
+        origin = origin if own_files else nifti.on_grid(origin, shape)
+        return cls(shape, first.suffix, origin, ranges, dict(label_names or {}), first.origin.resampled)
 
     @property
     def grid(self) -> str:
         """The `grid` that opens what is written on the same voxels again, e.g. ``"study"``, ``"56x40x64@0.3"``."""
         grid = Grid(self.shape, self.zooms)
-        return str(grid) if self.origin.resampled or grid.is_study else "native"
+        return str(grid) if self.resampled or grid.is_study else "native"
 
     @property
     def zooms(self) -> tuple[float, ...]:
@@ -112,7 +120,8 @@ class FileTemplate:
         origin = Origin.from_json(content["origin"])
         ranges = tuple((float(low), float(high)) for low, high in content["ranges"])
         names = {int(label): str(name) for label, name in content.get("label_names", {}).items()}
-        return cls(tuple(content["shape"]), content["suffix"], origin, ranges, names)
+        shape, resampled = tuple(content["shape"]), content.get("resampled", origin.resampled)
+        return cls(shape, content["suffix"], nifti.on_grid(origin, shape), ranges, names, resampled)
 
 
 def written_range(scan: Scan) -> tuple[float, float]:

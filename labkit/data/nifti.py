@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,25 @@ def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
     header.set_slope_inter(1, 0)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     return image_class(values.astype(dtype), header.get_best_affine(), header)
+
+
+def on_grid(origin: Origin, shape: Sequence[int]) -> Origin:
+    """The origin of a file that would hold the cohort's grid itself, `shape` voxels, its axes as in `origin`'s file.
+
+    What a network makes of a scan that was resampled is written so: a finer grid would only interpolate it, and
+    reading that again blur it.
+    """
+    if not origin.resampled:
+        return origin
+    turn = axis_change("".join(STUDY_AXES), origin.axes)
+    affine = np.asarray(origin.grid_affine) @ orientations.inv_ornt_aff(turn, tuple(shape))
+    stored = orientations.apply_orientation(np.broadcast_to(np.uint8(0), tuple(shape)), turn).shape
+    header = decode_header(origin.header)
+    header.set_data_shape(stored)
+    header.set_qform(affine, 1)
+    header.set_sform(affine, 1)
+    nested = tuple(tuple(float(value) for value in row) for row in affine)
+    return replace(origin, shape=stored, affine=nested, header=encode_header(header), resampled=False)
 
 
 def restore(volume: torch.Tensor | np.ndarray, shape: Sequence[int], origin: Origin) -> nib.Nifti1Image:

@@ -9,6 +9,7 @@ import torch
 
 import labkit
 from labkit import generation
+from labkit.data import volumes
 from labkit.data.file_template import FileTemplate, without_identity, written_range
 from labkit.data.volumes import resize
 from labkit.evidence.sample import Sample
@@ -291,3 +292,25 @@ def test_scans_on_another_grid_are_refused(run, tmp_path):
     for work in (lambda: encode(run, native), lambda: generate(run, 1, tmp_path / "x", like=native)):
         with pytest.raises(ValueError, match="grid='study'"):
             work()
+
+
+def test_scans_on_another_grid_than_their_files_are_written_as_they_were_made(tmp_path):
+    """A finer file would be an interpolation, and reading it again a blur."""
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        data = np.pad(rng.uniform(500, 900, (30, 40, 24)), 4).astype(np.float32)
+        nib.save(nib.Nifti1Image(data, np.diag([-0.4, 0.4, 0.6, 1])), tmp_path / f"rat{index}_T2w.nii")
+    cohort = labkit.open_cohort(tmp_path, grid="24x20x28@0.7")
+    own = train("sigmarat2", cohort, "smoke", tmp_path / "run", n_train=4, size=32, **FAST)
+    made = generate(own, 2)
+    image = nib.load(next(made.folder.rglob("*.nii.gz")))
+    assert image.shape == (24, 28, 20) and nib.aff2axcodes(image.affine) == ("L", "A", "S")
+    assert np.allclose(image.header.get_zooms(), 0.7) and np.allclose(image.get_sform(), image.get_qform(), atol=1e-4)
+    assert made.shape == cohort.shape and np.allclose(made[0].affine, cohort[0].affine, atol=1e-3)
+    volume = decode(own, draw_codes(own, 2, 0))[0]
+    low, high = json.loads(next(made.folder.rglob("sub*00000*.json")).read_text())["IntensityRange"]
+    cube = resize(volume[None], volumes.cube_side(cohort.shape))
+    kept = volumes.crop_from_cube(volumes.from_unit_range(cube, low, high), cohort.shape)[0].numpy()
+    assert np.allclose(made[0].image, kept, atol=1e-3 * high)
+    back = reconstruct(own, cohort[:2])
+    assert np.allclose(back[1].affine, cohort[1].affine, atol=1e-3) and not back[0].origin.resampled

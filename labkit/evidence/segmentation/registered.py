@@ -10,7 +10,6 @@ from labkit.evidence.segmentation.experiment import Experiment, read_scores
 from labkit.evidence.segmentation.scores import score
 from labkit.evidence.segmentation.sources import arms_animals
 from labkit.files import write_text
-from labkit.generation import encode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,14 +23,14 @@ def scores(experiment: Experiment) -> pd.DataFrame:
     """
     import pandas as pd
 
-    tables, codes = [], None
+    tables, numbers = [], None
     for arm in _arms(experiment):
         for seed in range(experiment.seeds):
             atlas = experiment.atlas_with(arms_animals(experiment.train, arm.real, seed))
-            kept = experiment.arm_folder(arm, seed) / f"registered-{atlas.run.fingerprint[:8]}.csv"
+            kept = experiment.arm_folder(arm, seed) / f"registration-{atlas.run.fingerprint[:8]}.csv"
             if not kept.exists():
-                codes = encode(atlas.run, experiment.test) if codes is None else codes
-                write_text(kept, score(atlas.label(codes), experiment.test, experiment.tissues).to_csv(index=False))
+                numbers = atlas.register(experiment.test) if numbers is None else numbers
+                write_text(kept, score(atlas.label(numbers), experiment.test, experiment.tissues).to_csv(index=False))
             tables.append(read_scores(kept).assign(arm=arm.name, seed=seed))
     return pd.concat(tables, ignore_index=True)
 

@@ -21,7 +21,6 @@ from labkit.evidence.segmentation.network import inputs, probabilities
 from labkit.evidence.segmentation.reader import find_network
 from labkit.fields import known
 from labkit.files import located, new_folder, progress_bar
-from labkit.generation import encode
 from labkit.runs import Run, load_run
 
 
@@ -102,16 +101,16 @@ def segment(
 
 
 def _by_atlas(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None) -> Cohort:
-    """Labels by registration: each scan's code, and what the template's labels become under its warp."""
-    generator = run.generator()
-    if not generator.has_labels:
+    """Labels by registration: each scan's warp, and what the template's labels become under it."""
+    if not run.generator().has_labels:
         raise ValueError(
             f"{run.path.name} was trained on scans without labels: put *_dseg.nii.gz beside some, and train it again"
         )
     default = run.path / "segmented" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:10]}"
     folder = located(out_dir) if out_dir else default
     if not folder.exists():
-        labels = (map_ for code in encode(run, cohort).split(8) for map_ in generator.labelled(code)[1])
+        encoder, scans = run.encoder(), cohort.volumes(run.scale.size)
+        labels = (map_ for part in scans.split(8) for map_ in encoder.labels(part))
         _write(folder, cohort, labels, run.file_template.label_names, Run=run.path.name)
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
 

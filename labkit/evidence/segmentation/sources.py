@@ -95,20 +95,21 @@ class ArmsAtlas:
         images = sample.normalised * 2 - 1
         return replace(self.like, images=recoloured(images, labels, seed) if contrast else images, labels=labels)
 
-    def label(self, codes: Tensor) -> Tensor:
-        """Labels of codes (N, Z) on the scans' own grid, uint8 (N, X, Y, Z)."""
-        cubes = self.run.generator().in_cube(self.atlas.label(codes), 0)
+    def label(self, numbers: Tensor) -> Tensor:
+        """Labels of numbers (N, P), of :meth:`register`, on the scans' own grid, uint8 (N, X, Y, Z)."""
+        cubes = self.run.generator().in_cube(self.atlas.labels_of(numbers), 0)
         whole = volumes.resize_labels(cubes, volumes.cube_side(self.train.shape))
         return volumes.crop_from_cube(whole, self.train.shape)
 
+    def register(self, scans: Cohort) -> Tensor:
+        """Numbers (N, P) of other scans on the same grid."""
+        size = self.run.scale.size
+        box = volumes.scanned_slices(scans.shape, size)
+        return self.atlas.register((scans.volumes(size)[(..., *box)] + 1) / 2)
+
     def registered(self, places: list[int]) -> Examples:
         """Real training scans, as if without labels, with those that the template brings along."""
-        state, found = self.atlas.state, []
-        for part in self.numbers[places].split(8):
-            geometry = self.atlas.geometry
-            seen = geometry.see(state["label_logits"], geometry.points(part, guarded=True))
-            found.append(state["label_values"][seen.max(1, keepdim=True).indices])
-        cubes = self.run.generator().in_cube(torch.cat(found), 0)
+        cubes = self.run.generator().in_cube(self.atlas.labels_of(self.numbers[places]), 0)
         return replace(self.like.take(places), labels=self.plan.classes(volumes.resize_labels(cubes, self.plan.size)))
 
 
