@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -199,6 +203,34 @@ def write_description(folder: Path, name: str, kind: str = "raw", **fields: obje
     """Write ``dataset_description.json`` (BIDS 1.10); `fields` are added as they stand."""
     content = {"Name": name, "BIDSVersion": "1.10.0", "DatasetType": kind, **fields}
     write_json(folder / "dataset_description.json", content)
+
+
+SAID = ("Name", "License", "HowToAcknowledge", "ReferencesAndLinks", "DatasetDOI", "Simulated", "Synthetic", "Note")
+"""Fields of a data set's description that what is made from it passes on."""
+
+COUNTED = ("species", "strain", "sex", "group")
+"""Columns of ``participants.tsv`` that say what kind of animals there are."""
+
+
+def read_about(folder: Path, subjects: Iterable[str]) -> dict[str, Any]:
+    """What a data set says of itself and of these animals; nothing where it has no such files, or damaged ones.
+
+    Fields are those of :data:`SAID`, and ``participants``: how many animals have which value of :data:`COUNTED`.
+    """
+    try:
+        content = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    about = {key: content[key] for key in SAID if content.get(key)} if isinstance(content, dict) else {}
+    try:
+        with (folder / "participants.tsv").open(encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t"))
+    except (OSError, ValueError, csv.Error):
+        rows = []
+    animals = {f"sub-{subject}" for subject in subjects}
+    rows = [row for row in rows if row.get("participant_id") in animals]
+    counts = {column: dict(Counter(str(row[column]) for row in rows if row.get(column))) for column in COUNTED}
+    return about | {"participants": {column: found for column, found in counts.items() if found}}
 
 
 def write_label_names(folder: Path, names: Mapping[int, str], description: str = "") -> None:
