@@ -32,8 +32,8 @@ PAPER = (
     "A. Ferreira, R. Magalhães, S. Mériaux, V. Alves. Generation of Synthetic Rat Brain MRI Scans with a 3D Enhanced "
     "Alpha Generative Adversarial Network. Applied Sciences 12(10):4844, 2022. doi 10.3390/app12104844"
 )
-MEASURE = "papermill book/04_quality.ipynb out.ipynb -p run_dirs"
-SEGMENT = "papermill book/05_segmentation.ipynb out.ipynb -p run_dir"
+MEASURE = "papermill book/04_quality.ipynb out.ipynb -p run_dirs RUN"
+SEGMENT = "papermill book/05_segmentation.ipynb out.ipynb -p run_dir RUN"
 
 
 def write_card(run: Run, fingerprint: str, folder: Path | None = None, made: Mapping[str, Any] | None = None) -> str:
@@ -115,7 +115,7 @@ def _about_run(run: Run, fingerprint: str) -> str:
         sittings = []
     rows = {
         "model": f"`{variant.name}`, " + ("a template that is warped, of this study" if atlas else "a 3-D alpha-GAN"),
-        "scale": f"`{plain(scale.name)}`: cubes of {scale.size}³ voxels",
+        "scale": f"{plain(scale.name)}: cubes of {scale.size}³ voxels",
         "scans": f"{voxels} voxels of {zooms} mm (right, superior, anterior), kind {plain(template.suffix or 'T2w')}",
         "iterations": f"{sittings[-1]['to']} of {scale.iterations}" if sittings else "not kept",
         "trained": _time(sittings),
@@ -132,7 +132,7 @@ def _time(sittings: list[dict[str, Any]]) -> str:
     last, minutes = sittings[-1], sum(sitting["seconds"] for sitting in sittings) / 60
     machine = f"{last['device']}, {last['threads']} threads, {last['precision']}"
     versions = f"labkit {last['labkit']} ({last['commit']}), torch {last['torch']}"
-    return plain(f"{minutes:.1f} minutes in {len(sittings)} sittings; the last on {machine}, {versions}")
+    return plain(f"{minutes:.1f} minutes; sittings: {len(sittings)}, the last on {machine}, {versions}")
 
 
 def _held_out_error(run: Run) -> tuple[float, float] | None:
@@ -163,14 +163,14 @@ def _training_data(run: Run) -> str:
     """Animals on either side, and what their data set says of itself."""
     config, about = run.config, _data(run)
     said = f", *{plain(about['Name'])}*" if about.get("Name") else ""
-    rows = {"cohort": f"`{plain(config['cohort']['name'])}`{said}, fingerprint {config['cohort']['fingerprint'][:12]}"}
+    rows = {"cohort": f"{plain(config['cohort']['name'])}{said}, fingerprint {config['cohort']['fingerprint'][:12]}"}
     for side, words in (("train", "trained on"), ("held_out", "held out, never trained on")):
         subjects = config[side]["subjects"]
         labelled = about.get("labelled", {}).get(side)
         labels = "" if labelled is None else f", {labelled} of them with label maps"
         rows[words] = f"{len(set(subjects))} animals, {len(subjects)} scans{labels}"
     kind = "simulated" if about.get("Simulated") else "synthetic" if about.get("Synthetic") else ""
-    rows["kind"] = f"**{kind}: no animals**" if kind else "scans that do not say they are simulated or synthetic"
+    rows["kind"] = f"**{kind}: no real animals**" if kind else "scans that do not say they are simulated or synthetic"
     if about.get("Note"):
         rows["note"] = plain(about["Note"])
     for column, values in about.get("participants", {}).items():
@@ -195,7 +195,7 @@ def _references(about: Mapping[str, Any]) -> list[str]:
 def _measured(run: Run, fingerprint: str) -> tuple[dict[str, Any], str]:
     """Chapter 4's results of these very weights, or why there are none."""
     metrics = read_json(run.path / METRICS)
-    how = f"execute chapter 4 (`{MEASURE} {plain(run.path.name)}`, its folder), then `labkit.card(run)`."
+    how = f"execute chapter 4 (`{MEASURE}`, RUN the run's folder)."
     if not metrics:
         return {}, f"**Not measured yet**: {how}"
     if metrics.get("run_fingerprint") != fingerprint:
@@ -212,12 +212,13 @@ def _verdict(run: Run, fingerprint: str, made: Mapping[str, Any] | None) -> str:
     if why:
         return head + why
     verdicts = {group: cell for group, cell in metrics["verdicts"].items() if cell and group != "copies"}
-    passed, of = (sum(int(cell.split(" of ")[place]) for cell in verdicts.values()) for place in (0, 1))
+    counts = [re.findall(r"\d+", cell) for cell in verdicts.values()]
+    passed, of = (sum(int(pair[place]) for pair in counts if len(pair) == 2) for place in (0, 1))
     real = metrics["real"]
     text = (
         f"**{passed} of {of} measures** say *as good as real*: their interval reaches the floor, which is what real "
         f"animals give beside other real animals. Measured on {metrics['n']} scans of seed {metrics['seed']} beside "
-        f"{real['animals']} animals of `{plain(real['name'])}` that were not trained on. Few animals have wide "
+        f"{real['animals']} animals of {plain(real['name'])} that were not trained on. Few animals have wide "
         "intervals, which are easily reached.\n\n"
     )
     if made and (made["truncation"] != 1 or made["like"] != "training scans"):
@@ -241,15 +242,16 @@ def _copies(run: Run, fingerprint: str) -> str:
     head = "## Were training animals copied?\n\n"
     metrics, why = _measured(run, fingerprint)
     rows = [row for row in metrics.get("rows", []) if row["metric"] == "copies p"]
-    if why or not rows:
+    if not rows:
         return head + (why or "**Not tested.**") + " A scan may be a training animal's: do not call it anonymous."
-    p = min(row["value"] for row in rows if "planted" not in row["flavour"])
+    searched = [row["value"] for row in rows if "planted" not in row["flavour"] and row["value"] is not None]
+    p = min(searched, default=1.0)
     if metrics["verdicts"].get("copies") == "not testable":
         said = "**Not testable**: the audit did not find the copies that were planted to try it."
     elif p <= 0.05:
-        said = f"**Yes, it seems**: p = {p:.2g}. These scans can give training animals away."
+        said = f"**It seems so**: smallest p of {len(searched)} searches {p:.2g}. They can give training animals away."
     else:
-        said = f"No sign of it, p = {p:.2g}; that proves no anonymity."
+        said = f"No sign of it, smallest p of {len(searched)} searches {p:.2g}; that proves no anonymity."
     cells = ((plain(row["flavour"]), _number(row["value"])) for row in rows)
     return head + said + " Rows that say *planted* try the audit: small values are right there.\n\n" + table(
         cells, "searched", "p"
@@ -261,11 +263,10 @@ def _segmentation(run: Run) -> str:
     head = "## Do they help a segmentation network?\n\n"
     found = sorted(run.path.glob("segmentation/*/conclusions.txt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        return f"{head}**Not measured**: execute chapter 5 (`{SEGMENT} {plain(run.path.name)}`, its folder)."
-    lines = found[-1].read_text(encoding="utf-8").splitlines()
-    return head + "\n".join(f"- {plain(line)}" for line in lines if line.strip()) + (
-        "\n\nOf Dice on held-out animals; arms are explained in chapter 5."
-    )  # fmt: skip
+        return f"{head}**Not measured**: with labelled scans, execute chapter 5 (`{SEGMENT}`, RUN the run's folder)."
+    lines = found[-1].read_text(encoding="utf-8", errors="replace").splitlines()
+    said = "\n".join(f"- {plain(line)}" for line in lines if line.strip())
+    return f"{head}Chapter 5, of Dice on held-out animals; the weights may have been earlier ones:\n\n{said}"
 
 
 USE = """## Use

@@ -233,8 +233,8 @@ class Recorder:
 def card(run: Run | str | os.PathLike, folder: str | os.PathLike | None = None) -> str:
     """Write the card of a run, or of a folder that it generated, as ``README.md``, and give its text (Markdown).
 
-    Training, :func:`labkit.generate` and chapter 4 write cards themselves; this renews one that is older than what
-    chapters 4 and 5 measured.
+    Training, :func:`labkit.generate` and chapters 4 and 5 write them; this renews that of a folder which is older than
+    what the chapters measured.
 
     Parameters
     ----------
