@@ -214,12 +214,12 @@ def _verdict(run: Run, fingerprint: str, made: Mapping[str, Any] | None) -> str:
     verdicts = {group: cell for group, cell in metrics["verdicts"].items() if cell and group != "copies"}
     counts = [re.findall(r"\d+", cell) for cell in verdicts.values()]
     passed, of = (sum(int(pair[place]) for pair in counts if len(pair) == 2) for place in (0, 1))
-    real = metrics["real"]
+    real, simulated = metrics["real"], " (here simulated)" if _data(run).get("Simulated") else ""
     text = (
         f"**{passed} of {of} measures** say *as good as real*: their interval reaches the floor, which is what real "
-        f"animals give beside other real animals. Measured on {metrics['n']} scans of seed {metrics['seed']} beside "
-        f"{real['animals']} animals of {plain(real['name'])} that were not trained on. Few animals have wide "
-        "intervals, which are easily reached.\n\n"
+        f"animals{simulated} give beside other real animals. Measured on {metrics['n']} scans of seed "
+        f"{metrics['seed']} beside {real['animals']} animals of {plain(real['name'])} that were not trained on. Few "
+        "animals have wide intervals, which are easily reached.\n\n"
     )
     if made and (made["truncation"] != 1 or made["like"] != "training scans"):
         text += "This folder's scans were made with other codes or like other files, and were not measured.\n\n"

@@ -208,8 +208,8 @@ def generate(
     n : int
         How many scans; scan i of a seed is the same whatever `n`.
     out_dir : path, optional
-        New folder, a BIDS derivative; it appears only when everything is written. Default: inside the run. If it
-        holds just what is asked for, it is opened and nothing is made anew.
+        New folder, a BIDS derivative with a card (``README.md``, :mod:`labkit.cards`); it appears only when everything
+        is written. Default: inside the run. If it holds just what is asked for, it is opened and nothing is made anew.
     like : Cohort or Scan, optional
         Whose files the synthetic ones are to be like: grid, affine, header, orientation and data type of the first
         scan, intensity ranges of all. Default: the training scans.

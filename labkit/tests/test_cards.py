@@ -178,3 +178,12 @@ def test_cells_read_as_the_text_they_hold():
     assert cards.plain("T2w_run_1 & _x_") == "T2w_run_1 &amp; \\_x\\_"
     assert cards.one_line(" a\r\n\tb\x00c ") == "a b c"
     assert len(cards.one_line("x" * 5000)) == cards.LONGEST
+
+
+def test_a_run_from_before_cards_goes_on_and_learns_what_its_data_say(rats, run):
+    config = run.config
+    del config["cohort"]["about"]
+    (run.path / "config.json").write_text(json.dumps(config))
+    assert "species | not said" in card(run)
+    train("sigmarat2", rats, "smoke", run.path, n_train=14, **FAST)
+    assert "rattus norvegicus (28)" in (run.path / "README.md").read_text()
