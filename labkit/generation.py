@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labkit import __version__
+from labkit import __version__, cards
 from labkit.data import bids, nifti
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
 from labkit.data.sources import open_cohort
 from labkit.fields import whole
-from labkit.files import located, new_folder, progress_bar, write_json, write_text
+from labkit.files import located, new_folder, progress_bar, write_json
 from labkit.runs import Run, RunError, choose_device, load_run
 
 DESCRIPTION = "dataset_description.json"
@@ -207,8 +207,8 @@ def generate(
     n : int
         How many scans; scan i of a seed is the same whatever `n`.
     out_dir : path, optional
-        New folder, a BIDS derivative; it appears only when everything is written. Default: inside the run. If it
-        holds just what is asked for, it is opened and nothing is made anew.
+        New folder, a BIDS derivative with a card (``README.md``, :mod:`labkit.cards`); it appears only when everything
+        is written. Default: inside the run. If it holds just what is asked for, it is opened and nothing is made anew.
     like : Cohort or Scan, optional
         Whose files the synthetic ones are to be like: grid, affine, header, orientation and data type of the first
         scan, intensity ranges of all. Default: the training scans; where these were brought to the cohort's grid from
@@ -431,16 +431,11 @@ def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:
         for index in range(made["n"])
     ]
     bids.write_table(folder / "participants.tsv", rows)
-    write_text(
-        folder / "README",
-        f"SYNTHETIC DATA. {made['n']} brain scans made by a generator ({made['model']}, run {made['run']}); no "
-        "animal was scanned\nfor them. They are no measurements and no basis for a diagnosis. Each scan's JSON file "
-        "holds the code it was made\nfrom. Made with labkit, after Ferreira et al. 2022, doi 10.3390/app12104844.\n",
-    )
     bids.write_description(
         folder, f"Synthetic brain scans by {made['run']}", "derivative", Synthetic=True, **_generated_by(run),
         **made, TrainedOnScans=run.config["train"]["digests"],
     )  # fmt: skip
+    cards.write_card(run, made["run_fingerprint"], folder, made)
 
 
 def _generated_by(run: Run) -> dict[str, Any]:

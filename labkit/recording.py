@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import platform
 import signal
 import subprocess
@@ -22,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit import __version__, runs
+from labkit import __version__, cards, runs
 from labkit.data.cohort import Cohort
-from labkit.files import load_state, save_state, watched, write_json, write_text
+from labkit.files import load_state, located, save_state, watched, write_json, write_text
 from labkit.registration import AtlasFit
 from labkit.runs import Run, RunError
 from labkit.samples import save_samples
@@ -227,6 +228,41 @@ class Recorder:
                         board.add_scalar(name, value, row["iteration"])
 
             yield write
+
+
+def card(run: Run | str | os.PathLike, folder: str | os.PathLike | None = None) -> str:
+    """Write the card of a run, or of a folder that it generated, as ``README.md``, and give its text (Markdown).
+
+    Training, :func:`labkit.generate` and chapters 4 and 5 write them; this renews that of a folder which is older than
+    what the chapters measured.
+
+    Parameters
+    ----------
+    run : Run or path
+        Trained.
+    folder : path, optional
+        A folder of :func:`labkit.generate`; default the run's own.
+
+    Raises
+    ------
+    RunError
+        The run has no weights yet.
+    ValueError
+        `folder` was not made by the run's present weights.
+
+    Examples
+    --------
+    >>> text = labkit.card(run)
+    >>> "## Training data" in text, text == (run.path / "README.md").read_text()
+    (True, True)
+    """
+    run = run if isinstance(run, Run) else runs.load_run(run)
+    if folder is None:
+        return cards.write_card(run, run.fingerprint)
+    made = cards.read_json(located(folder) / "dataset_description.json")
+    if made.get("run_fingerprint") != run.fingerprint or "n" not in made:
+        raise ValueError(f"{folder} is no folder that labkit.generate made with the present weights of {run.path.name}")
+    return cards.write_card(run, run.fingerprint, located(folder), made)
 
 
 @contextlib.contextmanager

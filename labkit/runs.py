@@ -9,6 +9,7 @@
         checkpoint.safetensors   everything needed to continue bit for bit
         models.safetensors       encoder and generators for use and sharing
         file_template.json       grid, header and intensity ranges of the training scans, for what is generated
+        README.md           its card, with what chapters 4 and 5 measured
         samples/            fixed codes and scans as they change: NIfTI and montage
         events/             TensorBoard
 """
@@ -122,6 +123,7 @@ def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         "device",
         "precision_used",
         "cohort.recipe",
+        "cohort.about",
     }
     flat: dict[str, Any] = {}
     for key, value in config.items():

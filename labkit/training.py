@@ -17,7 +17,7 @@ from torch import Tensor
 
 from labkit import runs
 from labkit.capture import Captured
-from labkit.data import volumes
+from labkit.data import bids, volumes
 from labkit.data.augment import AUGMENTATIONS, Augmentation, augment
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
@@ -25,7 +25,7 @@ from labkit.data.sources import PAPER_N, open_cohort
 from labkit.fields import whole
 from labkit.files import located, runs_folder, write_json
 from labkit.losses import draw_mix
-from labkit.recording import DivergedError, Recorder
+from labkit.recording import DivergedError, Recorder, card
 from labkit.registration import AtlasFit
 from labkit.runs import Run, RunError, choose_device
 from labkit.updates import Draws, Learner
@@ -152,6 +152,7 @@ def train(
                     recorder.checkpoint(iteration)
             if not last:
                 recorder.checkpoint(iteration)  # asked to stop: rows not yet due are kept in it
+        card(Run(folder))
         recorder.end_if_stopped(iteration)
     return Run(folder)
 
@@ -309,10 +310,23 @@ def _config(
         "variant": asdict(variant),
         "scale": asdict(scale),
         "seed": seed,
-        "cohort": {"name": cohort.name, "fingerprint": cohort.fingerprint, "n": len(cohort), "recipe": cohort.recipe},
+        "cohort": {
+            "name": cohort.name,
+            "fingerprint": cohort.fingerprint,
+            "n": len(cohort),
+            "recipe": cohort.recipe,
+            "about": _about(cohort, train, held_out),
+        },
         "train": {"fingerprint": train.fingerprint, "subjects": list(train.subjects), "digests": list(train.digests)},
         "held_out": {
             "fingerprint": held_out.fingerprint if held_out else None,
             "subjects": list(held_out.subjects) if held_out else [],
         },
     }
+
+
+def _about(cohort: Cohort, train: Cohort, held_out: Cohort | None) -> dict:
+    """What a card says of the training scans: their data set's own words, and how many on either side have labels."""
+    sides = {"train": train, "held_out": held_out or ()}
+    labelled = {side: sum(scan.labels is not None for scan in part) for side, part in sides.items()}
+    return {**bids.read_about(cohort.folder, cohort.subjects), "labelled": labelled}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -192,9 +195,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a BIDS table by column; none where it is missing or no text, ``n/a`` as an empty text."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error):
         return []
-    rows = csv.DictReader(lines, delimiter="\t")
     return [{key: "" if text in (None, "n/a") else text for key, text in row.items() if key} for row in rows]
 
 
@@ -210,6 +213,29 @@ def write_description(folder: Path, name: str, kind: str = "raw", **fields: obje
     """Write ``dataset_description.json`` (BIDS 1.10); `fields` are added as they stand."""
     content = {"Name": name, "BIDSVersion": "1.10.0", "DatasetType": kind, **fields}
     write_json(folder / "dataset_description.json", content)
+
+
+SAID = ("Name", "License", "HowToAcknowledge", "ReferencesAndLinks", "DatasetDOI", "Simulated", "Synthetic", "Note")
+"""Fields of a data set's description that what is made from it passes on."""
+
+COUNTED = ("species", "strain", "sex", "group")
+"""Columns of ``participants.tsv`` that say what kind of animals there are."""
+
+
+def read_about(folder: Path, subjects: Iterable[str]) -> dict[str, Any]:
+    """What a data set says of itself and of these animals; nothing where it has no such files, or damaged ones.
+
+    Fields are those of :data:`SAID`, and ``participants``: how many animals have which value of :data:`COUNTED`.
+    """
+    try:
+        content = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    about = {key: content[key] for key in SAID if content.get(key)} if isinstance(content, dict) else {}
+    animals = {f"sub-{subject}" for subject in subjects}
+    rows = [row for row in read_table(folder / "participants.tsv") if row.get("participant_id") in animals]
+    counts = {column: dict(Counter(str(row[column]) for row in rows if row.get(column))) for column in COUNTED}
+    return about | {"participants": {column: found for column, found in counts.items() if found}}
 
 
 def write_label_names(folder: Path, names: Mapping[int, str], description: str = "") -> None:

@@ -104,7 +104,9 @@ def test_the_data_set_says_that_it_is_synthetic(run, tmp_path):
     description = json.loads((folder / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative" and description["Synthetic"] is True
     assert description["GeneratedBy"][0]["Name"] == "labkit"
-    assert "SYNTHETIC" in (folder / "README").read_text() and "synthetic" in (folder / "participants.tsv").read_text()
+    assert (
+        "SYNTHETIC" in (folder / "README.md").read_text() and "synthetic" in (folder / "participants.tsv").read_text()
+    )
 
 
 def test_nothing_of_the_animal_is_left(tmp_path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from labkit.cards import METRICS
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.compare import AUDITED, PLANTED, Comparison
 from labkit.evidence.metrics.controls import controls
@@ -20,6 +21,7 @@ from labkit.evidence.selection import check_same_training, find_runs, named, rea
 from labkit.fields import whole
 from labkit.files import progress_bar, write_json, write_text
 from labkit.generation import generate, reconstruct
+from labkit.recording import card
 from labkit.runs import Run
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 RECONSTRUCTION = "reconstruction"
-METRICS = "metrics.json"
 TABLE = "metrics.md"
 AT_THE_END = "floor: real", "best is"
 VALUE, FLOOR = ["value", "ci_low", "ci_high"], ["floor", "floor_low", "floor_high"]
@@ -276,10 +277,13 @@ class Study:
                 "run_fingerprint": run.fingerprint,
                 "synthetic": self.comparisons[name].synthetic.fingerprint,
                 **setting,
+                "verdicts": self.verdicts().loc[name].to_dict(),
                 "rows": json.loads(rows.to_json(orient="records", force_ascii=False)),
             }
             write_json(run.path / METRICS, content)
             write_text(run.path / TABLE, table)
+            card(run)
+            card(run, self.comparisons[name].synthetic.folder)
             written += [run.path / METRICS, run.path / TABLE]
         return written
 

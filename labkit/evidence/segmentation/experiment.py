@@ -383,6 +383,7 @@ class Experiment:
         }
         for name, text in contents.items():
             write_text(self.folder / name, text)
+        recording.card(self.run)
         return [self.folder / name for name in contents]
 
 
