@@ -149,13 +149,16 @@ class Blocked(nn.Module):
         super().__init__()
         self.block, voxels, halvings = plan.block, plan.block**3, (2,) * (len(plan.channels) - 1)
         out = len(plan.labels) * voxels
-        self.unet = UNet(3, voxels, out, plan.channels, halvings, num_res_units=plan.residual, norm="batch")
+        wide = min(out, max(plan.channels[0], len(TISSUE_LABELS) * voxels))
+        self.unet = UNet(3, voxels, wide, plan.channels, halvings, num_res_units=plan.residual, norm="batch")
+        # many classes of a block of voxels are cheaper to tell from what the last layer finds than by that layer itself
+        self.head = nn.Conv3d(wide, out, 1) if out > wide else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) -> (B, K, X, Y, Z) logits."""
         from monai.networks.utils import pixelshuffle, pixelunshuffle
 
-        return pixelshuffle(self.unet(pixelunshuffle(x, 3, self.block)), 3, self.block)
+        return pixelshuffle(self.head(self.unet(pixelunshuffle(x, 3, self.block))), 3, self.block)
 
 
 def build(plan: Plan, seed: int) -> nn.Module:

@@ -1,0 +1,290 @@
+"""Real animals: what this study says of simulated rats, asked of 25 mice with labels.
+
+    python book/experiments/mice.py [--splits 6] [--labelled 1,3,5,17] [--steps 2400]
+        [--iterations 5000] [--parts segmentation,realism,groups] [--runs runs/mice]
+
+Each split holds eight or nine animals out, three of them every animal once, groups on both sides. `segmentation`: of
+those trained on some have labels, and networks learn the 20 structures from these, with an atlas's draws, random warps
+or the other animals, labelled by registration, beside them; registration labels the test animals itself, too.
+`realism`: an atlas and an alpha-GAN of `--iterations` beside the held-out animals. `groups`: brain volumes of wild type
+and transgenic mice as they come back from encoder and generator, as they are drawn, and whether a code tells the group.
+What is finished is kept in --runs, and an interrupted run goes on with the rest. Writes tables and provenance.json to
+book/reference/mice. An evening on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t
+
+import labkit
+from labkit.data.cohort import Cohort
+from labkit.evidence.metrics.study import Study, short, with_interval
+from labkit.evidence.segmentation import registered
+from labkit.evidence.segmentation.experiment import Experiment
+from labkit.evidence.segmentation.network import PLANS
+from labkit.files import write_json, write_text
+from labkit.generation import decode, draw_codes, encode
+from labkit.recording import provenance
+from labkit.training import split
+
+ARMS = ("r100", "r100+a1000", "r100+e1000", "r100+u")
+WORDS = {
+    "registration": "registration alone", "r100": "network, these alone", "r100+e1000": "network, + random warps",
+    "r100+a1000": "network, + atlas draws", "r100+u": "network, + the others, registered",
+}  # fmt: skip
+AGAINST = {"r100+a1000": ("r100", "r100+e1000", "r100+u", "registration"), "r100+e1000": ("r100",), "r100+u": ("r100",),
+           "registration": ("r100",)}  # fmt: skip
+"""Which arm minus which."""
+SHOWN = (
+    ("classifier AUC", "regions"), ("trace ratio", "regions"), ("trace ratio", "PCA"), ("RBF-MMD", "regions"),
+    ("precision", "regions"), ("recall", "regions"), ("copies p", ""),
+)  # fmt: skip
+OUT = Path(__file__).resolve().parents[1] / "reference" / "mice"
+
+
+def main() -> None:
+    """Train and measure what is missing, and write it."""
+    parser = argparse.ArgumentParser(prog="book/experiments/mice.py")
+    parser.add_argument("--splits", type=int, default=6, help="three hold every animal out once")
+    parser.add_argument("--labelled", default="1,3,5,17", help="of the animals trained on; 17 for all")
+    parser.add_argument("--steps", type=int, default=PLANS["laptop"].steps, help="of a segmentation network")
+    parser.add_argument("--iterations", type=int, default=5000, help="of the alpha-GAN")
+    parser.add_argument("--parts", default="segmentation,realism,groups")
+    parser.add_argument("--runs", type=Path, default=Path("runs/mice"))
+    options = parser.parse_args()
+    runs, parts = options.runs.resolve(), options.parts.split(",")
+    if "segmentation" in parts:
+        shares = [int(part) for part in options.labelled.split(",")]
+        scores = [segmentation(runs, fold, k, options.steps) for fold in range(options.splits) for k in shares]
+        table = pd.concat(scores, ignore_index=True)
+        write_text(OUT / "dice.csv", table.to_csv(index=False, float_format="%.4f"))
+        write_text(OUT / "segmentation.md", levels(table))
+        write_text(OUT / "differences.md", differences(table))
+        write_text(OUT / "structures.md", structures(table))
+    if "realism" in parts:
+        tables = [realism(runs, fold, options.iterations).assign(split=fold) for fold in range(options.splits)]
+        table = pd.concat(tables, ignore_index=True)
+        write_text(OUT / "realism.csv", table.to_csv(index=False, float_format="%.5g"))
+        write_text(OUT / "realism.md", beside_floors(table))
+    if "groups" in parts:
+        table = pd.concat([groups(runs, fold, options.iterations) for fold in range(options.splits)], ignore_index=True)
+        write_text(OUT / "groups.csv", table.to_csv(index=False, float_format="%.5g"))
+        write_text(OUT / "groups.md", volumes(table))
+    about = {"cohort": mice().fingerprint, "splits": options.splits, "steps": options.steps}
+    write_json(OUT / "provenance.json", about | {"iterations": options.iterations, **provenance(torch.device("cpu"))})
+
+
+@cache
+def mice() -> Cohort:
+    """With the 20 structures as labels."""
+    return labkit.open_cohort("mice", labels="structures")
+
+
+def atlas(runs: Path, fold: int) -> labkit.Run:
+    """Of a split's training animals, trained or opened."""
+    return labkit.train("atlas", mice(), "laptop", runs / f"atlas-{fold}", fold=fold)
+
+
+def gan(runs: Path, fold: int, iterations: int) -> labkit.Run:
+    """The same animals' alpha-GAN; precision is the same on every machine."""
+    return labkit.train(
+        "sigmarat2", mice(), "laptop", runs / f"sigmarat2-{fold}", iterations, fold=fold, precision="fp32"
+    )
+
+
+def segmentation(runs: Path, fold: int, labelled: int, steps: int) -> pd.DataFrame:
+    """Dice and volume bias of every arm, structure and held-out animal, where some training animals have labels."""
+    train, test = split(mice(), fold=fold)
+    if test is None:
+        raise ValueError("no animals are held out")
+    folder, run = runs / f"segmentation-{fold}-{labelled:02d}-{steps}", atlas(runs, fold)
+    known = set(np.random.default_rng(fold).permutation(sorted(set(train.subjects)))[:labelled].tolist())
+    some = Cohort(train.name, train.folder, [s if s.subject in known else replace(s, labels=None) for s in train])
+    arms = ARMS if len(known) < len(train) else ARMS[:-1]
+    experiment = Experiment(run, replace(PLANS["laptop"], steps=steps), arms, 1, some, test, folder, atlas=run).go_on()
+    found = pd.concat([experiment.scores, registered.scores(experiment).assign(arm="registration")], ignore_index=True)
+    return found.drop(columns=["session", "seed"]).assign(split=fold, labelled=labelled)
+
+
+def over_animals_and_splits(table: pd.DataFrame, column: str) -> tuple[float, float, float]:
+    """Mean of a column with its 95 % interval, whose error has a part by animals and a part by splits."""
+    animals, splits = (table.groupby(key)[column].mean() for key in ("subject", "split"))
+    mean = float(animals.mean())
+    if len(splits) < 2:
+        return mean, float("nan"), float("nan")
+    error = np.sqrt(splits.var(ddof=1) / len(splits) + animals.var(ddof=1) / len(animals))
+    reach = float(t.ppf(0.975, len(splits) - 1) * error)
+    return mean, mean - reach, mean + reach
+
+
+def by_part(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the whole brain, and of an animal's mean over its structures."""
+    keys = ["arm", "labelled", "split", "subject"]
+    whole = table[table["tissue"] == "whole brain"].assign(part="whole brain")
+    parts = table[table["tissue"] != "whole brain"].assign(bias=lambda rows: rows["volume_bias"].abs())
+    means = parts.groupby(keys, sort=False)[["dice", "bias"]].mean().reset_index().assign(part="structures")
+    return pd.concat([whole.assign(bias=whole["volume_bias"].abs()), means], ignore_index=True)[
+        [*keys, "part", "dice", "bias"]
+    ]
+
+
+def levels(table: pd.DataFrame) -> str:
+    """Mean Dice of every arm by labelled animals, and mean volume bias of structures, either way."""
+    rows, found = [], by_part(table)
+    shares = sorted(found["labelled"].unique())
+    for part, column, what in (
+        ("structures", "dice", "Dice"), ("whole brain", "dice", "Dice"), ("structures", "bias", "volume bias"),
+    ):  # fmt: skip
+        for arm, words in WORDS.items():
+            own = found[(found["arm"] == arm) & (found["part"] == part)]
+            cells = [digits(own[own["labelled"] == k][column].mean()) for k in shares]
+            rows.append([part, what, words, *cells])
+    return markdown(["", "", "", *(f"{k} labelled" for k in shares)], rows)
+
+
+def differences(table: pd.DataFrame) -> str:
+    """Differences in Dice of arms, animal by animal, with intervals over animals and splits."""
+    rows, found = (
+        [],
+        by_part(table).pivot_table(index=["part", "labelled", "split", "subject"], columns="arm", values="dice"),
+    )
+    shares = sorted(table["labelled"].unique())
+    for part in ("structures", "whole brain"):
+        for arm, others in AGAINST.items():
+            for other in others:
+                cells = []
+                for k in shares:
+                    own = found.loc[(part, k)]
+                    pair = {"difference": own[arm] - own[other]} if {arm, other} <= set(own) else {}
+                    own = pd.DataFrame(pair).dropna().reset_index()
+                    cells.append(signed(*over_animals_and_splits(own, "difference")) if len(own) else "")
+                rows.append([part, f"{WORDS[arm]} − {WORDS[other]}", *cells])
+    return markdown(["Dice", "", *(f"{k} labelled" for k in shares)], rows)
+
+
+def structures(table: pd.DataFrame) -> str:
+    """Mean Dice and volume bias of each structure, by arm, where the fewest but one and where all have labels."""
+    shares = sorted(table["labelled"].unique())
+    some = [shares[min(1, len(shares) - 1)], shares[-1]]
+    rows, arms = [], list(WORDS)
+    for tissue in table["tissue"].unique():
+        cells = []
+        for k in dict.fromkeys(some):
+            for arm in arms:
+                own = table[(table["tissue"] == tissue) & (table["labelled"] == k) & (table["arm"] == arm)]
+                cells.append(
+                    f"{digits(own['dice'].mean())} ({100 * own['volume_bias'].mean():+.0f} %)" if len(own) else ""
+                )
+        rows.append([tissue, *cells])
+    return markdown(["Dice (volume bias)", *(f"{WORDS[arm]}, {k}" for k in dict.fromkeys(some) for arm in arms)], rows)
+
+
+def realism(runs: Path, fold: int, iterations: int) -> pd.DataFrame:
+    """Chapter 4's table of both models and the controls, of one split."""
+    file = runs / f"realism-{fold}-{iterations}.csv"
+    if not file.exists():
+        study = Study([gan(runs, fold, iterations), atlas(runs, fold)])
+        write_text(file, study.table.to_csv(index=False))
+    return pd.read_csv(file, keep_default_na=False, na_values=[""]).fillna({"flavour": ""})
+
+
+def beside_floors(table: pd.DataFrame) -> str:
+    """Measures down, models across: mean over splits, and the smallest and largest."""
+    rows, models = [], list(dict.fromkeys(table["model"]))
+    for metric, flavour in SHOWN:
+        own = table[(table["metric"] == metric) & ((table["flavour"] == flavour) | (flavour == ""))]
+        if own.empty:
+            continue
+        cells = []
+        for model in models:
+            values = own[own["model"] == model].groupby("split")["value"].min()
+            cells.append(with_interval(values.mean(), values.min(), values.max()) if len(values) else "")
+        rows.append([f"{metric} {flavour}".strip(), *cells, short(own["floor"].mean())])
+    return markdown(["", *models, "floor: real"], rows)
+
+
+def groups(runs: Path, fold: int, iterations: int) -> pd.DataFrame:
+    """Brain volumes, mm³, of held-out animals, of what comes back of them, and of new ones; groups told by codes."""
+    file = runs / f"groups-{fold}-{iterations}.csv"
+    if file.exists():
+        return pd.read_csv(file, dtype={"subject": str}, keep_default_na=False, na_values=[""])
+    train, held_out = split(mice(), fold=fold)
+    rows = []
+    for name, run in (("sigmarat2", gan(runs, fold, iterations)), ("atlas", atlas(runs, fold))):
+        codes = {side: encode(run, scans) for side, scans in (("train", train), ("held out", held_out))}
+        told = nearest_group(codes["train"], train, codes["held out"])
+        back = brain_volumes(decode(run, codes["held out"], "encoded"), run)
+        real = brain_volumes(held_out.volumes(run.scale.size), run)
+        for place, scan in enumerate(held_out):
+            group = held_out.groups[scan.subject]
+            rows.append((name, "held out", scan.subject, group, real[place], back[place], told[place]))
+        drawn = brain_volumes(decode(run, draw_codes(run, 100, fold)), run)
+        rows += [(name, "drawn", str(place), "", np.nan, volume, "") for place, volume in enumerate(drawn)]
+    found = pd.DataFrame(rows, columns=["model", "kind", "subject", "group", "real", "made", "told"]).assign(split=fold)
+    write_text(file, found.to_csv(index=False))
+    return found
+
+
+def brain_volumes(cubes: torch.Tensor, run: labkit.Run) -> np.ndarray:
+    """Of scans without a skull (N, 1, S, S, S) in [-1, 1]: voxels brighter than half of their brain's median."""
+    unit = (cubes.flatten(1) + 1) / 2
+    inside = torch.where(unit > unit.quantile(0.99, dim=1, keepdim=True) / 5, unit, torch.nan)
+    brighter = unit > inside.nanmedian(1, keepdim=True).values / 2
+    return (brighter.sum(1) * float(np.prod(run.file_template.cube_zooms(cubes.shape[-1])))).numpy()
+
+
+def nearest_group(known: torch.Tensor, train: Cohort, codes: torch.Tensor) -> list[str]:
+    """The group of each code by linear discriminant analysis with shrunken covariance, of training animals."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    model.fit(known.double().numpy(), [train.groups[subject] for subject in train.subjects])
+    return [str(group) for group in model.predict(codes.double().numpy())]
+
+
+def volumes(table: pd.DataFrame) -> str:
+    """Mean and range of brain volumes by group, and how many held-out animals' groups their codes tell."""
+    rows = []
+    for model, own in table.groupby("model", sort=False):
+        held_out = own[own["kind"] == "held out"]
+        for group, some in held_out.groupby("group"):
+            right = f"{(some['told'] == some['group']).sum()} of {len(some)}"
+            rows.append([model, group, spread(some["real"]), spread(some["made"]), right])
+        right = f"{(held_out['told'] == held_out['group']).sum()} of {len(held_out)}"
+        drawn = own[own["kind"] == "drawn"]
+        rows.append([model, "all; drawn", spread(held_out["real"]), spread(drawn["made"]), right])
+    return markdown(["model", "group", "real, mm³", "made, mm³", "told by code"], rows)
+
+
+def spread(values: pd.Series) -> str:
+    """Mean, and standard deviation."""
+    return f"{values.mean():.0f} ± {values.std():.0f}"
+
+
+def digits(value: float) -> str:
+    """Three decimals, or nothing for what was not measured."""
+    return "" if np.isnan(value) else f"{value:.3f}"
+
+
+def signed(mean: float, low: float, high: float) -> str:
+    """A difference with its interval."""
+    text = f"{mean:+.3f}" + ("" if np.isnan(low) else f" ({low:+.3f} to {high:+.3f})")
+    return text.replace("-", "−")
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
