@@ -167,7 +167,8 @@ def test_what_holds_of_mice_is_said_by_intervals_over_animals_and_splits():
 
 def test_the_experiment_on_mice_runs_of_any_labelled_cohort_and_resumes(tmp_path, monkeypatch):
     mice, rats = script("mice"), onions(tmp_path / "rats", n=16)
-    rats.groups = {subject: "AB"[place % 2] for place, subject in enumerate(rats.subjects)}
+    rows = [f"sub-{subject}\t{'AB'[place % 2]}" for place, subject in enumerate(rats.subjects)]
+    (rats.folder / "participants.tsv").write_text("\n".join(["participant_id\tgroup", *rows]) + "\n")
     plan = PLANS["smoke"]
     monkeypatch.setattr(mice, "mice", lambda: rats)
     monkeypatch.setattr(mice, "PLANS", {"laptop": plan})
