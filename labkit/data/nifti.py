@@ -14,7 +14,7 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -347,6 +347,21 @@ def _plain_dtype(header: nib.Nifti1Header) -> np.dtype:
     if dtype.kind == "f" and dtype.itemsize <= 8 or dtype.kind in "iu" and not scaled:
         return dtype.newbyteorder("=")
     return np.dtype(np.float32)
+
+
+def with_common_type(header: nib.Nifti1Header, others: Iterable[nib.Nifti1Header]) -> nib.Nifti1Header:
+    """The header with a data type that holds what any of these files hold: their own where it is one, else one above.
+
+    float32 where some hold whole numbers and others do not.
+    """
+    types = {_plain_dtype(one) for one in (header, *others)}
+    if len(types) == 1:
+        return header
+    common = np.result_type(*types) if all(one.kind in "iu" for one in types) else np.dtype(np.float32)
+    fresh = header.copy()
+    fresh.set_data_dtype(common if common.itemsize <= 4 and common.kind in "iu" else np.float32)
+    fresh.set_slope_inter(1, 0)
+    return fresh
 
 
 def save(image: nib.Nifti1Image, path: str | os.PathLike) -> None:
