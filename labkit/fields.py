@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -51,6 +52,21 @@ def whole(name: str, value: Any, least: int, what: str = "") -> int:
     if number < least:
         raise ValueError(f"{name}={value!r}: {what}{', ' if what else ''}a whole number of at least {least}")
     return number
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """Settings by name, as a dictionary or as the text of one (JSON); ValueError for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"{name}: settings by name are wanted. With papermill: -y '{{{name}: {{latent_dim: 1000}}}}', "
+            f"or -p {name} '{{\"latent_dim\": 1000}}'"
+        )
+    return dict(value)
 
 
 def check(config: Any) -> None:

@@ -151,8 +151,12 @@ def top() -> Path:
 def located(path: str | os.PathLike) -> Path:
     """A path as given (``~`` is the home folder), or, from within the folder of the chapters, as seen from :func:`top`.
 
-    What is there is taken as it is, and so is what begins at the root or with ``..``.
+    What is there is taken as it is, and so is what begins at the root or with ``..``. ValueError for what is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"{path!r} is no path. papermill reads a name like 0123 as a number: give it as text, with -r instead of -p"
+        )
     path = Path(path).expanduser()
     return path if path.exists() or path.parts[:1] == ("..",) else top() / path
 
