@@ -87,7 +87,7 @@ def _to_the_mean(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
     return mean + (1 - strength) * (cubes - mean)
 
 
-def _one_rat(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
+def _one_scan(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
     count = round(strength * (len(cubes) - 1))
     out = cubes.clone()
     out[1 : 1 + count] = cubes[:1]
@@ -106,7 +106,8 @@ def _noise(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
     out = cubes.clone()
     part = out[(..., *scene.slices)]
     first, second = (NOISE * strength * torch.randn(part.shape, generator=generator) for _ in range(2))
-    out[(..., *scene.slices)] = ((part + first).square() + second.square()).sqrt()  # magnitude images: Rician
+    noisy = ((part + first).square() + second.square()).sqrt()  # magnitude images: Rician
+    out[(..., *scene.slices)] = torch.where(part > 0, noisy, part)  # what was cut out was cut out of the noisy scan
     return out
 
 
@@ -135,7 +136,7 @@ def _no_ventricles(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
 
 FAULTS = (
     Fault("collapse to the mean", "every scan is the mean scan", _to_the_mean),
-    Fault("one rat over and over", "every scan is one and the same real scan", _one_rat),
+    Fault("one scan over and over", "every scan is one and the same real scan", _one_scan),
     Fault("blur", f"Gaussian blur, standard deviation {BLUR_MM} mm", _blur),
     Fault("noise", f"Rician noise, standard deviation {NOISE:g} of the range", _noise),
     Fault("bias field", f"brightness from left to right by e^{-BIAS:g} to e^{BIAS:g}", _bias),
