@@ -41,7 +41,7 @@ def white(images: Tensor) -> Tensor:
     The brightest voxel of 160 000 is chance, and the brightest percent of voxels is less bright in a smooth scan than
     in a noisy one of the same head. White is therefore taken from means of blocks of 4 x 4 x 4 voxels: 1.75 times their
     95 % quantile, which some voxels in a thousand exceed. Halving the resolution of a scan moves it by less than 3 %,
-    the brightest half percent of voxels by 10 %. Where heads fill less than a tenth of the grid, as brains that were cut
+    the brightest half percent of voxels by 10 %. Where heads fill less than a tenth of the grid, as brains that are cut
     out may, it is the median of their blocks instead of that quantile: the same where both rules meet.
 
     Parameters

@@ -22,7 +22,7 @@ REACH = 3.0
 
 
 class View(NamedTuple):
-    """An animal at a place in code space: its volume (1, S, S, S), its picture (uint8), and what there is to say of it."""
+    """A place in code space: its volume (1, S, S, S), its picture (uint8), and what there is to say of it."""
 
     volume: Tensor
     picture: np.ndarray
@@ -121,7 +121,7 @@ def _aspect(space: LatentSpace) -> float:
 
 @style.drawn
 def film_strip(space: LatentSpace, codes: Tensor, kind: str, columns: int = 2) -> Figure:
-    """Animals along a way through code space, codes (n, Z) as of :func:`labkit.generation.interpolate`, in three planes.
+    """Scans along a way through code space, codes (n, Z) as of :func:`labkit.generation.interpolate`, in three planes.
 
     Each is entitled with its place on the way and its distance to the nearest training scan.
     """
