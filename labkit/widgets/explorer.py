@@ -29,7 +29,7 @@ DEBOUNCE_S = 0.03
 
 
 class Explorer:
-    """Controls, the scan they stand for, and its picture; saved ones go to `folder`, default ``explored`` in the run."""
+    """Controls, the scan they stand for, its picture; saved ones go to `folder`, default ``explored`` in the run."""
 
     def __init__(self, space: LatentSpace, folder: Path | None = None) -> None:
         import ipywidgets
