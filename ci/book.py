@@ -80,8 +80,8 @@ BANNERS = {
 COHORTS = {
     "phantom": "Shown are simulated rats, computed from a procedural head: no animal was scanned.",
     "sigma": "Shown are simulated rats, computed from SIGMA's maps of real ones: no animal was scanned for them.",
-    "mice": "Shown are real mice, not rats: 8 wild-type and 17 transgenic ones, 7 of these treated; brains cut out of in "
-    "vivo T2-weighted scans ([Ma et al. 2019](https://doi.org/10.3389/fnins.2019.00011); GPL-3.0, which may extend to "
+    "mice": "Shown are real mice, not rats: 8 wild-type and 17 transgenic ones, 7 of these treated; brains cut out of "
+    "in vivo scans ([Ma et al. 2019](https://doi.org/10.3389/fnins.2019.00011); GPL-3.0, which may extend to "
     "what a model makes of them). CSF is the ventricles alone; cerebellum and brain stem count as grey matter. So few "
     "animals can show a large fault, and cannot show that there is none.",
 }

@@ -42,7 +42,7 @@ class Region(NamedTuple):
 
 
 def region(scan: Scan) -> Region:
-    """The brain (voxels labelled above 0), or without labels the head, or what was left of it: (X, Y, Z), never empty."""
+    """The brain (voxels labelled above 0), without labels the head, or what was left of it: (X, Y, Z), never empty."""
     if scan.labels is not None and (scan.labels > 0).any():
         return Region(np.asarray(scan.labels) > 0, "brain")
     return Region(head_mask(scan.image), "head")
