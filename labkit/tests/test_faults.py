@@ -55,8 +55,10 @@ def test_noise_is_put_into_the_brain_alone_where_all_around_it_was_cut_out(yards
     stripped = Sample(torch.where(cubes > 0.3, cubes, 0), yardstick.other.shape)
     scene = faults.Scene.of(yardstick.parts[1], stripped)
     noise = next(fault for fault in faults.FAULTS if fault.name == "noise")
-    change = (faults.spoil(stripped, noise, 1.0, scene).cubes - stripped.cubes).abs()
-    assert change[stripped.cubes == 0].max() == 0 and change[stripped.cubes > 0].mean() > 0.05
+    coarse = at_resolution(stripped, 8)
+    for sample in (stripped, coarse):
+        change, bright = (faults.spoil(sample, noise, 1.0, scene).cubes - sample.cubes).abs(), sample.cubes.max()
+        assert change[sample.cubes < bright / 20].max() == 0 and change[sample.cubes > bright / 4].mean() > 0.05
 
 
 def test_ventricles_are_filled_with_what_surrounds_them_and_nothing_else_changes():

@@ -18,6 +18,7 @@ from labkit.data import volumes
 from labkit.data.cohort import Cohort
 from labkit.data.labels import without_tissues
 from labkit.evidence import attributes
+from labkit.evidence.brightness import head_threshold
 from labkit.evidence.metrics.measures import Effort, Measurement
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
@@ -34,6 +35,9 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 BLUR_MM = 0.75
 NOISE = 0.1
 BIAS = 0.5
+EMPTY = 0.02
+"""Part of the voxels that are exactly 0 from which on all around the head was cut out."""
+
 SHARES = ("precision", "recall", "coverage")
 
 
@@ -107,7 +111,9 @@ def _noise(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
     part = out[(..., *scene.slices)]
     first, second = (NOISE * strength * torch.randn(part.shape, generator=generator) for _ in range(2))
     noisy = ((part + first).square() + second.square()).sqrt()  # magnitude images: Rician
-    out[(..., *scene.slices)] = torch.where(part > 0, noisy, part)  # what was cut out was cut out of the noisy scan
+    # a brain was cut out of a noisy scan: there is no noise in what lies around it
+    cut_out = (part == 0).float().mean() > EMPTY
+    out[(..., *scene.slices)] = torch.where(part > head_threshold(part.numpy()), noisy, part) if cut_out else noisy
     return out
 
 
