@@ -72,10 +72,25 @@ def origin() -> str | None:
 
 BANNERS = {
     "smoke": "Built at smoke scale: networks of four channels after 20 iterations on a handful of volumes of 16³. It "
-    "shows that everything works, and nothing about rats. What the numbers mean is told for larger scales.",
+    "shows that everything works, and nothing about animals. What the numbers mean is told for larger scales.",
     "laptop": "Built at laptop scale: volumes of 32³, a quarter of the paper's channels and a hundredth of its "
     "iterations. Findings are about models of this size.",
 }
+
+COHORTS = {
+    "phantom": "Shown are simulated rats, computed from a procedural head: no animal was scanned.",
+    "sigma": "Shown are simulated rats, computed from SIGMA's maps of real ones: no animal was scanned for them.",
+    "mice": "Shown are real mice, not rats: 8 wild-type and 17 transgenic ones, 7 of these treated; brains cut out of "
+    "in vivo scans ([Ma et al. 2019](https://doi.org/10.3389/fnins.2019.00011); GPL-3.0, which may extend to "
+    "what a model makes of them). CSF is the ventricles alone; cerebellum and brain stem count as grey matter. So few "
+    "animals can show a large fault, and cannot show that there is none.",
+}
+
+
+def shown_animals(cohort: str) -> str:
+    """What a reader has to know of the animals that a page shows."""
+    own = Path(cohort).name.replace("`", "")
+    return COHORTS.get(cohort, f"Shown are the animals of `{own}`, which are not the study's rats.")
 
 
 def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> nbformat.NotebookNode:
@@ -115,8 +130,8 @@ def write_page(
     if page.notebook == "02_train":
         first.source = first.source.replace("# Training", f"# Training {page.parameters['model']}", 1)
     first.source += f"\n\n{launch(page, args.repository, args.branch)}"
-    if args.scale in BANNERS:
-        first.source += f"\n\n```{{note}}\n{BANNERS[args.scale]}\n```"
+    words = "\n\n".join(filter(None, [shown_animals(args.cohort), BANNERS.get(args.scale)]))
+    first.source += f"\n\n```{{note}}\n{words}\n```"
     end = provenance(page, known, args.scale, args.cohort, work)
     if any("interactive-figure" in str(cell.get("outputs", "")) for cell in notebook.cells):
         end += '\n<script defer src="_static/plotly/plotly.min.js"></script>\n'
@@ -141,7 +156,7 @@ def vendored(target: Path) -> None:
 
 
 def tour(folders: list[Path], target: Path) -> None:
-    """The picture of the first page: a held-out real rat, one of each run, and the training rat nearest to the last."""
+    """The picture of the first page: a held-out scan, one of each run, and the training scan nearest to the last."""
     runs = [labkit.load_run(folder) for folder in folders]
     cohort = runs[0].cohort()
     train, made = runs[0].train_part(cohort), [labkit.generate(run, 1, seed=0) for run in runs]
@@ -208,8 +223,11 @@ def build(work: Path, target: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def assemble(target: Path, models: list[str]) -> None:
-    """The hand-written part of the book, afresh, without pages and links of models that were not asked for."""
+def assemble(target: Path, models: list[str], cohort: str) -> None:
+    """The hand-written part of the book, afresh, without pages and links of models that were not asked for.
+
+    The first page says of which animals it is.
+    """
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(BOOK, target, ignore=shutil.ignore_patterns("_build", "vendor", "*.ipynb", ".ipynb_checkpoints"))
     toc = yaml.safe_load((target / "_toc.yml").read_text(encoding="utf-8"))
@@ -224,11 +242,12 @@ def assemble(target: Path, models: list[str]) -> None:
     seen = pictured(models)
     text = text.replace("one by `sigmarat2`, one by `atlas`", ", ".join(f"one by `{model}`" for model in seen))
     text = text.replace("sigmarat2, one by the model atlas", ", one by the model ".join(seen))
+    text = text.replace("```{figure}", f"```{{note}}\n{shown_animals(cohort)}\n```\n\n```{{figure}}", 1)
     page.write_text(text, encoding="utf-8")
 
 
 def pictured(models: list[str]) -> list[str]:
-    """Models of which the first page shows a rat."""
+    """Models of which the first page shows a scan."""
     return [shown(models), *(model for model in models if model == "atlas" != shown(models))]
 
 
@@ -370,7 +389,7 @@ def main() -> None:
     work = (Path(args.here) / args.work if args.work else ROOT / "build" / "book").resolve() / name
     target = work / "source"
     began = time.monotonic()
-    assemble(target, args.models)
+    assemble(target, args.models, args.cohort)
     vendored(target)
     print(f"book at {args.scale} scale on {args.cohort}", flush=True)
     write_chapters(args, work, target)

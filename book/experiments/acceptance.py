@@ -34,7 +34,7 @@ PERFECT, COPIES = "perfect", "copies"
 OUT = Path(__file__).resolve().parents[1] / "reference" / "acceptance"
 TRAINED, POOL = 100, 660
 """Training scans, and rats to draw from."""
-SPOILED = {"collapse to the mean": 1.0, "shrunk to 0.3": 0.7, "blur": 1.0, "one rat over and over": 1.0}
+SPOILED = {"collapse to the mean": 1.0, "shrunk to 0.3": 0.7, "blur": 1.0, "one scan over and over": 1.0}
 """Bad generators, and how strong their fault is; what is shrunk lies at 0.3 of its distance from the mean rat."""
 
 CASE = ["size", "animals", "train", "seed"]

@@ -77,7 +77,7 @@ class FileTemplate:
         """What :func:`labkit.data.sources.open_cohort` has to be told to read what is written as the original was read.
 
         Its grid; where the original's header is wrong, what the caller knew of it; and that twins are welcome, because
-        a generator that makes one rat over and over has to be seen and not refused.
+        a generator that makes one scan over and over has to be seen and not refused.
         """
         told: dict[str, Any] = {"grid": self.grid, "twins": True}
         believed, header = np.asarray(self.origin.affine), nifti.decode_header(self.origin.header).get_best_affine()

@@ -97,8 +97,8 @@ def open_cohort(
         Which label maps to take where scans have several: those named ``desc-<labels>``, of ``"structures"``
         ``sub-1_desc-structures_dseg.nii.gz``. Default: ``sub-1_dseg.nii.gz``, whose name says least of processing.
     twins : bool
-        Take scans with the same voxels under two names, which are otherwise a fault: one rat would count twice. For a
-        generator's output, where sameness is a finding.
+        Take scans with the same voxels under two names, which are otherwise a fault: one animal would count twice. For
+        a generator's output, where sameness is a finding.
     departures : str or sequence of str
         Of simulated rats, what no smooth warp of one template makes: names, which one text may hold with commas. Each
         rat has each with probability one half (``participants.tsv`` says which), and is otherwise the same animal.
@@ -283,7 +283,7 @@ def _read_all(
                 array.setflags(write=False)  # the digest is of these voxels
         twin = voxels_of.setdefault(hashlib.sha256(scan.image.data).digest(), files.image)
         if twin is not files.image and not twins:
-            faults[str(files.image)] = f"duplicate: the same voxels as {twin.name}, so one rat would count twice"
+            faults[str(files.image)] = f"duplicate: the same voxels as {twin.name}, so one animal would count twice"
         else:
             scans.append(scan)
     if unkept:

@@ -28,6 +28,9 @@ from torch import Tensor
 
 from labkit.data.cohort import Scan
 
+HEAD = 0.15
+"""Part of the 99th percentile above which there is head, and not air."""
+
 BLOCK, QUANTILE, HEADROOM = 4, 0.95, 1.75
 """Of :func:`white`: voxels along a block, quantile of the blocks, and how far above it white is."""
 
@@ -36,9 +39,10 @@ def white(images: Tensor) -> Tensor:
     """What counts as white in a scan, so that scans can be compared in brightness.
 
     The brightest voxel of 160 000 is chance, and the brightest percent of voxels is less bright in a smooth scan than
-    in a noisy one of the same rat. White is therefore taken from means of blocks of 4 x 4 x 4 voxels: 1.75 times their
+    in a noisy one of the same head. White is therefore taken from means of blocks of 4 x 4 x 4 voxels: 1.75 times their
     95 % quantile, which some voxels in a thousand exceed. Halving the resolution of a scan moves it by less than 3 %,
-    the brightest half percent of voxels by 10 %.
+    the brightest half percent of voxels by 10 %. Where heads fill less than a tenth of the grid, as brains that are cut
+    out may, it is the median of their blocks instead of that quantile: the same where both rules meet.
 
     Parameters
     ----------
@@ -52,8 +56,10 @@ def white(images: Tensor) -> Tensor:
     """
     block = [min(BLOCK, extent) for extent in images.shape[2:]]
     means = torch.nn.functional.avg_pool3d(images.float(), block).flatten(1)
-    rank = max(1, int(QUANTILE * means.shape[1]))
-    return HEADROOM * means.kthvalue(rank, 1).values.clamp_min(1e-6)
+    means, count = means.sort(1).values, means.shape[1]
+    head = (means > HEAD * means[:, [int(0.99 * (count - 1))]]).sum(1)
+    rank = (count - head // 2).clamp(max(1, int(QUANTILE * count)), count)
+    return HEADROOM * means.gather(1, rank[:, None] - 1)[:, 0].clamp_min(1e-6)
 
 
 def head_white(head: np.ndarray) -> float:
@@ -63,7 +69,7 @@ def head_white(head: np.ndarray) -> float:
 
 def head_threshold(image: np.ndarray) -> float:
     """The intensity that tells head from air, the same as in :func:`labkit.data.grids.head_box`."""
-    return 0.15 * np.percentile(image, 99)
+    return HEAD * np.percentile(image, 99)
 
 
 def intensity_window(scans: Sequence[Scan]) -> tuple[float, float]:

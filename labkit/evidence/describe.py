@@ -1,6 +1,6 @@
 """What a cohort holds, in numbers: headers, tissue volumes, intensities. Tables, no drawing.
 
-World directions follow the study's grid: array axes run right, superior (dorsal in a rat), anterior (rostral).
+World directions follow the study's grid: array axes run right, superior (dorsal in a rodent), anterior (rostral).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Region(NamedTuple):
 
 
 def region(scan: Scan) -> Region:
-    """The brain (every voxel labelled above 0), or without labels the head: a mask (X, Y, Z), never empty."""
+    """The brain (voxels labelled above 0), without labels the head, or what was left of it: (X, Y, Z), never empty."""
     if scan.labels is not None and (scan.labels > 0).any():
         return Region(np.asarray(scan.labels) > 0, "brain")
     return Region(head_mask(scan.image), "head")
@@ -274,7 +274,7 @@ def spread_ratio(real: Cohort, synthetic: Cohort) -> pd.Series:
     Returns
     -------
     pandas.Series
-        ``synthetic / real``: 1 is as much variety, 0 a generator that makes one rat; ``real half / other half``, which
+        ``synthetic / real``: 1 is as much variety, 0 a generator that makes one scan; ``real half / other half``, which
         says how far from 1 chance alone goes (NaN with fewer than four).
     """
     import pandas as pd

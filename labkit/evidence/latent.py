@@ -90,7 +90,7 @@ class LatentSpace:
         self.run, self.seed = run, seed
         self.train, held_out = run.train_part(cohort), run.held_out(cohort)
         if len(self.train) < 2:
-            raise ValueError(f"{run.path.name} was trained on one scan: directions between rats need two or more")
+            raise ValueError(f"{run.path.name} was trained on one scan: directions between animals need two or more")
         self.has_held_out = len(held_out) > 0
         self.held_out = held_out if self.has_held_out else self.train
         size = run.scale.size
@@ -105,7 +105,7 @@ class LatentSpace:
 
     @property
     def judges(self) -> str:
-        """Which rats judge: ``"held out"``, or ``"trained on"`` where the run held none out, which flatters."""
+        """Which animals judge: ``"held out"``, or ``"trained on"`` where the run held none out, which flatters."""
         return "held out" if self.has_held_out else "trained on"
 
     def random(self, seed: int, truncation: float = 1.0) -> Tensor:
@@ -146,7 +146,7 @@ class LatentSpace:
         None where there are too few scans, or too equal ones, to learn to read anything off them.
         """
         animals = sorted(set(self.train.subjects))
-        sides = [set(animals[start::2]) for start in (0, 1)]  # by animal: the judge must not know the fitter's rats
+        sides = [set(animals[start::2]) for start in (0, 1)]  # by animal: the judge must not know the fitter's animals
         halves = [[i for i, subject in enumerate(self.train.subjects) if subject in side] for side in sides]
         if min(len(half) for half in halves) < 3:
             return None
@@ -214,7 +214,7 @@ class LatentSpace:
         -------
         pandas.DataFrame
             One row a direction, one column an attribute: mean change for a step of one standard deviation of the codes
-            (half the difference between a step forth and a step back), in standard deviations of real rats; then
+            (half the difference between a step forth and a step back), in standard deviations of real animals; then
             ``image``, the root mean square change of the voxels, scans in [-1, 1]; and for directions of an attribute
             ``right way``, the share of codes for which it grew, and ``r``, the correlation over codes between place
             along the direction and attribute. Read by the gauge that did not fit the directions. For principal
@@ -229,7 +229,7 @@ class LatentSpace:
         for place, name in enumerate(progress_bar(directions.names, f"effects on {kind} codes")):
             ends = [self.volumes(directions.move(base, {name: sign}), kind) for sign in (1.0, -1.0)]
             forth, back = (self._read(end) for end in ends)
-            change = (forth - back) / 2  # (n, K), standard deviations of real rats
+            change = (forth - back) / 2  # (n, K), standard deviations of real animals
             row = dict(zip(names, change.mean(0).tolist(), strict=True))
             row["image"] = float(((ends[0] - ends[1]) / 2).square().mean().sqrt())
             if name in names:

@@ -67,7 +67,7 @@ def _by_tissue(ax: Axes, scans: Sequence[Scan], edges: np.ndarray) -> None:
 
 @style.drawn
 def dorsal_ventral_profile(cohort: Sequence[Scan]) -> Figure:
-    """Mean intensity from the top of the brain down to its base, a line a rat and their mean, of scans on one grid.
+    """Mean intensity from the top of the brain down to its base, a line a scan and their mean, of scans on one grid.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def dorsal_ventral_profile(cohort: Sequence[Scan]) -> Figure:
         ax.plot(line, line.index, color=BLUE, linewidth=0.8, alpha=max(0.15, min(0.8, 4 / len(scans))))
     if len(scans) > 1:
         counts = profile.notna().sum(axis=1)
-        mean = profile.mean(axis=1)[counts > len(scans) / 2]  # where most rats still have brain
+        mean = profile.mean(axis=1)[counts > len(scans) / 2]  # where most animals still have brain
         ax.plot(mean, mean.index, color=VERMILION, linewidth=2.5, label=f"mean of {len(scans)}")
         ax.legend(loc="lower right")
     ax.axvline(1, color=GREY, linewidth=0.8, linestyle="--")

@@ -160,7 +160,7 @@ def _pixels(figure: Figure) -> np.ndarray:
 
 @style.drawn
 def attribute_distributions(study: Study) -> Figure:
-    """Attributes of single rats, real and synthetic, as read off their voxels.
+    """Attributes of single animals, real and synthetic, as read off their voxels.
 
     Returns
     -------
@@ -220,7 +220,7 @@ def similarity_distributions(study: Study) -> Figure:
 
 @style.drawn
 def embedding_map(study: Study, name: str = "PCA") -> Figure:
-    """Real and synthetic rats on the first two features of an embedding of the yardstick's, a panel a run."""
+    """Real and synthetic scans on the first two features of an embedding of the yardstick's, a panel a run."""
     yardstick = study.yardstick
     if name not in yardstick.embedded:
         raise ValueError(f"no embedding is called {name!r}; there are {', '.join(yardstick.embedded)}")

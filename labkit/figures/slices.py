@@ -18,12 +18,12 @@ from labkit.evidence.brightness import intensity_window
 from labkit.figures import style
 from labkit.figures.style import PLANES, TISSUE_COLOURS, WIDTH
 
-ROW, HEAD = 1.8, 0.25  # inches: one rat in three planes, the line above all rats
+ROW, HEAD = 1.8, 0.25  # inches: one scan in three planes, the line above all
 
 
 @style.drawn
 def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = None, title: str = "") -> Figure:
-    """A row a rat: sagittal, coronal and horizontal section through the middle of its brain, drawn by nilearn.
+    """A row a scan: sagittal, coronal and horizontal section through the middle of its brain, drawn by nilearn.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = Non
     Returns
     -------
     matplotlib.figure.Figure
-        Three axes a rat, in mm (world coordinates), left on the left.
+        Three axes a scan, in mm (world coordinates), left on the left.
     """
     from nilearn import plotting
 

@@ -1,4 +1,4 @@
-"""Pictures of a latent space: what a direction does, the way between two rats, and the same as cards for a page."""
+"""Pictures of a latent space: what a direction does, the way between two animals, and the same as cards for a page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REACH = 3.0
 
 
 class View(NamedTuple):
-    """A rat at a place in code space: its volume (1, S, S, S), its picture (uint8), and what there is to say of it."""
+    """A place in code space: its volume (1, S, S, S), its picture (uint8), and what there is to say of it."""
 
     volume: Tensor
     picture: np.ndarray
@@ -62,7 +62,7 @@ def _unit(name: str) -> str:
 
 
 def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13, reach: float = REACH) -> Cards:
-    """A card for each direction: a rat (code (Z,)) moved along it, for pages without a kernel.
+    """A card for each direction: an animal (code (Z,)) moved along it, for pages without a kernel.
 
     `steps` pictures a card, up to `reach` standard deviations to either side; odd numbers have the unmoved rat in the
     middle.
@@ -82,7 +82,7 @@ def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13
 def traversals(
     space: LatentSpace, code: Tensor, kind: str, names: Sequence[str] | None = None, reach: float = REACH
 ) -> Figure:
-    """A row for each direction, or those named: a rat (code (Z,)) moved along it, and the change from end to end.
+    """A row for each direction, or those named: an animal (code (Z,)) moved along it, and the change from end to end.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def _aspect(space: LatentSpace) -> float:
 
 @style.drawn
 def film_strip(space: LatentSpace, codes: Tensor, kind: str, columns: int = 2) -> Figure:
-    """Rats along a way through code space, codes (n, Z) as of :func:`labkit.generation.interpolate`, in three planes.
+    """Scans along a way through code space, codes (n, Z) as of :func:`labkit.generation.interpolate`, in three planes.
 
     Each is entitled with its place on the way and its distance to the nearest training scan.
     """
@@ -152,7 +152,7 @@ def effects(table: pd.DataFrame) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Directions down, attributes across, standard deviations of real rats for a step of one standard deviation.
+        Directions down, attributes across, standard deviations of real animals for a step of one standard deviation.
     """
     columns = [name for name in table.columns if name not in ("image", "right way", "r", "share")]
     values = table[columns].to_numpy(float)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,22 @@ def test_tissues_are_measured_where_labels_tell_them(rats):
     assert table.loc[0, "white matter volume, mm³"] == pytest.approx(4 * 400 * voxel)
     ratio = table.loc[0, "grey matter intensity, %"] / table.loc[0, "CSF intensity, %"]
     assert ratio == pytest.approx(2)
+
+
+def test_a_brain_that_was_cut_out_is_measured_alike_with_and_without_labels(rats):
+    stripped = [replace(scan, image=np.where(scan.labels > 0, scan.image, 0)) for scan in rats[:4]]
+    brains, heads = measure(stripped), measure([replace(scan, labels=None) for scan in stripped])
+    assert np.isfinite(brains.to_numpy()).all() and np.isfinite(heads.to_numpy()).all()
+    assert heads["head volume, mm³"].to_numpy() == pytest.approx(brains["brain volume, mm³"].to_numpy(), rel=0.01)
+    assert heads["dorsal / ventral"].to_numpy() == pytest.approx(brains["dorsal / ventral"].to_numpy(), rel=0.01)
+
+
+def test_white_of_a_brain_that_was_cut_out_does_not_hang_on_how_much_lies_around_it():
+    brain = 500 + 100 * torch.rand(2, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    wide = torch.nn.functional.pad(brain, (20,) * 6)
+    assert (brain > 0).sum() < 0.06 * wide.numel()
+    for inside, around in zip(white(brain), white(wide), strict=True):
+        assert around.item() == pytest.approx(inside.item(), rel=0.05)
 
 
 def test_white_is_not_moved_by_one_voxel_and_hardly_by_resolution():

@@ -263,12 +263,23 @@ def test_of_chosen_models_all_chapters_are_made_and_the_others_have_no_page(book
     assert {stem for stem in pages if stem.startswith("02")} == {"02_train_sigmarat1", "02_train_adni"}
     assert pages["03_inspect"].parameters["run_dir"] == pages["02_train_adni"].parameters["run_dir"]
     assert pages["04_quality"].parameters["run_dirs"].count(",") == 1
-    book.assemble(tmp_path / "source", ["sigmarat1", "adni"])
+    book.assemble(tmp_path / "source", ["sigmarat1", "adni"], "phantom")
     for name in ("_toc.yml", "intro.md"):
         text = (tmp_path / "source" / name).read_text()
         assert "02_train_adni" in text and "02_train_sigmarat2" not in text and "02_train_atlas" not in text
-    assert "A real rat, one by `adni`, and" in text and "one by the model atlas" not in text
+    assert "A scan that no model saw, one by `adni`, and" in text and "one by the model atlas" not in text
     assert book.pictured(["sigmarat2", "atlas"]) == ["sigmarat2", "atlas"] and book.pictured(["atlas"]) == ["atlas"]
+
+
+def test_pages_say_which_animals_they_show(book, tmp_path):
+    said = {}
+    for cohort in ("phantom", "mice", "/data/our voles"):
+        book.assemble(tmp_path / "source", ["atlas"], cohort)
+        said[cohort] = (tmp_path / "source" / "intro.md").read_text().split("```{note}")[1].split("```")[0]
+    assert "simulated rats" in said["phantom"] and "no animal was scanned" in said["phantom"]
+    assert "mice, not rats" in said["mice"] and "GPL-3.0" in said["mice"] and "cerebellum" in said["mice"]
+    assert "`our voles`" in said["/data/our voles"] and "/data" not in said["/data/our voles"]
+    assert set(book.COHORTS) == set(book.NAMED)
 
 
 def test_the_arms_of_an_atlas_wait_for_it(book):

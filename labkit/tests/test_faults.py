@@ -50,6 +50,17 @@ def test_padding_stays_black_under_noise(yardstick):
     assert cubes[..., :5].max() == 0 and cubes[..., 10:20].std() > 0.05
 
 
+def test_noise_is_put_into_the_brain_alone_where_all_around_it_was_cut_out(yardstick):
+    cubes = yardstick.other.cubes
+    stripped = Sample(torch.where(cubes > 0.3, cubes, 0), yardstick.other.shape)
+    scene = faults.Scene.of(yardstick.parts[1], stripped)
+    noise = next(fault for fault in faults.FAULTS if fault.name == "noise")
+    coarse = at_resolution(stripped, 8)
+    for sample in (stripped, coarse):
+        change, bright = (faults.spoil(sample, noise, 1.0, scene).cubes - sample.cubes).abs(), sample.cubes.max()
+        assert change[sample.cubes < bright / 20].max() == 0 and change[sample.cubes > bright / 4].mean() > 0.05
+
+
 def test_ventricles_are_filled_with_what_surrounds_them_and_nothing_else_changes():
     mask = torch.zeros(1, 1, 16, 16, 16, dtype=torch.bool)
     mask[..., 7:9, 7:9, 7:9] = True
@@ -75,8 +86,8 @@ def test_errors_against_a_random_scan_prefer_the_collapsed_generator_and_distrib
 
 
 def test_precision_alone_calls_a_generator_perfect_that_makes_one_rat(control):
-    assert worse(control, "one rat over and over", 1.0, "precision", "PCA") <= 0
-    assert worse(control, "one rat over and over", 1.0, "recall", "PCA") > 2
+    assert worse(control, "one scan over and over", 1.0, "precision", "PCA") <= 0
+    assert worse(control, "one scan over and over", 1.0, "recall", "PCA") > 2
 
 
 def test_values_without_a_fault_are_the_floors(control):

@@ -40,7 +40,7 @@ def slice_browser(cohort: Cohort, live: bool | None = None, beside: Cohort | Non
     Returns
     -------
     ipywidgets.VBox or None
-        Rat, plane, slice (as a number and as a slider) and, where there are labels, a tick box, above the picture;
+        Animal, plane, slice (as a number and as a slider) and, where there are labels, a tick box, above the picture;
         shown as a cell's value. None where no kernel is live, after a printed hint.
     """
     if not is_live("slice browser", live):

@@ -29,7 +29,7 @@ DEBOUNCE_S = 0.03
 
 
 class Explorer:
-    """Controls, the rat they stand for, and its picture; saved rats go to `folder`, default ``explored`` in the run."""
+    """Controls, the scan they stand for, its picture; saved ones go to `folder`, default ``explored`` in the run."""
 
     def __init__(self, space: LatentSpace, folder: Path | None = None) -> None:
         import ipywidgets
@@ -93,7 +93,7 @@ class Explorer:
         return space.directions[self.kind].move(base, {name: one.value for name, one in self.moves.items()})
 
     def draw(self) -> None:
-        """Show the rat that the controls stand for."""
+        """Show the animal that the controls stand for."""
         self._timer = None
         shown = view(self.space, self.code(), self.kind, [one.value for one in self.at], self.cross.value)
         self.picture.value, self.words.value = picture_html(shown), html.escape(shown.words)
@@ -137,7 +137,7 @@ def picture_html(shown: View) -> str:
 
 
 def latent_explorer(space: LatentSpace, live: bool | None = None) -> ipywidgets.VBox | None:
-    """Sliders for directions, random rats, the way between two, and encode - edit - decode of a scan.
+    """Sliders for directions, random animals, the way between two, and encode - edit - decode of a scan.
 
     None, after a printed hint, where no kernel is :func:`live <labkit.files.in_live_kernel>`, unless `live` overrules.
     """

@@ -25,9 +25,9 @@ def controls(train: Cohort, n: int, seed: int = 0) -> dict[str, Cohort]:
     """Cohorts in memory of `n` scans each, by name, made of the first scan of each training animal.
 
     ``mean`` is that of all training scans with the scanner's noise
-    (:func:`labkit.registration.noise_level`), ``Gaussian`` samples of the Gaussian with their mean and
-    covariance, ``warped`` scans drawn with replacement under :func:`labkit.data.augment.elastic` warps.
-    Each has the intensity range of one of the scans.
+    (:func:`labkit.registration.noise_level`: none where it cannot be told, as around brains that were cut out),
+    ``Gaussian`` samples of the Gaussian with their mean and covariance, ``warped`` scans drawn with replacement under
+    :func:`labkit.data.augment.elastic` warps. Each has the intensity range of one of the scans.
 
     Examples
     --------

@@ -87,7 +87,7 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def trace_ratio(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """Total variance of synthetic over that of real points: 1 is as much variety, 0 one rat over and over."""
+    """Total variance of synthetic over that of real points: 1 is as much variety, 0 one scan over and over."""
     return float(synthetic.var(0, ddof=1, dtype=np.float64).sum() / real.var(0, ddof=1, dtype=np.float64).sum())
 
 

@@ -18,6 +18,7 @@ from labkit.data import volumes
 from labkit.data.cohort import Cohort
 from labkit.data.labels import without_tissues
 from labkit.evidence import attributes
+from labkit.evidence.brightness import head_threshold
 from labkit.evidence.metrics.measures import Effort, Measurement
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
@@ -34,6 +35,9 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 BLUR_MM = 0.75
 NOISE = 0.1
 BIAS = 0.5
+EMPTY = 0.02
+"""Part of the voxels that are exactly 0 from which on all around the head was cut out."""
+
 SHARES = ("precision", "recall", "coverage")
 
 
@@ -87,7 +91,7 @@ def _to_the_mean(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
     return mean + (1 - strength) * (cubes - mean)
 
 
-def _one_rat(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
+def _one_scan(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
     count = round(strength * (len(cubes) - 1))
     out = cubes.clone()
     out[1 : 1 + count] = cubes[:1]
@@ -106,7 +110,10 @@ def _noise(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
     out = cubes.clone()
     part = out[(..., *scene.slices)]
     first, second = (NOISE * strength * torch.randn(part.shape, generator=generator) for _ in range(2))
-    out[(..., *scene.slices)] = ((part + first).square() + second.square()).sqrt()  # magnitude images: Rician
+    noisy = ((part + first).square() + second.square()).sqrt()  # magnitude images: Rician
+    # a brain was cut out of a noisy scan: there is no noise in what lies around it
+    cut_out = (part == 0).float().mean() > EMPTY
+    out[(..., *scene.slices)] = torch.where(part > head_threshold(part.numpy()), noisy, part) if cut_out else noisy
     return out
 
 
@@ -135,7 +142,7 @@ def _no_ventricles(cubes: Tensor, strength: float, scene: Scene) -> Tensor:
 
 FAULTS = (
     Fault("collapse to the mean", "every scan is the mean scan", _to_the_mean),
-    Fault("one rat over and over", "every scan is one and the same real scan", _one_rat),
+    Fault("one scan over and over", "every scan is one and the same real scan", _one_scan),
     Fault("blur", f"Gaussian blur, standard deviation {BLUR_MM} mm", _blur),
     Fault("noise", f"Rician noise, standard deviation {NOISE:g} of the range", _noise),
     Fault("bias field", f"brightness from left to right by e^{-BIAS:g} to e^{BIAS:g}", _bias),

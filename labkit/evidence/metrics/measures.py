@@ -307,7 +307,7 @@ def anatomy(gauge: Instrument, spread: np.ndarray, quality: dict[str, str], key:
     gauge : Instrument
         For :attr:`Sample.normalised` cubes brought to [-1, 1]; readings are kept with a sample under `key`.
     spread : numpy.ndarray
-        (K,), standard deviations of real rats.
+        (K,), standard deviations of real animals.
     quality : dict of str to str
         How each attribute is read, and how well, in words.
     """
@@ -322,7 +322,7 @@ def anatomy(gauge: Instrument, spread: np.ndarray, quality: dict[str, str], key:
         x, z = (read(gauge, side, key) / spread for side in (real, other))
         for place, attribute in enumerate(gauge.names):
             u, v = x[:, place], z[:, place]
-            how = f"read {quality[attribute]}, in standard deviations of real rats; {NORMALISED}"
+            how = f"read {quality[attribute]}, in standard deviations of real animals; {NORMALISED}"
             for metric, statistic, direction, least in statistics:
                 value = float(statistic(u, v))
                 interval = intervals.of_halves(statistic, u, v, value, rng, effort.halves, least)

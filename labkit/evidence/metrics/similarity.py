@@ -2,7 +2,7 @@
 
 Errors are voxel by voxel, and so only for pairs that belong together: between unrelated scans they improve when a
 generator collapses to a blurred mean, which is nearer to every scan than another scan is. MS-SSIM that is high within a
-synthetic cohort means that its rats are too alike; the number to hold it against is that of real pairs.
+synthetic cohort means that its scans are too alike; the number to hold it against is that of real pairs.
 """
 
 from __future__ import annotations

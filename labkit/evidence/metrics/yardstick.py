@@ -235,7 +235,7 @@ class Yardstick:
         sides = self.reference, self.other
         tables = [_attributes(part) for part in self.parts]
         mean = sum(gauge.r2(side.normalised * 2 - 1, table) for side, table in zip(sides, tables, strict=True)) / 2
-        seen, unseen = f"{RIDGE} with an R² of {{:.2f}} on rats it never saw", f"{RIDGE}, unchecked for want of labels"
+        seen, unseen = f"{RIDGE} with an R² of {{:.2f}} on scans it never saw", f"{RIDGE}, unchecked for want of labels"
         return {name: seen.format(value) if np.isfinite(value) else unseen for name, value in mean.items()}
 
     def rng(self, *key: int) -> np.random.Generator:

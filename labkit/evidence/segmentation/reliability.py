@@ -2,7 +2,7 @@
 
 A scan that two networks read alike, as alike as they read real ones, shows tissue with borders; a mosaic or a blur each
 reads in its own way, or both alike and wrongly, as noise that all take for CSF. Less agreement than on real scans, in
-any tissue, is a fault. As much is no proof: networks that learned from the same animals share their errors, and one rat
+any tissue, is a fault. As much is no proof: networks that learned from the same animals share errors, and one scan
 drawn over and over is read as well as any. More is no merit: the mean of all animals is read more alike than they
 are. A label that a generator gives its own scan is a function of its template, and a network may agree with it more
 closely than with a real scan's true one.
