@@ -254,7 +254,7 @@ class Study:
         absent = {(one.metric, one.flavour) for one in self.left_out(metrics)}
 
         def marked(row):
-            other = "color: grey" if row.name in absent else ""
+            other = "color: #595959" if row.name in absent else ""
             return ["font-weight: bold" if column == best.get(row.name, "") else other for column in row.index]
 
         look = "text-align: left; white-space: pre; font-size: 0.8em; padding: 0.2em 0.6em 0.2em 0"
