@@ -25,7 +25,7 @@ from cache import NAMED, ROOT, data_digest, digest, sources_digest
 from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, execute, fitted, git, pages, shown
 
 import labkit
-from labkit import figures
+from labkit import figures, training
 from labkit.data import common_grid
 
 
@@ -263,6 +263,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--models", default=",".join(MODELS), help="with commas between; others are not trained or shown"
     )
+    parser.add_argument(
+        "--folds", type=int, default=1, help="trainings of each model, each holding out other animals, for chapter 4"
+    )
     parser.add_argument("--repository", default=origin(), help="OWNER/NAME on GitHub, for links to Binder and Colab")
     parser.add_argument("--branch", default="main", help="of that repository")
     parser.add_argument("--to", type=Path, help="folder for the pages; default book/_build/html; what it held is gone")
@@ -288,6 +291,8 @@ def arguments() -> argparse.Namespace:
             parser.error(f"--cohort {args.cohort}: {animals} animals; needed are {LEAST}, one to hold out")
     elif args.n is not None and args.n < LEAST:
         parser.error(f"--n {args.n}: needed are {LEAST} animals or more, some to train with and some to hold out")
+    if not 1 <= args.folds <= (most := _folds(args)):
+        parser.error(f"--folds {args.folds}: 1 to {most}, which hold every animal out once")
     if args.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repository):
         parser.error(f"--repository {args.repository}: write OWNER/NAME, as in github.com/OWNER/NAME")
     args.to = Path(args.here) / args.to if args.to else BOOK / "_build" / "html"
@@ -296,11 +301,20 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def _folds(args: argparse.Namespace) -> int:
+    """How many folds the cohort has."""
+    if args.folds == 1:
+        return 1
+    animals = len(set(labkit.open_cohort(args.cohort, n=args.n, grid=args.grid).subjects))
+    return training.folds(animals, training.default_n_train(animals))
+
+
 def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
     """Put every chapter into the book, or why the cohort forbids it."""
     data = data_digest(args.cohort)
-    chapters = pages(args.scale, args.cohort, args.n, args.models, data, args.grid)
-    runs = {page.parameters["model"]: page.parameters["run_dir"] for page in chapters if page.notebook == "02_train"}
+    chapters = pages(args.scale, args.cohort, args.n, args.models, data, args.grid, args.folds)
+    trained = [page for page in chapters if page.notebook == "02_train" and page.in_book]
+    runs = {page.parameters["model"]: page.parameters["run_dir"] for page in trained}
     shown_run, common = work / runs[shown(args.models)], digest(sources_digest(), data)
     keys: dict[str, str] = {}
     done: dict[str, Future[None]] = {}
@@ -320,6 +334,8 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
         keys[page.stem] = digest(common, own, parameters, *(keys[other] for other in page.after))
         with fresh if suited.parameters.get("cohort") == "fresh" else contextlib.nullcontext():
             notebook, known = execute(suited, work, keys[page.stem], LIMITS[args.scale])
+        if not page.in_book:
+            return
         write_page(suited, notebook, known, target, args, work)
 
     jobs = JOBS[args.scale]

@@ -41,6 +41,7 @@ class Page:
     notebook: str
     parameters: dict[str, Any]
     after: list[str] = field(default_factory=list)
+    in_book: bool = True  # further folds are trained, and not shown
 
 
 SIZED = {
@@ -63,27 +64,29 @@ def shown(models: Sequence[str]) -> str:
 
 
 def pages(
-    scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS, data: str = "", grid: str | None = None
-) -> list[Page]:
+    scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS, data: str = "", grid: str | None = None,
+    folds: int = 1,
+) -> list[Page]:  # fmt: skip
     """All chapters in an order in which they can be executed; `data` is what is known of the cohort's content."""
     rats = {"cohort": cohort} | ({"n": n} if n else {}) | ({"grid": grid} if grid else {})
     few = FEW if scale == "smoke" and cohort in SIMULATED else {}
     size = defaultdict(dict, SIZED.get(scale, {}) | few)
     training, made_by = {}, digest(run_digest(), data, *_making())
-    for model in models:
-        parameters = size["02_train"] | rats | {"model": model, "scale": scale}
+    for fold, model in ((fold, model) for fold in range(folds) for model in models):
+        parameters = size["02_train"] | rats | {"model": model, "scale": scale} | ({"fold": fold} if fold else {})
         parameters["run_dir"] = f"runs/{model}-{digest(made_by, json.dumps(parameters, sort_keys=True))[:8]}"
-        training[model] = Page(f"02_train_{model}", "02_train", parameters)
-    runs = {model: page.parameters["run_dir"] for model, page in training.items()}
-    one, every = {"run_dir": runs[shown(models)]}, {"run_dirs": ",".join(runs.values())}
-    first, all_of_them = [training[shown(models)].stem], [page.stem for page in training.values()]
+        stem = f"02_train_{model}" + (f"_fold{fold}" if fold else "")
+        training[model, fold] = Page(stem, "02_train", parameters, in_book=not fold)
+    runs = {key: page.parameters["run_dir"] for key, page in training.items()}
+    one, every = {"run_dir": runs[shown(models), 0]}, {"run_dirs": ",".join(runs[model, 0] for model in models)}
+    first, all_of_them = [training[shown(models), 0].stem], [page.stem for page in training.values()]
     after = {  # the longest first, so that two at a time end together
         "07_judge": (every, all_of_them),
         # the atlas beside the run, if there is one, has arms of its own
-        "05_segmentation": (one, [*first, *(training[model].stem for model in models if model == "atlas")]),
+        "05_segmentation": (one, [*first, *(training[model, 0].stem for model in models if model == "atlas")]),
         "03_inspect": (one, first),
         # the network of chapter 5 is one more measure of chapter 4
-        "04_quality": (every, [*all_of_them, "05_segmentation"]),
+        "04_quality": ({"run_dirs": ",".join(runs.values())}, [*all_of_them, "05_segmentation"]),
         "06_latent": (one, first),
     }
     about_runs = [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]

@@ -28,6 +28,7 @@ import labkit
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.study import Study, short, with_interval
 from labkit.evidence.segmentation import registered
+from labkit.evidence.segmentation.arms import ARMS as ALL_ARMS
 from labkit.evidence.segmentation.experiment import Experiment
 from labkit.evidence.segmentation.network import PLANS
 from labkit.files import write_json, write_text
@@ -43,6 +44,22 @@ WORDS = {
 AGAINST = {"r100+a1000": ("r100", "r100+e1000", "r100+u", "registration"), "r100+e1000": ("r100",), "r100+u": ("r100",),
            "registration": ("r100",)}  # fmt: skip
 """Which arm minus which."""
+CONCLUSIONS = (
+    (
+        "registration labels new animals better than a network that learned the same labels",
+        "registration",
+        "r100",
+        3,
+        1,
+    ),
+    ("so it does where all animals have labels", "registration", "r100", 17, 1),
+    ("where labels are few, a network gains from an atlas's draws", "r100+a1000", "r100", 3, 1),
+    ("it gains more from them than from warping the same animals at random", "r100+a1000", "r100+e1000", 3, 1),
+    ("it gains more still from the other animals, labelled by registration", "r100+u", "r100+a1000", 3, 1),
+    ("random warps alone help where labels are few", "r100+e1000", "r100", 3, 1),
+    ("where all have labels, draws add nothing", "r100+a1000", "r100", 17, 0),
+)
+"""In words, which arm minus which, with how many labelled animals, and the sign on simulated rats."""
 SHOWN = (
     ("classifier AUC", "regions"), ("trace ratio", "regions"), ("trace ratio", "PCA"), ("RBF-MMD", "regions"),
     ("precision", "regions"), ("recall", "regions"), ("copies p", ""),
@@ -69,6 +86,7 @@ def main() -> None:
         write_text(OUT / "segmentation.md", levels(table))
         write_text(OUT / "differences.md", differences(table))
         write_text(OUT / "structures.md", structures(table))
+        write_text(OUT / "holds.md", holds(table))
     if "realism" in parts:
         tables = [realism(runs, fold, options.iterations).assign(split=fold) for fold in range(options.splits)]
         table = pd.concat(tables, ignore_index=True)
@@ -109,7 +127,9 @@ def segmentation(runs: Path, fold: int, labelled: int, steps: int) -> pd.DataFra
     known = set(np.random.default_rng(fold).permutation(sorted(set(train.subjects)))[:labelled].tolist())
     some = Cohort(train.name, train.folder, [s if s.subject in known else replace(s, labels=None) for s in train])
     arms = ARMS if len(known) < len(train) else ARMS[:-1]
-    experiment = Experiment(run, replace(PLANS["laptop"], steps=steps), arms, 1, some, test, folder, atlas=run).go_on()
+    experiment = Experiment(run, replace(PLANS["laptop"], steps=steps), arms, 1, some, test, folder, atlas=run)
+    experiment.arms = [ALL_ARMS[name] for name in arms]  # without r100's own reference
+    experiment.go_on()
     found = pd.concat([experiment.scores, registered.scores(experiment).assign(arm="registration")], ignore_index=True)
     return found.drop(columns=["session", "seed"]).assign(split=fold, labelled=labelled)
 
@@ -168,6 +188,27 @@ def differences(table: pd.DataFrame) -> str:
                     cells.append(signed(*over_animals_and_splits(own, "difference")) if len(own) else "")
                 rows.append([part, f"{WORDS[arm]} − {WORDS[other]}", *cells])
     return markdown(["Dice", "", *(f"{k} labelled" for k in shares)], rows)
+
+
+def holds(table: pd.DataFrame) -> str:
+    """What this study says of labels on simulated rats, and whether it is so of mice: by Dice of the structures."""
+    found = by_part(table)
+    wide = found[found["part"] == "structures"].pivot_table(
+        index=["labelled", "split", "subject"], columns="arm", values="dice"
+    )
+    rows = []
+    for words, arm, other, share, sign in CONCLUSIONS:
+        if share not in wide.index.get_level_values(0) or not {arm, other} <= set(wide):
+            continue
+        own = (wide.loc[share, arm] - wide.loc[share, other]).dropna().rename("difference").reset_index()
+        if own.empty:
+            continue
+        mean, low, high = over_animals_and_splits(own, "difference")
+        seen = int(low > 0) - int(high < 0)
+        known = not np.isnan(low) and (seen or not sign)
+        verdict = ("yes" if seen == sign else "no") if known else "cannot be seen"
+        rows.append([words, f"{share} labelled: {signed(mean, low, high)}", verdict])
+    return markdown(["on simulated rats", "on mice, Dice of structures", "holds?"], rows)
 
 
 def structures(table: pd.DataFrame) -> str:

@@ -48,7 +48,10 @@ class FileTemplate:
         if not scans:
             raise ValueError("no scans to be like: give at least one")
         first, ranges = scans[0], tuple((float(scan.origin.low), float(scan.origin.high)) for scan in scans)
-        header = nifti.encode_header(without_identity(nifti.decode_header(first.origin.header)))
+        # one header stands for many scans, and they may be alike but for a few bytes
+        headers = {nifti.encode_header(without_identity(nifti.decode_header(s.origin.header))): None for s in scans}
+        decoded = [nifti.decode_header(text) for text in headers]
+        header = nifti.encode_header(nifti.with_common_type(decoded[0], decoded[1:]))
         shape = tuple(first.image.shape)
         origin = replace(first.origin, path="", header=header)
         origin = origin if own_files else nifti.on_grid(origin, shape)

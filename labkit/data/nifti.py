@@ -8,10 +8,13 @@ network's volume.
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import math
 import os
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel import orientations
+from nibabel.volumeutils import apply_read_scaling
 
 from labkit.data import volumes
 from labkit.data.grids import STUDY_AXES, ScanFaultError, axis_change, reorient, resample
@@ -58,50 +62,138 @@ def read_array(path: str | os.PathLike, constant: bool = False) -> tuple[np.ndar
     infinite voxels, constant, singular affine.
     """
     path = Path(path)
-    _check_beginning(path)
-    try:
-        image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
-        raise ScanFaultError("not a NIfTI file, or its header is damaged") from error
-    except (EOFError, OSError, zlib.error) as error:
-        raise ScanFaultError("truncated or corrupt gzip") from error
-    if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 images are Nifti1Image too
-        raise ScanFaultError(f"not a NIfTI file but {type(image).__name__}")
-    if image.get_data_dtype().fields:
+    header, raw = _read_whole(path)
+    if header.get_data_dtype().fields:
         raise ScanFaultError("colour (RGB) voxels: a scan needs one value a voxel")
-    shape = image.shape
+    shape = full = header.get_data_shape()
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) < 3 or min(shape[:3]) < 2:
-        raise ScanFaultError(f"2-D: shape {image.shape}, a scan needs three axes of at least 2 voxels")
+        raise ScanFaultError(f"2-D: shape {full}, a scan needs three axes of at least 2 voxels")
     if len(shape) > 4:
-        raise ScanFaultError(f"{len(shape)}-D: shape {image.shape}, allowed are 3-D scans and 4-D series")
-    affine = image.affine
+        raise ScanFaultError(f"{len(shape)}-D: shape {full}, allowed are 3-D scans and 4-D series")
+    affine = header.get_best_affine()
     lengths = np.linalg.norm(affine[:3, :3], axis=0)  # the unit does not matter: headers in metres are overruled later
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * lengths.prod():
         raise ScanFaultError("singular affine: the header does not say where voxels are in space")
-    stored = image.dataobj
-    try:
+    slope, inter = _scaling(header)
+    array = np.frombuffer(raw, header.get_data_dtype(), count=math.prod(shape)).reshape(shape, order="F")
+    if array.ndim == 3:
         # a series is averaged as stored and then scaled: scaled first, an hour of int16 would be four times its size
-        array = (np.asanyarray(stored) if len(shape) == 3 else stored.get_unscaled()).reshape(shape)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise ScanFaultError("truncated or corrupt: its voxels end early") from error
+        array = apply_read_scaling(array, slope, inter)
     if np.iscomplexobj(array):
         array = np.abs(array)
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
         raise ScanFaultError(f"{bad} of {array.size} voxels are NaN or infinite")
     if array.ndim == 4:
-        array = array.mean(axis=-1, dtype=np.float64) * stored.slope + stored.inter
+        array = array.mean(axis=-1, dtype=np.float64) * slope + inter
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise ScanFaultError("voxels beyond the range of 32-bit floating point")
     if not constant and array.min() == array.max():
         raise ScanFaultError(f"constant image: every voxel is {array.flat[0]:g}")
-    header = image.header.copy()
-    header.set_slope_inter(stored.slope, stored.inter)  # nibabel takes them out of the header it has read
+    header.set_slope_inter(slope, inter)
     return array, header
+
+
+def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
+    """Slope and intercept of stored values, 1 and 0 where the header has none."""
+    try:
+        slope, inter = header.get_slope_inter()
+    except nib.spatialimages.HeaderDataError as error:
+        raise ScanFaultError("damaged header: its intercept is not a number") from error
+    return (1.0 if slope is None else float(slope)), (0.0 if inter is None else float(inter))
+
+
+def _read_whole(path: Path) -> tuple[nib.Nifti1Header, memoryview]:
+    """Header and stored voxels of a file that was read to its end, so that the checksum of a packed one was verified.
+
+    Sizes are held against the file's own before memory is asked for.
+    """
+    _check_beginning(path)
+    packed = path.name.lower().endswith(".gz")
+    on_disk = path.stat().st_size
+    try:
+        with gzip.open(path) if packed else open(path, "rb") as stream:
+            start = stream.read(nib.Nifti2Header.sizeof_hdr)
+            header = _header(start)
+            size = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+            most = on_disk * (MOST_PACKED if packed else 1)
+            begins = _offset(header, None if packed else on_disk - size)
+            if begins + size > most:
+                raise ScanFaultError(
+                    f"truncated, or its header is damaged: shape {header.get_data_shape()} takes {begins + size} bytes "
+                    f"and the file {'can hold' if packed else 'has'} {most}"
+                )
+            if size > LARGEST:
+                raise ScanFaultError(
+                    f"{size / 2**30:.1f} GiB of voxels, more than the {LARGEST >> 30} GiB that are read"
+                )
+            whole = bytearray(start)
+            # one more than can belong to it, so that what is too long is told apart; a packed file is then at its end
+            while len(whole) <= begins + size + PADDING and (part := stream.read(1 << 24)):
+                whole += part
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ScanFaultError(f"truncated or corrupt gzip: {error}") from error
+    except OSError as error:
+        raise ScanFaultError(f"cannot be read: {error.strerror or error}") from error
+    begins = _offset(header, len(whole) - size)
+    if len(whole) < begins + size:
+        raise ScanFaultError(
+            f"truncated or corrupt: its voxels end early, {begins + size - len(whole)} bytes are missing"
+        )
+    if len(whole) > begins + size + PADDING or any(whole[begins + size :]):
+        raise ScanFaultError(
+            f"more bytes than its header tells: shape {header.get_data_shape()} of {header.get_data_dtype()} ends "
+            f"{len(whole) - begins - size} or more before the file does"
+        )
+    return header, memoryview(whole)[begins : begins + size]
+
+
+def _header(start: bytes) -> nib.Nifti1Header:
+    """The header at the beginning of a NIfTI file of either version and endianness."""
+    kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+    sizes = {"<": int.from_bytes(start[:4], "little"), ">": int.from_bytes(start[:4], "big")}
+    order = next((order for order, size in sizes.items() if size in kinds and len(start) >= size), None)
+    if order is None:
+        raise ScanFaultError("not a NIfTI file, or its header is damaged")
+    block = start[: sizes[order]]
+    if block[344:347] == b"ni1" or block[4:7] == b"ni2":
+        raise ScanFaultError("half of a pair, its voxels are in an .img file: convert both into one .nii.gz")
+    if block[344:347] != b"n+1" and block[4:7] != b"n+2":
+        raise ScanFaultError("not a NIfTI file, or its header is damaged")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = kinds[sizes[order]](block, endianness=order)
+            shape, _ = header.get_data_shape(), header.get_data_dtype()
+    except (nib.spatialimages.HeaderDataError, KeyError, ValueError) as error:
+        raise ScanFaultError("not a NIfTI file, or its header is damaged") from error
+    if min(shape, default=0) < 1:
+        raise ScanFaultError(f"damaged header: shape {shape}")
+    return header
+
+
+def _offset(header: nib.Nifti1Header, rest: int | None) -> int:
+    """Where voxels begin; `rest` are the bytes that are no voxels, where they are known."""
+    said, least = float(header["vox_offset"]), header.sizeof_hdr + 4
+    if said == 0 and (rest is None or rest == least):
+        return least  # some writers leave it 0 and mean the end of the header
+    if not (np.isfinite(said) and said == int(said) and least - 4 <= said <= LARGEST):
+        raise ScanFaultError(f"damaged header: voxels are said to begin at byte {said:g}")
+    return int(said)
+
+
+MOST_PACKED = 1040
+"""Bytes that a byte of gzip can unpack to, at most."""
+
+LARGEST = 4 << 30
+"""Bytes of stored voxels that are read of a file."""
+
+PADDING = 1 << 12
+"""Zeros that a writer may have put behind the voxels."""
 
 
 def _check_beginning(path: Path) -> None:
@@ -255,6 +347,21 @@ def _plain_dtype(header: nib.Nifti1Header) -> np.dtype:
     if dtype.kind == "f" and dtype.itemsize <= 8 or dtype.kind in "iu" and not scaled:
         return dtype.newbyteorder("=")
     return np.dtype(np.float32)
+
+
+def with_common_type(header: nib.Nifti1Header, others: Iterable[nib.Nifti1Header]) -> nib.Nifti1Header:
+    """The header with a data type that holds what any of these files hold: their own where it is one, else one above.
+
+    float32 where some hold whole numbers and others do not.
+    """
+    types = {_plain_dtype(one) for one in (header, *others)}
+    if len(types) == 1:
+        return header
+    common = np.result_type(*types) if all(one.kind in "iu" for one in types) else np.dtype(np.float32)
+    fresh = header.copy()
+    fresh.set_data_dtype(common if common.itemsize <= 4 and common.kind in "iu" else np.float32)
+    fresh.set_slope_inter(1, 0)
+    return fresh
 
 
 def save(image: nib.Nifti1Image, path: str | os.PathLike) -> None:

@@ -269,6 +269,10 @@ def _read_all(
             except ScanFaultError as fault:
                 faults[str(files.image)] = str(fault)
                 continue
+            except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+                # whatever a damaged file provokes is that file's fault, and the others can still be opened
+                faults[str(files.image)] = f"cannot be read: {type(error).__name__}, {error}"
+                continue
             try:
                 if unkept is None:
                     entry.save(scan)

@@ -25,7 +25,7 @@ def find_runs(runs: Sequence[Run | str | os.PathLike] | str | None = None) -> li
     if runs:
         return [run if isinstance(run, Run) else load_run(run) for run in runs]
     newest = load_run()
-    siblings = {newest.variant.name: newest}
+    siblings = {(_training(newest), newest.variant.name): newest}
     alike = [Run(path.parent) for path in newest.path.parent.glob(f"*/{MODELS}")]
     alike = [run for run in alike if (run.path / "config.json").exists()]
     for run in sorted(alike, key=lambda run: -(run.path / "config.json").stat().st_mtime):
@@ -36,9 +36,45 @@ def find_runs(runs: Sequence[Run | str | os.PathLike] | str | None = None) -> li
         scales = [config["scale"] for config in (mine, theirs)]
         if any(config["variant"]["name"] == "atlas" for config in (mine, theirs)):
             scales = [scale["name"] for scale in scales]  # an atlas has cubes of its own size
-        if theirs["train"]["fingerprint"] == mine["train"]["fingerprint"] and scales[0] == scales[1]:
-            siblings.setdefault(run.variant.name, run)
-    return [siblings[name] for name in sorted(siblings)]
+        same = theirs["train"]["fingerprint"] == mine["train"]["fingerprint"]
+        if (same or are_folds([mine, theirs])) and scales[0] == scales[1]:
+            siblings.setdefault((_training(run), run.variant.name), run)
+    models = sorted(model for part, model in siblings if part == _training(newest))
+    parts = [
+        part for part in dict.fromkeys(part for part, _ in siblings) if {(part, m) for m in models} <= set(siblings)
+    ]
+    return [siblings[part, model] for part in parts for model in models]
+
+
+def _training(run: Run) -> str:
+    return run.config["train"]["fingerprint"]
+
+
+def are_folds(configs: Sequence[dict]) -> bool:
+    """Whether runs were trained on one cohort and held other animals out each, so that they can be taken together."""
+    held_out = [set(config["held_out"]["subjects"]) for config in configs]
+    apart = all(held_out) and sum(map(len, held_out)) == len(set().union(*held_out))
+    return apart and len({config["cohort"]["fingerprint"] for config in configs}) == 1
+
+
+def by_fold(runs: list[Run]) -> list[list[Run]]:
+    """Runs that were trained on the same scans together, in the order given; one list where they are no folds.
+
+    ValueError where a model is missing in a fold.
+    """
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(_training(run), []).append(run)
+    if len(parts) < 2 or not are_folds([some[0].config for some in parts.values()]):
+        return [runs]
+    models = [sorted(run.variant.name for run in some) for some in parts.values()]
+    if any(names != models[0] for names in models):
+        listed = "; ".join(", ".join(names) for names in models)
+        raise ValueError(
+            f"runs of {len(parts)} folds, but not the same models in each ({listed}): train what is missing "
+            "(fold in chapter 2), or leave the fold out"
+        )
+    return list(parts.values())
 
 
 def named(runs: list[Run]) -> dict[str, Run]:

@@ -349,3 +349,13 @@ def test_reference_pages_show_names_and_sentences_as_they_are_written():
     fields = type("Pair", (tuple,), {"a": property(lambda self: 0, doc="Alias for field number 0")})
     assert extension.pass_over(None, "class", "a", fields.a, False, None)
     assert extension.pass_over(None, "class", "b", Path.name, False, None) is None
+
+
+def test_further_folds_are_trained_for_chapter_4_and_have_no_page(book):
+    pages = {page.stem: page for page in book.pages("smoke", "mice", None, ["atlas"], folds=3)}
+    hidden = [stem for stem, page in pages.items() if not page.in_book]
+    assert hidden == ["02_train_atlas_fold1", "02_train_atlas_fold2"]
+    trained = [page.parameters["run_dir"] for page in pages.values() if page.notebook == "02_train"]
+    assert pages["04_quality"].parameters["run_dirs"].split(",") == trained and len(set(trained)) == 3
+    assert pages["07_judge"].parameters["run_dirs"] == pages["06_latent"].parameters["run_dir"] == trained[0]
+    assert set(pages["04_quality"].after) >= set(hidden)

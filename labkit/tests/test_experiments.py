@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import labkit
+from labkit.evidence.segmentation.network import PLANS
 from labkit.tests.brains import onions
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
@@ -129,3 +130,62 @@ def test_a_value_short_of_its_floor_is_bold_in_the_table_of_departures():
     rows = [row, row | {"condition": "cut", "value": 0.7, "ci_low": 0.6, "ci_high": 0.8}, row | {"metric": "unshown"}]
     lines = departures.table(pd.DataFrame(rows)).splitlines()
     assert lines[0] == "| | none | cut |" and lines[2:] == ["| Dice, CSF | **0.40** / 0.60 | 0.70 / 0.60 |"]
+
+
+def mice_scores(gain=0.05, folds=3):
+    rng, rows = np.random.default_rng(0), []
+    for fold in range(folds):
+        for animal in range(8):
+            for labelled in (3, 17):
+                for arm, level in (
+                    ("registration", 0.78),
+                    ("r100", 0.5),
+                    ("r100+a1000", 0.5 + gain),
+                    ("r100+e1000", 0.52),
+                ):
+                    for tissue in ("whole brain", "cortex", "fimbria"):
+                        dice = level + 0.01 * rng.standard_normal()
+                        rows.append((arm, labelled, fold, f"{fold}{animal}", tissue, dice, -0.1))
+    return pd.DataFrame(rows, columns=["arm", "labelled", "split", "subject", "tissue", "dice", "volume_bias"])
+
+
+def test_what_holds_of_mice_is_said_by_intervals_over_animals_and_splits():
+    mice = script("mice")
+    lines = {line.split(" | ")[0].strip("| "): line for line in mice.holds(mice_scores()).splitlines()}
+    gained = lines["where labels are few, a network gains from an atlas's draws"]
+    assert gained.endswith("| yes |") and "3 labelled: +0.05" in gained
+    assert lines["where all have labels, draws add nothing"].endswith("| no |")
+    assert "it gains more still from the other animals, labelled by registration" not in lines  # no such arm
+    lines = mice.holds(mice_scores(gain=-0.05)).splitlines()
+    assert sum(line.endswith("| no |") for line in lines) == 3
+    assert all(line.endswith("| cannot be seen |") for line in mice.holds(mice_scores(folds=1)).splitlines()[2:])
+    table = pd.DataFrame({"subject": list("abcd"), "split": [0, 0, 1, 1], "x": [1.0, 3.0, 2.0, 6.0]})
+    mean, low, high = mice.over_animals_and_splits(table, "x")
+    error = np.sqrt(np.var([2, 4], ddof=1) / 2 + np.var([1, 3, 2, 6], ddof=1) / 4)
+    assert mean == 3 and high - mean == mean - low == pytest.approx(12.7062 * error, rel=1e-4)
+
+
+def test_the_experiment_on_mice_runs_of_any_labelled_cohort_and_resumes(tmp_path, monkeypatch):
+    mice, rats = script("mice"), onions(tmp_path / "rats", n=16)
+    rows = [f"sub-{subject}\t{'AB'[place % 2]}" for place, subject in enumerate(rats.subjects)]
+    (rats.folder / "participants.tsv").write_text("\n".join(["participant_id\tgroup", *rows]) + "\n")
+    plan = PLANS["smoke"]
+    monkeypatch.setattr(mice, "mice", lambda: rats)
+    monkeypatch.setattr(mice, "PLANS", {"laptop": plan})
+    train = labkit.train
+
+    def small(model, cohort, scale, *rest, **more):
+        return train(model, cohort, "smoke", *rest, **more | ({"iterations": 4} if model == "atlas" else {}))
+
+    monkeypatch.setattr(mice.labkit, "train", small)
+    scores = pd.concat([mice.segmentation(tmp_path / "runs", fold, 3, 4) for fold in (0, 1)])
+    assert set(scores["arm"]) == {*mice.ARMS, "registration"} and set(scores["labelled"]) == {3}
+    assert scores.groupby("split")["subject"].nunique().sum() == scores["subject"].nunique()
+    assert "| network, + atlas draws − network, these alone |" in mice.differences(scores)
+    assert mice.structures(scores).count("\n") == 2 + scores["tissue"].nunique()
+    groups = mice.groups(tmp_path / "runs", 0, 4)
+    assert set(groups["kind"]) == {"held out", "drawn"} and set(groups["told"].dropna()) <= {"A", "B", ""}
+    assert mice.volumes(groups).count("all; drawn") == 2
+    before = (tmp_path / "runs" / "groups-0-4.csv").stat().st_mtime_ns
+    assert len(mice.groups(tmp_path / "runs", 0, 4)) == len(groups)
+    assert (tmp_path / "runs" / "groups-0-4.csv").stat().st_mtime_ns == before

@@ -316,3 +316,25 @@ def test_scans_on_another_grid_than_their_files_are_written_as_they_were_made(tm
     assert np.allclose(made[0].image, kept, atol=1e-3 * high)
     back = reconstruct(own, cohort[:2])
     assert np.allclose(back[1].affine, cohort[1].affine, atol=1e-3) and not back[0].origin.resampled
+
+
+@pytest.mark.parametrize("types, expected", [
+    ((np.int16, np.float32), np.float32), ((np.uint8, np.int16), np.int16), ((np.int16, np.uint16), np.int32),
+    ((np.uint8, np.uint8), np.uint8), ((np.float64, np.float64), np.float64),
+])  # fmt: skip
+def test_what_is_written_can_hold_the_values_of_every_scan(tmp_path, types, expected):
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        kind = types[index % 2]
+        top = 1.0 if np.issubdtype(kind, np.floating) else min(np.iinfo(kind).max, 60_000)
+        data = (np.pad(rng.uniform(0.2, 1, (30, 40, 24)), 4) * top).astype(kind)
+        nib.save(nib.Nifti1Image(data, np.diag([0.5, 0.5, 0.5, 1])), tmp_path / f"rat{index}_T2w.nii")
+    cohort = labkit.open_cohort(tmp_path)
+    own = train("sigmarat2", cohort, "smoke", tmp_path / "run", n_train=4, **FAST | {"iterations": 1})
+    for made in (generate(own, 6), generate(own, 6, like=cohort)):
+        for path in made.folder.rglob("*.nii.gz"):
+            image = nib.load(path)
+            low, high = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())["IntensityRange"]
+            values = image.get_fdata()
+            assert image.get_data_dtype() == expected and values.max() <= high * 1.001
+            assert len(np.unique(values)) > 20 and np.ptp(values) > 0.02 * (high - low)

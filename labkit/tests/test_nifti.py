@@ -1,4 +1,5 @@
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -121,3 +122,104 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         nifti.save(nib.Nifti1Image(noise(seed=1), np.eye(4)), tmp_path / "a.nii.gz")
     assert (tmp_path / "a.nii.gz").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def flipped(path, to, place, bit=1):
+    data = bytearray(path.read_bytes())
+    data[place] ^= bit
+    to.write_bytes(data)
+    return to
+
+
+@pytest.fixture
+def packed(tmp_path):
+    rng = np.random.default_rng(0)
+    nib.save(
+        nib.Nifti1Image(rng.integers(0, 999, (9, 8, 7)).astype(np.int16), np.diag([0.4, 0.4, 0.4, 1])),
+        tmp_path / "a.nii.gz",
+    )
+    return tmp_path / "a.nii.gz"
+
+
+def test_no_flipped_bit_of_a_packed_file_changes_a_voxel_unseen(packed, tmp_path):
+    right, unseen = nifti.read_array(packed)[0], 0
+    for place in range(10, packed.stat().st_size, 7):
+        try:
+            array, _ = nifti.read_array(flipped(packed, tmp_path / "b.nii.gz", place))
+        except ScanFaultError:
+            continue
+        unseen += not np.array_equal(array, right)
+    assert unseen == 0
+    end = packed.stat().st_size
+    with pytest.raises(ScanFaultError, match="corrupt gzip: CRC check failed"):
+        nifti.read_array(flipped(packed, tmp_path / "b.nii.gz", end - 8))
+
+
+def with_field(path, to, name, value):
+    image = nib.load(path)
+    raw, header = bytearray(gzip.decompress(path.read_bytes())), image.header.copy()
+    header["vox_offset"] = 352
+    header[name] = value
+    raw[:348] = header.binaryblock
+    to.write_bytes(gzip.compress(raw) if to.suffix == ".gz" else raw)
+    return to
+
+
+@pytest.mark.parametrize("value", [np.inf, 1e38, 100, -1, 353.5])
+def test_voxels_that_begin_nowhere_are_that_files_fault(packed, tmp_path, value):
+    with pytest.raises(ScanFaultError, match=r"voxels are said to begin at byte|header is damaged|truncated"):
+        nifti.read_array(with_field(packed, tmp_path / "b.nii", "vox_offset", value))
+
+
+def test_an_offset_of_0_means_the_end_of_the_header_where_the_file_is_that_long(packed, tmp_path):
+    right = nifti.read_array(packed)[0]
+    for name in ("b.nii", "b.nii.gz"):
+        path = with_field(packed, tmp_path / name, "vox_offset", 0)
+        assert np.array_equal(nifti.read_array(path)[0], right)
+    path = tmp_path / "b.nii"
+    path.write_bytes(path.read_bytes() + b"\1\2")
+    with pytest.raises(ScanFaultError, match="begin at byte 0"):
+        nifti.read_array(path)
+
+
+def test_a_header_that_claims_more_than_its_file_is_refused_before_memory_is_asked_for(packed, tmp_path):
+    for name in ("b.nii", "b.nii.gz"):
+        path = with_field(packed, tmp_path / name, "dim", [3, 30000, 30000, 30000, 1, 1, 1, 1])
+        tracemalloc.start()
+        with pytest.raises(ScanFaultError, match=r"shape \(30000, 30000, 30000\) takes 54000000000352 bytes"):
+            nifti.read_array(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()
+
+
+def test_a_bomb_is_not_unpacked_beyond_what_its_header_tells(tmp_path):
+    header = nib.Nifti1Header()
+    header.set_data_shape((8, 8, 8))
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    path = tmp_path / "b.nii.gz"
+    with gzip.open(path, "wb") as stream:
+        stream.write(header.binaryblock + bytes(4))
+        for _ in range(64):
+            stream.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(ScanFaultError, match="more bytes than its header tells"):
+        nifti.read_array(path, constant=True)
+    assert tracemalloc.get_traced_memory()[1] < 60 << 20
+    tracemalloc.stop()
+
+
+def test_a_header_that_is_shorter_than_its_file_would_shear_the_head_and_is_refused(packed, tmp_path):
+    for name in ("b.nii", "b.nii.gz"):
+        path = with_field(packed, tmp_path / name, "dim", [3, 8, 8, 7, 1, 1, 1, 1])
+        with pytest.raises(ScanFaultError, match="more bytes than its header tells: shape .8, 8, 7."):
+            nifti.read_array(path)
+    path = with_field(packed, tmp_path / "b.nii", "vox_offset", 352)
+    path.write_bytes(path.read_bytes() + bytes(160))  # some writers fill their last block with zeros
+    assert np.array_equal(nifti.read_array(path)[0], nifti.read_array(packed)[0])
+
+
+def test_half_of_a_pair_says_so(tmp_path):
+    nib.save(nib.Nifti1Pair(np.ones((4, 4, 4), np.int16), np.eye(4)), tmp_path / "a.hdr")
+    (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
+    with pytest.raises(ScanFaultError, match="half of a pair"):
+        nifti.read_array(tmp_path / "a.nii")

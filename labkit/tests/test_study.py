@@ -150,3 +150,40 @@ def test_figures_of_a_study_have_their_panels(measured):
     with pytest.raises(ValueError, match="no embedding is called 'VGG'"):
         figures.embedding_map(measured, "VGG")
     plt.close("all")
+
+
+def test_runs_of_several_folds_are_measured_each_with_its_own_animals_and_averaged(tmp_path, monkeypatch):
+    rats = ellipsoids(tmp_path / "rats", n=24)
+    folds = [train("sigmarat2", rats, "smoke", tmp_path / f"f{fold}", fold=fold, **FAST) for fold in range(3)]
+    whole = Study(folds, n=8, size=16)
+    held_out = [set(part.yardstick.held_out.subjects) for part in whole.folds]
+    assert set().union(*held_out) == set(rats.subjects) and sum(map(len, held_out)) == 24
+    assert "24 real animals, each held out in one of 3 folds" in whole.rests_on
+    key = ["sigmarat2", "RMSE", "paper"]
+    rows = [table.set_index(["model", "metric", "flavour"]).loc[tuple(key)] for table in
+            (whole.table, *(part.measured for part in whole.folds))]  # fmt: skip
+    values = [row["value"] for row in rows]
+    assert values[0] == pytest.approx(np.mean(values[1:])) and len(set(values)) == 4
+    widths = [row["ci_high"] - row["ci_low"] for row in rows]
+    assert widths[0] == pytest.approx(np.sqrt(np.square(widths[1:]).sum()) / 3, rel=0.2) and widths[0] < min(widths[1:])
+    ps = [table[(table["metric"] == "copies p") & (table["flavour"] == "synthetic") & (table["model"] == "sigmarat2")]
+          ["value"].iloc[0] for table in (whole.table, *(part.measured for part in whole.folds))]  # fmt: skip
+    assert ps[0] == pytest.approx(min(1.0, 3 * min(ps[1:])))
+    whole.save()
+    said = [json.loads((run.path / "metrics.json").read_text()) for run in folds]
+    assert said[1]["rows"] == said[2]["rows"] and said[1]["folds"] == 3 and said[1]["real"]["animals"] == 24
+    assert said[1]["run_fingerprint"] == folds[1].fingerprint
+    monkeypatch.setattr("labkit.evidence.selection.load_run", lambda: folds[1])
+    train(
+        "sigmarat2", rats, "smoke", tmp_path / "again", seed=1, n_train=12, **FAST | {"iterations": 1}
+    )  # no fold of it
+    assert {run.path for run in find_runs()} == {run.path for run in folds}
+    with pytest.raises(ValueError, match="leave cohort"):
+        Study(folds, rats, n=8, size=16)
+
+
+def test_a_fold_without_one_of_the_models_is_named(rats, tmp_path):
+    runs = [train(model, rats[:24], "smoke", tmp_path / f"{model}{fold}", fold=fold, **FAST | {"iterations": 1})
+            for model, fold in (("sigmarat2", 0), ("adni", 0), ("sigmarat2", 1))]  # fmt: skip
+    with pytest.raises(ValueError, match="runs of 2 folds, but not the same models in each"):
+        Study(runs, n=8)

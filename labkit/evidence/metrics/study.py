@@ -17,7 +17,7 @@ from labkit.evidence.metrics.compare import AUDITED, PLANTED, Comparison
 from labkit.evidence.metrics.controls import controls
 from labkit.evidence.metrics.measures import NEIGHBOURS, Measurement, Reader
 from labkit.evidence.metrics.yardstick import LeftOut, Yardstick
-from labkit.evidence.selection import check_same_training, find_runs, named, real_scans
+from labkit.evidence.selection import by_fold, check_same_training, find_runs, named, real_scans
 from labkit.fields import whole
 from labkit.files import progress_bar, write_json, write_text
 from labkit.generation import generate, reconstruct
@@ -47,11 +47,15 @@ GROUPS = {
 class Study:
     """Runs that were trained on the same scans, measured with one yardstick.
 
+    Runs of several folds, each of which holds other animals of one cohort out, are measured fold by fold, and the table
+    has the means: a generator meets no animal that it was trained on, and all animals of a small cohort are used.
+    What is shown beside the table is of the first fold.
+
     Parameters
     ----------
     runs : sequence of Run or path, or str, optional
-        Trained, on the same animals; folders may be given as one text with commas. Default: of the runs in ``runs/``
-        with the training scans and the scale of the newest, the newest of each model.
+        Trained, on the same animals, or the same models on each fold; folders may be given as one text with commas.
+        Default: of the runs in ``runs/`` with the newest's cohort and scale, the newest of each model and fold.
     real : Cohort or str, optional
         Real scans that no run was trained on. Default the animals that the runs held out. ``"fresh"``, for runs on a
         simulated cohort: as many new rats from the same simulator as `n` asks for, which real data cannot offer.
@@ -69,6 +73,8 @@ class Study:
     ----------
     runs : dict of str to Run
         By name: the model's where each has another, otherwise the folder's.
+    folds : list of Study
+        One a fold, this one among them; empty where there is one.
     yardstick : Yardstick
     comparisons : dict of str to Comparison
     controls : dict of str to Comparison
@@ -90,7 +96,11 @@ class Study:
         reader: Reader | None = None,
     ) -> None:
         n, seed = whole("n", n, NEIGHBOURS + 1, "how many synthetic scans a run"), whole("seed", seed, 0)
-        opened = find_runs(runs)
+        opened, *others = by_fold(find_runs(runs))
+        if others and real is not None:
+            raise ValueError("runs of several folds are measured with what each held out: leave cohort (real) out")
+        self.folds = [self, *(Study(some, None, n, seed, size) for some in others)] if others else []
+        reader = None if others else reader  # its network learned from animals that other folds hold out
         self.runs = named(opened)
         self.n, self.seed, self.size = n, seed, size
         first = opened[0]
@@ -113,6 +123,13 @@ class Study:
         Everything, real scans too, is measured at the resolution of the coarsest run: a finer floor no generator of
         that size could reach.
         """
+        if self.folds:
+            return over_folds([study.measured for study in self.folds])
+        return self.measured
+
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """The table of this fold alone."""
         import pandas as pd
 
         measured = self.comparisons | self.controls
@@ -121,6 +138,18 @@ class Study:
             for name, comparison in progress_bar(measured.items(), "measuring runs", len(measured))
         ]
         return pd.concat(tables, ignore_index=True)[["model", *Measurement._fields]]
+
+    @property
+    def rests_on(self) -> str:
+        """How many animals all numbers rest on, in words."""
+        if not self.folds:
+            return self.yardstick.rests_on
+        animals = sum(len(study.yardstick.held_out) for study in self.folds)
+        n = len(self.yardstick.reference)
+        return (
+            f"{animals} real animals, each held out in one of {len(self.folds)} folds and measured beside what was "
+            f"trained without it, {n} of a fold in A and {n} in B"
+        )
 
     @property
     def coarsest(self) -> int:
@@ -232,7 +261,7 @@ class Study:
         # the interval below its value
         broken = board.map(lambda text: text.replace(" (", "\n(").replace(" held-out", "\nheld-out"))
         styler = broken.style.apply(marked, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
-        return styler.set_caption(f"{self._share(len(board) - len(absent))}. Measured with {self.yardstick.rests_on}")
+        return styler.set_caption(f"{self._share(len(board) - len(absent))}. Measured with {self.rests_on}")
 
     def _share(self, rows: int) -> str:
         """How many of the rows that were looked at a table shows."""
@@ -251,7 +280,7 @@ class Study:
             cells = [f"*{value}*" if value and key in absent else value for value in cells]
             lines.append("| " + " | ".join([*key, *cells]) + " |")
         share = "" if metrics is None else f"{self._share(len(board) - len(absent))}. "
-        lines += ["", f"{share}Measured with {self.yardstick.rests_on}."]
+        lines += ["", f"{share}Measured with {self.rests_on}."]
         return "\n".join(lines) + "\n"
 
     def save(self) -> list[Path]:
@@ -262,20 +291,24 @@ class Study:
         list of pathlib.Path
             What was written; earlier files of these names are replaced.
         """
+        studies = self.folds or [self]
+        animals = sum(len(study.real) for study in studies)
         setting = {
-            "real": {"name": self.real.name, "fingerprint": self.real.fingerprint, "animals": len(self.real)},
+            "real": {"name": self.real.name, "fingerprint": self.real.fingerprint, "animals": animals},
+            "folds": len(studies),
             "n": len(self.yardstick.reference),
             "seed": self.seed,
             "size": self.size,
             "left_out": [one._asdict() for one in self.yardstick.left_out],
         }
         written, table = [], self.markdown()
-        for name, run in self.runs.items():
+        for study, name in ((one, name) for one in studies for name in one.runs):
+            run, synthetic = study.runs[name], study.comparisons[name].synthetic
             rows = self.table[self.table["model"] == name].drop(columns="model")
             content = {
                 "run": run.path.name,
                 "run_fingerprint": run.fingerprint,
-                "synthetic": self.comparisons[name].synthetic.fingerprint,
+                "synthetic": synthetic.fingerprint,
                 **setting,
                 "verdicts": self.verdicts().loc[name].to_dict(),
                 "rows": json.loads(rows.to_json(orient="records", force_ascii=False)),
@@ -283,9 +316,36 @@ class Study:
             write_json(run.path / METRICS, content)
             write_text(run.path / TABLE, table)
             card(run)
-            card(run, self.comparisons[name].synthetic.folder)
+            card(run, synthetic.folder)
             written += [run.path / METRICS, run.path / TABLE]
         return written
+
+
+def over_folds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Means of the rows that all tables have: values, floors, and their intervals about these means.
+
+    Folds hold other animals out, so that errors of a mean are those of its parts over the root of their number. A p is
+    the smallest of the folds' times how many there are, at most 1 (Bonferroni).
+    """
+    import pandas as pd
+
+    keys = ["model", "metric", "flavour"]
+    whole = pd.concat(tables, ignore_index=True)
+    rows = []
+    for _, own in whole.groupby(keys, sort=False):
+        if len(own) < len(tables):
+            continue
+        row = own.iloc[0].copy()
+        if row["metric"].endswith(" p"):
+            row["value"] = min(1.0, len(own) * own["value"].min())
+        for name, low, high in () if row["metric"].endswith(" p") else (VALUE, FLOOR):
+            below, above = (float(np.sqrt(((own[name] - own[end]) ** 2).sum())) / len(own) for end in (low, high))
+            row[name] = own[name].mean()
+            row[low], row[high] = (row[name] - below, row[name] + above) if own[low].notna().all() else (np.nan,) * 2
+        row["n"] = own["n"].sum()
+        row["how"] = f"{row['how']}; mean of {len(own)} folds"
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(whole.columns)).reset_index(drop=True)
 
 
 def passes(row: pd.Series) -> bool:
