@@ -137,4 +137,4 @@ def _write(folder: Path, cohort: Cohort, labels: Iterable[Tensor], label_names: 
             bids.save_scan(fresh, path, original, scan.restore_labels(cube))
         if label_names:
             bids.write_label_names(fresh, {0: "background", **label_names})
-        bids.write_description(fresh, f"{cohort.name}, segmented", "derivative", **about)
+        cohort.write_about(fresh, f"{cohort.name}, segmented", "derivative", **about)
