@@ -223,8 +223,9 @@ def _verdict(run: Run, fingerprint: str, made: Mapping[str, Any] | None) -> str:
     real, simulated = metrics["real"], " (here simulated)" if _data(run).get("Simulated") else ""
     text = (
         f"**{passed} of {of} measures** say *as good as real*: their interval reaches the floor, which is what real "
-        f"animals{simulated} give beside other real animals. Measured on {metrics['n']} scans of seed "
-        f"{metrics['seed']} beside {real['animals']} animals of {plain(real['name'])} that were not trained on. Few "
+        f"animals{simulated} give beside other real animals. Compared are {metrics['n']} scans of seed "
+        f"{metrics['seed']} with as many at a time of {real['animals']} animals of {plain(real['name'])} that were not "
+        "trained on. Few "
         "animals have wide intervals, which are easily reached"
     )
     learned_nothing = [f"{plain(CONTROLS.get(name, name))} {_passed(cells)[0]}" for name, cells in
