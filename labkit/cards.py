@@ -28,6 +28,13 @@ LONGEST = 1000
 SHOWN = ("trace ratio", "precision", "recall", "classifier AUC")
 """Measures whose values a card shows; the run's ``metrics.md`` has all."""
 
+CONTROLS = {
+    "mean": "the mean training scan under noise passes",
+    "Gaussian": "a Gaussian over voxels",
+    "warped": "training scans under random warps",
+}
+"""What a card calls chapter 4's generators that learned nothing."""
+
 PAPER = (
     "A. Ferreira, R. Magalhães, S. Mériaux, V. Alves. Generation of Synthetic Rat Brain MRI Scans with a 3D Enhanced "
     "Alpha Generative Adversarial Network. Applied Sciences 12(10):4844, 2022. doi 10.3390/app12104844"
@@ -130,7 +137,7 @@ def _time(sittings: list[dict[str, Any]]) -> str:
     if not sittings:
         return "when and on what was not kept"
     last, minutes = sittings[-1], sum(sitting["seconds"] for sitting in sittings) / 60
-    machine = f"{last['device']}, {last['threads']} threads, {last['precision']}"
+    machine = f"{last['device']}, threads: {last['threads']}, {last['precision']}"
     versions = f"labkit {last['labkit']} ({last['commit']}), torch {last['torch']}"
     return plain(f"{minutes:.1f} minutes; sittings: {len(sittings)}, the last on {machine}, {versions}")
 
@@ -212,15 +219,18 @@ def _verdict(run: Run, fingerprint: str, made: Mapping[str, Any] | None) -> str:
     if why:
         return head + why
     verdicts = {group: cell for group, cell in metrics["verdicts"].items() if cell and group != "copies"}
-    counts = [re.findall(r"\d+", cell) for cell in verdicts.values()]
-    passed, of = (sum(int(pair[place]) for pair in counts if len(pair) == 2) for place in (0, 1))
+    passed, of = _passed(verdicts)
     real, simulated = metrics["real"], " (here simulated)" if _data(run).get("Simulated") else ""
     text = (
         f"**{passed} of {of} measures** say *as good as real*: their interval reaches the floor, which is what real "
-        f"animals{simulated} give beside other real animals. Measured on {metrics['n']} scans of seed "
-        f"{metrics['seed']} beside {real['animals']} animals of {plain(real['name'])} that were not trained on. Few "
-        "animals have wide intervals, which are easily reached.\n\n"
+        f"animals{simulated} give beside other real animals. Compared are {metrics['n']} scans of seed "
+        f"{metrics['seed']} with as many at a time of {real['animals']} animals of {plain(real['name'])} that were not "
+        "trained on. Few "
+        "animals have wide intervals, which are easily reached"
     )
+    learned_nothing = [f"{plain(CONTROLS.get(name, name))} {_passed(cells)[0]}" for name, cells in
+                       metrics.get("controls", {}).items()]  # fmt: skip
+    text += f": of what learned nothing, {', '.join(learned_nothing)}.\n\n" if learned_nothing else ".\n\n"
     if made and (made["truncation"] != 1 or made["like"] != "training scans"):
         text += "This folder's scans were made with other codes or like other files, and were not measured.\n\n"
     text += table(((plain(group), plain(cell)) for group, cell in verdicts.items()), "measures", "as good as real")
@@ -231,6 +241,13 @@ def _verdict(run: Run, fingerprint: str, made: Mapping[str, Any] | None) -> str:
     if left := list(dict.fromkeys(one["metric"] or one["flavour"] for one in metrics.get("left_out", []))):
         text += f"\n\nNot measured, for want of held-out animals: {plain(', '.join(left))}."
     return head + text + "\n\nAll rows, with intervals, are in `metrics.md` in the run's folder."
+
+
+def _passed(verdicts: Mapping[str, str]) -> tuple[int, int]:
+    """How many measures pass, and of how many, by cells such as ``"3 of 6"``; copies are told apart from them."""
+    counts = [re.findall(r"\d+", cell) for group, cell in verdicts.items() if group != "copies"]
+    passed, of = (sum(int(pair[place]) for pair in counts if len(pair) == 2) for place in (0, 1))
+    return passed, of
 
 
 def _number(value: float | None) -> str:

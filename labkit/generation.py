@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,7 @@ def generate(
     made = _made(run, n, seed, truncation, like)
     folder = located(out_dir) if out_dir else default_folder(run, n, seed, truncation, like)
     if folder.exists():
-        _check_made(folder, made)
+        check_made(folder, made)
         return open_cohort(folder, **file_template.opening)
     codes = draw_codes(run, n, seed, truncation=truncation)
     network = run.generator(choose_device(device))
@@ -310,7 +310,7 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
     )
     opening = FileTemplate.of([cohort[0]]).opening
     if folder.exists():
-        _check_made(folder, made)
+        check_made(folder, made)
         return open_cohort(folder, **opening)
     volumes = decode(run, encode(run, cohort, device), "encoded", device)
     _check_unchanged(run, made)
@@ -373,8 +373,8 @@ def _check_unchanged(run: Run, made: dict[str, Any]) -> None:
         raise RunError(f"{run.path.name} got new weights just now, it is still being trained: start again")
 
 
-def _check_made(folder: Path, made: dict[str, Any]) -> None:
-    """Refuse a folder that holds anything but what is asked for; what the run's folder is called does not count."""
+def check_made(folder: Path, made: Mapping[str, Any]) -> None:
+    """Refuse a data set that holds anything but what is asked for; what the run's folder is called does not count."""
     try:
         there = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError):

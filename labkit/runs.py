@@ -92,10 +92,21 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     there, asked = (_comparable(_complete(c)) for c in (json.loads(path.read_text()), json.loads(json.dumps(config))))
     differing = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
     if differing:
-        lines = "\n".join(f"  {key}: {there.get(key)!r} there, {asked.get(key)!r} asked" for key in differing)
+        lines = "\n".join(f"  {key}: {_differ(there.get(key), asked.get(key))}" for key in differing)
+        changed = "The cohort's scans or labels, or which of them are taken, have changed since.\n"
         raise RunError(
-            f"{folder} holds a run with another configuration:\n{lines}\nChoose another run_dir, or remove that folder."
+            f"{folder} holds a run with another configuration:\n{lines}\n"
+            + (changed if "cohort.fingerprint" in differing else "")
+            + "Choose another run_dir, or remove that folder."
         )
+
+
+def _differ(there: Any, asked: Any) -> str:
+    """Two values of a setting in words: of lists how many they share, of a hash its beginning."""
+    if isinstance(there, list) and isinstance(asked, list):
+        return f"{len(there)} there, {len(asked)} asked, {len(set(there) & set(asked))} of them the same"
+    short = (value[:12] if isinstance(value, str) and len(value) == 64 else value for value in (there, asked))
+    return "{!r} there, {!r} asked".format(*short)
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from labkit import runs
 from labkit.capture import Captured
-from labkit.data import bids, volumes
+from labkit.data import volumes
 from labkit.data.augment import AUGMENTATIONS, Augmentation, augment
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
@@ -329,4 +329,4 @@ def _about(cohort: Cohort, train: Cohort, held_out: Cohort | None) -> dict:
     """What a card says of the training scans: their data set's own words, and how many on either side have labels."""
     sides = {"train": train, "held_out": held_out or ()}
     labelled = {side: sum(scan.labels is not None for scan in part) for side, part in sides.items()}
-    return {**bids.read_about(cohort.folder, cohort.subjects), "labelled": labelled}
+    return {**cohort.about, "labelled": labelled}

@@ -232,10 +232,16 @@ def read_about(folder: Path, subjects: Iterable[str]) -> dict[str, Any]:
     except (OSError, ValueError):
         content = {}
     about = {key: content[key] for key in SAID if content.get(key)} if isinstance(content, dict) else {}
-    animals = {f"sub-{subject}" for subject in subjects}
-    rows = [row for row in read_table(folder / "participants.tsv") if row.get("participant_id") in animals]
+    people = read_participants(folder)
+    rows = [people[subject] for subject in sorted(set(subjects) & people.keys())]
     counts = {column: dict(Counter(str(row[column]) for row in rows if row.get(column))) for column in COUNTED}
     return about | {"participants": {column: found for column, found in counts.items() if found}}
+
+
+def read_participants(folder: Path) -> dict[str, dict[str, str]]:
+    """Rows of a data set's ``participants.tsv`` by subject, whether or not ``sub-`` stands before it there."""
+    rows = read_table(folder / "participants.tsv")
+    return {row.get("participant_id", "").removeprefix("sub-"): row for row in rows}
 
 
 def write_label_names(folder: Path, names: Mapping[int, str], description: str = "") -> None:

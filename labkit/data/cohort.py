@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import nibabel as nib
 import numpy as np
@@ -187,9 +187,13 @@ class Cohort(Sequence[Scan]):
     @cached_property
     def groups(self) -> dict[str, str]:
         """Group of animals by subject: column ``group`` of the folder's ``participants.tsv``; those without are out."""
-        rows = bids.read_table(self.folder / "participants.tsv")
-        said = {row.get("participant_id", "").removeprefix("sub-"): row.get("group") for row in rows}
-        return {subject: group for subject in self.subjects if (group := said.get(subject))}
+        rows = bids.read_participants(self.folder)
+        return {subject: group for subject in self.subjects if (group := rows.get(subject, {}).get("group"))}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the folder's own files say of these animals: :func:`labkit.data.bids.read_about`."""
+        return bids.read_about(self.folder, self.subjects)
 
     @cached_property
     def label_names(self) -> dict[int, str]:
@@ -308,7 +312,9 @@ class Cohort(Sequence[Scan]):
     def write(self, folder: str | os.PathLike, name: str | None = None) -> Path:
         """Write the scans, on the cohort's grid, as a BIDS data set that ``open_cohort`` reads back the same.
 
-        A folder is read back in the order of subjects and sessions, whatever the order here.
+        With what their folder says of them: licence, references, that they are simulated or synthetic, the animals'
+        species, strain, sex and group, names of labels. A folder is read back in the order of subjects and sessions,
+        whatever the order here.
 
         Parameters
         ----------
@@ -334,12 +340,23 @@ class Cohort(Sequence[Scan]):
                 path = bids.scan_path(labels_of[scan.subject], scan.session, scan.suffix)
                 labels = None if scan.labels is None else nifti.image_on_grid(scan.labels, scan.affine)
                 bids.save_scan(fresh, path, scan.nifti(), labels)
-            rows = [{"participant_id": f"sub-{labels_of[s]}", "name": s} for s in labels_of]
-            if self.groups:
-                rows = [row | {"group": self.groups.get(row["name"], "")} for row in rows]
-            bids.write_table(fresh / "participants.tsv", rows)
-            bids.write_description(fresh, name or self.name, Fingerprint=self.fingerprint)
+            if any(text != f"label {value}" for value, text in self.label_names.items()):
+                bids.write_label_names(fresh, {0: "background", **self.label_names})
+            self.write_about(fresh, name or self.name, Fingerprint=self.fingerprint)
         return folder
+
+    def write_about(self, folder: Path, name: str, kind: str = "raw", **fields: object) -> None:
+        """Write a data set's description and table of animals for these scans, with what :attr:`about` says of them."""
+        said = self.about
+        people, columns = bids.read_participants(self.folder), said.pop("participants")
+        rows = [
+            {"participant_id": f"sub-{text}", "name": subject}
+            | {column: people.get(subject, {}).get(column, "") for column in columns}
+            for subject, text in self.bids_labels().items()
+        ]
+        bids.write_table(folder / "participants.tsv", rows)
+        said.pop("Name", None)
+        bids.write_description(folder, name, kind, **said, **fields)
 
     def bids_labels(self) -> dict[str, str]:
         """A BIDS label for each subject: letters and digits only, no two alike, and sorted like the subjects."""

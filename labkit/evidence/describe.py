@@ -109,26 +109,28 @@ def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_headers(written: nifti.nib.Nifti1Image, original: nifti.nib.Nifti1Image) -> pd.DataFrame:
+def compare_headers(written: nifti.nib.Nifti1Image, original: Scan) -> pd.DataFrame:
     """Header fields and affine of a synthetic scan and of the scan whose file template it has, a row a property.
 
+    Of a scan that was brought to the cohort's grid from another, the header is that of its file on the cohort's grid.
     The free texts are not compared: what is written says there that it is synthetic, and nothing of the animal.
     """
     import pandas as pd
 
-    def facts(image: nifti.nib.Nifti1Image) -> dict[str, str]:
-        header = image.header
+    def facts(header: nifti.nib.Nifti1Header) -> dict[str, str]:
+        affine = header.get_best_affine()
         return {
-            "voxels": str(image.shape[:3]),
+            "voxels": str(tuple(int(side) for side in header.get_data_shape()[:3])),
             "voxel size, mm": str(tuple(round(float(zoom), 5) for zoom in header.get_zooms()[:3])),
-            "array axes": "".join(nifti.nib.aff2axcodes(image.affine)),
-            "affine": np.array2string(image.affine, precision=4, suppress_small=True),
+            "array axes": "".join(nifti.nib.aff2axcodes(affine)),
+            "affine": np.array2string(affine, precision=4, suppress_small=True),
             "qform code, sform code": f"{int(header['qform_code'])}, {int(header['sform_code'])}",
             "units": str(header.get_xyzt_units()),
             "data type": str(header.get_data_dtype()),
         }
 
-    both = pd.DataFrame({"original": facts(original), "written": facts(written)})
+    own = nifti.decode_header(nifti.on_grid(original.origin, original.image.shape).header)
+    both = pd.DataFrame({"original": facts(own), "written": facts(written.header)})
     return both.assign(equal=both["original"] == both["written"])
 
 

@@ -81,7 +81,7 @@ def networks_table(variant: Variant | AtlasSettings, scale: Scale) -> pd.DataFra
     pandas.DataFrame
         Index ``network`` (G, D, E, C) and ``layer``, columns ``output`` (channels × sides, without the batch) and
         ``parameters``; each network ends with its sum. Of an atlas: index ``of`` (all animals, each animal) and
-        ``what``, for scans of the study's proportions.
+        ``what``, for scans of the study's proportions and animals enough for all its appearances.
     """
     import pandas as pd
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from labkit.data.cohort import Cohort, Scan
-from labkit.data.labels import TISSUE_NAMES
+from labkit.data.labels import TISSUE_NAMES, has_tissues
 from labkit.evidence import describe
 from labkit.figures import style
 from labkit.figures.style import BLUE, GREY, ORANGE, TISSUE_COLOURS, VERMILION, WIDTH
@@ -27,11 +27,11 @@ def intensity_histograms(cohort: Sequence[Scan], bins: int = 80) -> Figure:
     -------
     matplotlib.figure.Figure
         Axes one under the other: the files' unit, a line a scan; scaled to [-1, 1] by each scan's own smallest and
-        largest value, a line a scan; and, where scans have labels, the scaled intensities of CSF, grey and white
+        largest value, a line a scan; and, where labels are of tissues, the scaled intensities of CSF, grey and white
         matter, all scans together. Voxel counts, or shares, on the vertical axes.
     """
     scans = list(cohort)
-    labelled = [scan for scan in scans if scan.labels is not None]
+    labelled = [scan for scan in scans if has_tissues(scan.labels, need_all=False)]
     rows = 3 if labelled else 2
     figure, axes = plt.subplots(rows, 1, figsize=(WIDTH, 2.3 * rows), layout="constrained")
     low, high = min(s.image.min() for s in scans), max(s.image.max() for s in scans)

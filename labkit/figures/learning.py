@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import torch
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from labkit.data.cohort import Cohort
@@ -68,7 +69,7 @@ def loss_curves(run: Run, smooth: int = 0) -> Interactive:
             figure.update_yaxes(type="log", row=row, col=1)
             ax.set_yscale("log")
         ax.set_title(panel)
-        ax.legend(ncols=4)
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves: within, it would cover one
     axes[-1].set_xlabel("iteration")
     figure.update_xaxes(title_text="iteration", row=len(panels), col=1)
     margin = {"l": 50, "r": 10, "t": 40, "b": 40}
@@ -110,6 +111,9 @@ def code_statistics(run: Run) -> Figure:
         upper.plot(held.index, held, "o-", color=VERMILION, markersize=3, linewidth=1, label="held-out scans")
     upper.axhline(1, color=GREY, linestyle="--", linewidth=1, label="random codes, N(0, I)")
     upper.set(yscale="log", title="standard deviation of encoded codes")
+    upper.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5)))  # most often all within one decade
+    upper.yaxis.set_major_formatter("{x:g}")
+    upper.yaxis.set_minor_formatter(ticker.NullFormatter())
     upper.legend()
     axes[-1, 0].set(xlabel="iteration")
     return figure
@@ -154,6 +158,6 @@ def reconstructions(run: Run, cohort: Cohort, scans: int = 3) -> Figure:
             ax.imshow(middle_sections(volume)[0], cmap=cmap, vmin=-1, vmax=1)
         row[0].set_ylabel(name)
     for ax, scan, volume in zip(axes[1], shown, (back - real).square().mean((1, 2, 3, 4)), strict=True):
-        ax.set_title(f"animal {scan.subject}: MSE {volume.item():.4f}")
+        ax.set_title(f"{scan.subject}\nMSE {volume.item():.4f}")
     style.bare(axes.flat)
     return figure

@@ -128,6 +128,10 @@ def test_a_measured_run_and_its_scans_get_the_verdict_and_lose_it_when_trained_f
         text = (folder / "README.md").read_text()
         real = section(text, "How real are they?")
         assert f"**{passed} of {of} measures**" in real and f"| anatomy | {verdicts['anatomy']} |" in real
+        assert f"Compared are {len(study.yardstick.reference)} scans of seed 0 with as many at a time of 14" in real
+        cells = [cell for group, cell in study.verdicts().loc["mean"].items() if group != "copies"]
+        by_mean = sum(int(cell.split(" of ")[0]) for cell in cells)
+        assert f"what learned nothing, the mean training scan under noise passes {by_mean}, a Gaussian" in real
         recall = study.table.set_index(["model", "metric", "flavour"]).loc[("sigmarat2", "recall", "PCA")]
         assert f"| recall | PCA | {recall['value']:.2g} | {recall['floor']:.2g} |" in real
         assert "planted" in section(text, "Were training animals copied?")

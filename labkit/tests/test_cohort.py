@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from labkit import open_cohort
+from labkit.data import bids
 from labkit.data.cohort import scan_digest
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 
@@ -115,6 +116,18 @@ def test_writing_and_opening_gives_the_same_cohort(cohort, tmp_path):
     again = open_cohort(tmp_path / "out" / "copy")
     assert again.fingerprint == cohort.fingerprint and again.subjects == cohort.subjects
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["copy"]
+
+
+def test_what_a_folder_says_of_its_animals_is_written_with_them(cohort, tmp_path):
+    said = {"License": "CC0", "ReferencesAndLinks": ["Lab et al. 2020"], "Simulated": True}
+    bids.write_description(cohort.folder, "Rats of a lab", **said)
+    rows = [{"participant_id": name, "sex": "F", "group": group} for name, group in (("sub-1", "A"), ("3", "B"))]
+    bids.write_table(cohort.folder / "participants.tsv", rows)  # with and without "sub-"
+    bids.write_label_names(cohort.folder, {1: "rim", 2: "core"})
+    again = open_cohort(open_cohort(cohort.folder).write(tmp_path / "copy"))
+    assert again.about == {"Name": "rats", **said, "participants": {"sex": {"F": 2}, "group": {"A": 1, "B": 1}}}
+    assert again.groups == {"1": "A", "3": "B"} and again.label_names == {1: "rim", 2: "core"}
+    assert again[:2].about["participants"]["group"] == {"A": 1}
 
 
 def test_odd_names_are_written_under_labels_of_the_same_order(cohort, tmp_path):

@@ -3,8 +3,11 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
+import labkit
 from labkit import figures, widgets
+from labkit.data.file_template import FileTemplate
 from labkit.evidence import describe
 from labkit.tests.rats import ellipsoids
 
@@ -88,7 +91,18 @@ def test_two_cohorts_are_browsed_side_by_side(cohorts):
 def test_headers_are_compared_field_by_field(cohorts):
     import nibabel as nib
 
-    image = nib.load(cohorts[0][0].origin.path)
-    assert describe.compare_headers(image, image)["equal"].all()
+    scan = cohorts[0][0]
+    image = nib.load(scan.origin.path)
+    assert describe.compare_headers(image, scan)["equal"].all()
     other = nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine)
-    assert not describe.compare_headers(other, image).loc["voxels", "equal"]
+    assert not describe.compare_headers(other, scan).loc["voxels", "equal"]
+
+
+def test_a_generated_file_is_like_a_training_scan_that_came_on_another_grid(cohorts):
+    own = [labkit.open_cohort(cohorts[0].folder, grid=grid)[0] for grid in ("16x16x16@1.5", "study")]
+    volume = torch.rand(1, 64, 64, 64) * 2 - 1
+    for scan in own:
+        written = FileTemplate.of([scan]).image(volume, np.random.default_rng(0))
+        assert describe.compare_headers(written, scan)["equal"].all()
+    assert [scan.origin.resampled for scan in own] == [True, False]
+    assert not describe.compare_headers(written, own[0]).loc["voxel size, mm", "equal"]

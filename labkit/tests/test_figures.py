@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -174,6 +176,11 @@ def test_histograms_hold_every_voxel_once():
     assert [line.get_label() for line in by_tissue.lines] == list(TISSUE_NAMES.values())
     np.testing.assert_allclose([line.get_ydata().sum() for line in by_tissue.lines], 1)
     assert len(figures.intensity_histograms(unlabelled(1)).axes) == 2
+
+
+def test_labels_of_another_coding_are_not_drawn_as_tissues():
+    coded = [replace(scan, labels=np.array([0, 4, 9, 12])[scan.labels]) for scan in labelled(2)]
+    assert len(figures.intensity_histograms(coded).axes) == 2
 
 
 def test_the_profile_points_down_and_names_what_was_measured():

@@ -1,13 +1,16 @@
 import base64
 import io
+import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from labkit import figures
+from labkit.data.cohort import Cohort
 from labkit.runs import RunError
 from labkit.tests.rats import ellipsoids
 from labkit.training import train
@@ -40,6 +43,14 @@ def test_loss_curves_are_interactive_live_and_a_picture_on_a_page(run, monkeypat
     json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1].replace("<\\/", "</"))
 
 
+def test_the_legend_of_a_curve_covers_no_curve(run):
+    still = figures.loss_curves(run).still
+    still.canvas.draw()
+    assert len(still.axes) == 4
+    for ax in still.axes:
+        assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1
+
+
 def test_the_same_figure_has_the_same_html(run):
     first, again = (figures.loss_curves(run)._repr_mimebundle_()["text/html"] for _ in range(2))
     assert first == again
@@ -51,6 +62,9 @@ def test_code_statistics_show_one_as_the_aim(run):
     assert any(np.allclose(line.get_ydata(), 1) for line in upper.lines)
     assert np.allclose(upper.lines[0].get_ydata(), run.losses["z_enc_sd"])
     assert np.allclose(lower.lines[0].get_ydata(), run.losses["z_enc_mean"])
+    figure.canvas.draw()
+    labels = [text.get_text() for text in upper.get_yticklabels() + upper.get_yticklabels(minor=True)]
+    assert "1" in labels and not [text for text in labels if "times" in text or "^" in text]  # 1.8, not 1.8 * 10^0
 
 
 def test_samples_over_time_run_from_the_first_to_the_last_iteration(run):
@@ -67,6 +81,14 @@ def test_reconstructions_are_of_the_scans_shown(run, rats):
     scan, back, difference = (ax.images[0].get_array() for ax in figure.axes)
     assert np.allclose(back - scan, difference, atol=1e-5)
     assert held_out[0].subject in figure.axes[1].get_title()
+
+
+def test_names_of_a_lab_s_animals_stand_beside_each_other(run, rats):
+    named = Cohort("named", rats.folder, [replace(scan, subject=f"R2301-day35-{scan.subject}") for scan in rats])
+    figure = figures.reconstructions(run, named, scans=3)
+    figure.canvas.draw()
+    titles = [ax.title.get_window_extent() for ax in figure.axes[3:6]]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(titles))
 
 
 def test_held_out_scans_come_only_from_the_cohort_of_the_run(run, rats):

@@ -91,6 +91,17 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
         runs.check_config(tmp_path, config | {"scale": longer | {"size": 32}})
 
 
+def test_a_cohort_that_has_changed_is_refused_in_words_and_not_in_hashes(tmp_path):
+    first, second = ({"cohort": {"fingerprint": c * 64}, "train": {"digests": ["1" * 64, c * 64]}} for c in "ab")
+    write_json(tmp_path / "config.json", first)
+    with pytest.raises(RunError) as refused:
+        runs.check_config(tmp_path, second)
+    said = str(refused.value)
+    assert "cohort.fingerprint: 'aaaaaaaaaaaa' there, 'bbbbbbbbbbbb' asked" in said
+    assert "train.digests: 2 there, 2 asked, 1 of them the same" in said
+    assert "scans or labels" in said and "Choose another run_dir" in said and max(map(len, said.split())) < 80
+
+
 def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
     now = {"variant": asdict(VARIANTS["adni"]), "scale": asdict(SCALES["smoke"]), "seed": 0}
     before = {**now, "variant": {key: value for key, value in now["variant"].items() if key != "generator_steps"}}

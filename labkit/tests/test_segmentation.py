@@ -463,6 +463,17 @@ def test_an_atlas_labels_new_animals_by_registration(rats, atlas, tmp_path):
         labkit.segment(unlabelled, mine)
 
 
+def test_a_folder_of_labels_is_opened_again_only_for_the_same_scans_and_weights(rats, atlas, tmp_path):
+    mine = atlas.held_out(rats)
+    labelled = labkit.segment(atlas, mine, tmp_path / "out")
+    assert labkit.segment(atlas, mine, tmp_path / "out").fingerprint == labelled.fingerprint
+    assert labelled.about["Name"].endswith(", segmented") and (tmp_path / "out" / "participants.tsv").exists()
+    longer = train("atlas", rats, "smoke", tmp_path / "longer", iterations=4)
+    for run, scans in ((longer, mine), (atlas, mine[:1])):
+        with pytest.raises(FileExistsError, match="out is there already and holds something else:\n.*there, .*asked"):
+            labkit.segment(run, scans, tmp_path / "out")
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """Twelve animals of which every other one has labels, an alpha-GAN's and an atlas's run on two thirds of them."""

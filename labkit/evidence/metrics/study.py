@@ -301,7 +301,8 @@ class Study:
             "size": self.size,
             "left_out": [one._asdict() for one in self.yardstick.left_out],
         }
-        written, table = [], self.markdown()
+        written, table, verdicts = [], self.markdown(), self.verdicts().to_dict("index")
+        setting["controls"] = {name: verdicts[name] for name in self.controls}
         for study, name in ((one, name) for one in studies for name in one.runs):
             run, synthetic = study.runs[name], study.comparisons[name].synthetic
             rows = self.table[self.table["model"] == name].drop(columns="model")
@@ -310,7 +311,7 @@ class Study:
                 "run_fingerprint": run.fingerprint,
                 "synthetic": synthetic.fingerprint,
                 **setting,
-                "verdicts": self.verdicts().loc[name].to_dict(),
+                "verdicts": verdicts[name],
                 "rows": json.loads(rows.to_json(orient="records", force_ascii=False)),
             }
             write_json(run.path / METRICS, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +18,11 @@ from labkit.data.labels import LABEL_NAMES, TISSUE_LABELS
 from labkit.data.sources import open_cohort
 from labkit.evidence.segmentation.arms import ARMS
 from labkit.evidence.segmentation.experiment import Experiment
-from labkit.evidence.segmentation.network import inputs, probabilities
+from labkit.evidence.segmentation.network import MODEL_FILE, inputs, probabilities
 from labkit.evidence.segmentation.reader import find_network
 from labkit.fields import known
 from labkit.files import located, new_folder, progress_bar
+from labkit.generation import check_made
 from labkit.runs import Run, load_run
 
 
@@ -44,8 +46,8 @@ def segment(
     cohort : Cohort
         Scans of any animals, on the study's grid or the run's.
     out_dir : path, optional
-        New folder; default ``segmented/<fingerprint>`` in the run's or the experiment's folder. If it is there, it is
-        opened.
+        New folder; default ``segmented/<fingerprint>`` in the run's or the experiment's folder. If it holds these
+        scans with these labels, it is opened.
     arm, seed : str, int
         Which network; default the atlas, or where the run is none ``r100``.
 
@@ -59,6 +61,8 @@ def segment(
     ------
     ValueError
         That network is not there, the atlas has no labels, the cohort is empty or on another grid.
+    FileExistsError
+        `out_dir` is there and holds something else.
 
     Examples
     --------
@@ -83,6 +87,10 @@ def segment(
         )
     default = found.folder.parent / "segmented" / f"{cohort.fingerprint[:10]}-{arm}-seed{seed}"
     folder = located(out_dir) if out_dir else default
+    made = {"Scans": cohort.fingerprint}
+    made["LabelledBy"] = hashlib.sha256((found.folder / MODEL_FILE).read_bytes()).hexdigest()
+    if out_dir and folder.exists():
+        check_made(folder, made)
     if not folder.exists():
         images, box = inputs(cohort, found.plan)
         chances = (probabilities([found.network], image[None], box) for image in images)
@@ -93,6 +101,7 @@ def segment(
             cohort,
             labels,
             LABEL_NAMES if tissues else generator.file_template.label_names,
+            **made,
             Arm=arm,
             Seed=seed,
             Run=generator.path.name,
@@ -108,10 +117,13 @@ def _by_atlas(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None) -> Co
         )
     default = run.path / "segmented" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:10]}"
     folder = located(out_dir) if out_dir else default
+    made = {"Scans": cohort.fingerprint, "LabelledBy": run.fingerprint}
+    if out_dir and folder.exists():
+        check_made(folder, made)
     if not folder.exists():
         encoder, scans = run.encoder(), cohort.volumes(run.scale.size)
         labels = (map_ for part in scans.split(8) for map_ in encoder.labels(part))
-        _write(folder, cohort, labels, run.file_template.label_names, Run=run.path.name)
+        _write(folder, cohort, labels, run.file_template.label_names, **made, Run=run.path.name)
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
 
 
@@ -125,4 +137,4 @@ def _write(folder: Path, cohort: Cohort, labels: Iterable[Tensor], label_names: 
             bids.save_scan(fresh, path, original, scan.restore_labels(cube))
         if label_names:
             bids.write_label_names(fresh, {0: "background", **label_names})
-        bids.write_description(fresh, f"{cohort.name}, segmented", "derivative", Scans=cohort.fingerprint, **about)
+        cohort.write_about(fresh, f"{cohort.name}, segmented", "derivative", **about)
