@@ -51,7 +51,7 @@ def without_tissues(scans: Iterable[Scan], need_all: bool = True) -> list[str]:
 def label_names(folder: Path, values: Sequence[int]) -> dict[int, str]:
     """What label maps of a data set call these numbers, 0 left out: its shortest ``*dseg.tsv`` that names all of them.
 
-    Without one the names are "label 7".
+    Without one 1, 2 and 3 together are the study's tissues, and other names are "label 7".
     """
     wanted = [value for value in values if value]
     tables = (bids.read_table(path) for path in sorted(folder.glob("*dseg.tsv")))
@@ -59,4 +59,6 @@ def label_names(folder: Path, values: Sequence[int]) -> dict[int, str]:
         known = {row.get("index", ""): row.get("name", "") for row in rows}
         if all(known.get(str(value)) for value in wanted):
             return {value: known[str(value)] for value in wanted}
+    if set(wanted) == set(TISSUE_NAMES):
+        return {value: LABEL_NAMES[value] for value in wanted}
     return {value: f"label {value}" for value in wanted}

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from labkit.data.labels import has_tissues, without_tissues
+from labkit.data.labels import has_tissues, label_names, without_tissues
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,13 @@ def test_scans_without_the_studys_labels_are_named():
     scans = [SimpleNamespace(subject=name, labels=labels) for name, labels in {
         "whole": np.arange(4), "part": np.array([0, 2]), "none": None}.items()]  # fmt: skip
     assert without_tissues(scans) == ["part", "none"] and without_tissues(scans, need_all=False) == ["none"]
+
+
+def test_labels_are_called_by_the_shortest_table_that_names_all_of_them(tmp_path):
+    assert label_names(tmp_path, [0, 1, 2, 3])[1] == "cerebrospinal fluid" and label_names(tmp_path, [1, 2]) == {
+        1: "label 1", 2: "label 2"
+    }  # fmt: skip
+    (tmp_path / "desc-a_dseg.tsv").write_text("index\tname\n1\tleft\n2\tright\n3\tn/a\n")
+    (tmp_path / "dseg.tsv").write_text("index\tname\n1\tcortex\n")
+    assert label_names(tmp_path, [1]) == {1: "cortex"} and label_names(tmp_path, [1, 2]) == {1: "left", 2: "right"}
+    assert label_names(tmp_path, [2, 3]) == {2: "label 2", 3: "label 3"}

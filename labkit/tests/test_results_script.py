@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "ci" / "results.py"
 if not SCRIPT.is_file():
     pytest.skip("the script is part of a checkout, not of an installed labkit", allow_module_level=True)
-PARTS = ("picture", "caption", "results", "segmentation", "times")
+PARTS = ("picture", "caption", "results", "segmentation", "times", "mice")
 SITTING = {"device": "x86_64", "threads": 2, "precision": "fp32", "from": 0, "to": 600, "seconds": 120.0}
 
 
