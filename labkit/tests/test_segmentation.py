@@ -437,7 +437,7 @@ def test_what_an_atlas_labels_itself_stands_beside_what_networks_label(run, atla
     )
     seeds = [part["dice"].tolist() for _, part in found.groupby("seed")]
     assert seeds[0] == seeds[1]  # with all labels there is nothing to choose
-    monkeypatch.setattr(registered, "encode", None)
+    monkeypatch.setattr(registered, "score", None)
     assert registered.scores(both).equals(found)  # kept
     table = registered.beside_networks(both)
     assert table.index.tolist() == [("8 real", "a network"), ("8 real", "the atlas, by registration")]

@@ -86,7 +86,7 @@ def test_measures_that_need_more_animals_say_how_many_in_grey(rats, tmp_path):
     assert board.loc[("classifier AUC", "regions")].to_list() == ["needs 10 held-out animals", *[""] * 5]
     assert "needs" not in board.loc[("trace ratio", "PCA"), "sigmarat2"]
     html = few.shown("distributions").to_html()
-    assert "color: grey" in html and "needs 12\nheld-out animals" in html and "3 of them in A and 3 in B" in html
+    assert "color: #595959" in html and "needs 12\nheld-out animals" in html and "3 of them in A and 3 in B" in html
     text = few.markdown("distributions")
     assert "| recall | PCA | *needs 12 held-out animals* |" in text and "10 of " in text and "6 real animals" in text
     assert few.leaderboard("recall").shape == (2, 3) and few.verdicts().loc["mean", "distributions"].endswith(" of 10")
