@@ -144,10 +144,6 @@ class Atlas:
         parts = [self._decode(*part, labelled=True) for part in self._parts(z, noise)]
         return torch.cat([scans for scans, _ in parts]), torch.cat([labels for _, labels in parts])
 
-    def label(self, z: Tensor) -> Tensor:
-        """Labels of codes (N, Z), uint8 (N, 1, X, Y, Z), in the numbers that :meth:`learn_labels` was given."""
-        return self.labels_of(self.numbers(z))
-
     def _parts(self, z: Tensor, noise: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
         parts = list(z.split(CHUNK))
         return list(zip(parts, [None] * len(parts) if noise is None else noise.split(CHUNK), strict=True))
@@ -225,19 +221,23 @@ class Atlas:
         for part in scans.split(CHUNK):
             numbers = self.state["centre"].repeat(len(part), 1)
             moments = Adam(numbers)
-            for step in range(steps):
-                geometry = coarse if 2 * step < steps else self.geometry
-                template = F.adaptive_avg_pool3d(self.state["template"], geometry.template_shape)
-                looks, target = (F.adaptive_avg_pool3d(x, geometry.shape) for x in (self.state["appearances"], part))
-                with torch.enable_grad():
-                    numbers.requires_grad_()
-                    seen = expected(geometry.render(template, looks, numbers), self.noise)
-                    loss = 4 * (seen - target).square().mean() + geometry.priors(numbers)["prior"]
-                    (gradient,) = torch.autograd.grad(loss, numbers)
-                numbers = numbers.detach()
-                moments.step(numbers, gradient, geometry.rates * annealed(step / steps))
+            for geometry, some in ((coarse, range(steps // 2)), (self.geometry, range(steps // 2, steps))):
+                template, looks, target = self._at(geometry, part)
+                for step in some:
+                    with torch.enable_grad():
+                        numbers.requires_grad_()
+                        seen = expected(geometry.render(template, looks, numbers), self.noise)
+                        loss = 4 * (seen - target).square().mean() + geometry.priors(numbers)["prior"]
+                        (gradient,) = torch.autograd.grad(loss, numbers)
+                    numbers = numbers.detach()
+                    moments.step(numbers, gradient, geometry.rates * annealed(step / steps))
             found.append(numbers)
         return torch.cat(found)
+
+    def _at(self, geometry: Geometry, scans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Template, appearances and scans at the resolution of a geometry."""
+        looks, target = (F.adaptive_avg_pool3d(part, geometry.shape) for part in (self.state["appearances"], scans))
+        return F.adaptive_avg_pool3d(self.state["template"], geometry.template_shape), looks, target
 
     @torch.no_grad()
     def labels_of(self, numbers: Tensor) -> Tensor:
@@ -250,10 +250,8 @@ class Atlas:
 
     def _descend(self, geometry: Geometry, scans: Tensor, z: Tensor, moments: Adam, some: range, steps: int) -> Tensor:
         """Some of the steps that make codes more probable: squared differences, and N(0, I)."""
-        size = geometry.shape
-        template = F.adaptive_avg_pool3d(self.state["template"], geometry.template_shape)
-        looks, target = (F.adaptive_avg_pool3d(part, size) for part in (self.state["appearances"], scans))
-        voxels = math.prod(self.geometry.shape) / (2 * self.misfit * math.prod(size))
+        template, looks, target = self._at(geometry, scans)
+        voxels = math.prod(self.geometry.shape) / (2 * self.misfit * math.prod(geometry.shape))
         for step in some:
             with torch.enable_grad():
                 z.requires_grad_()

@@ -29,6 +29,15 @@ from labkit.data import volumes
 from labkit.data.grids import STUDY_AXES, ScanFaultError, axis_change, reorient, resample
 from labkit.files import whole_file
 
+MOST_PACKED = 1040
+"""Bytes that a byte of gzip can unpack to, at most."""
+
+LARGEST = 4 << 30
+"""Bytes of stored voxels that are read of a file."""
+
+PADDING = 1 << 12
+"""Zeros that a writer may have put behind the voxels."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -184,16 +193,6 @@ def _offset(header: nib.Nifti1Header, rest: int | None) -> int:
     if not (np.isfinite(said) and said == int(said) and least - 4 <= said <= LARGEST):
         raise ScanFaultError(f"damaged header: voxels are said to begin at byte {said:g}")
     return int(said)
-
-
-MOST_PACKED = 1040
-"""Bytes that a byte of gzip can unpack to, at most."""
-
-LARGEST = 4 << 30
-"""Bytes of stored voxels that are read of a file."""
-
-PADDING = 1 << 12
-"""Zeros that a writer may have put behind the voxels."""
 
 
 def _check_beginning(path: Path) -> None:

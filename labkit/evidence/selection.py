@@ -37,7 +37,9 @@ def find_runs(runs: Sequence[Run | str | os.PathLike] | str | None = None) -> li
         if any(config["variant"]["name"] == "atlas" for config in (mine, theirs)):
             scales = [scale["name"] for scale in scales]  # an atlas has cubes of its own size
         same = theirs["train"]["fingerprint"] == mine["train"]["fingerprint"]
-        if (same or are_folds([mine, theirs])) and scales[0] == scales[1]:
+        others = {_training(one): one.config for one in siblings.values()}
+        apart = _training(run) in others or are_folds([*others.values(), theirs])
+        if (same or apart) and scales[0] == scales[1]:
             siblings.setdefault((_training(run), run.variant.name), run)
     models = sorted(model for part, model in siblings if part == _training(newest))
     parts = [

@@ -151,24 +151,26 @@ def test_scans_cut_out_of_their_air_have_no_scanner_noise_and_stay_black_outside
 
 def test_labels_of_any_coding_come_along_and_keep_their_volume(atlas):
     labels = animals(24)[1]
-    assert atlas.label(some_codes(atlas, 2)[0]).unique().tolist() == labels.unique().tolist() == [0, BRAIN, CSF]
+    drawn = atlas.labels_of(atlas.numbers(some_codes(atlas, 2)[0]))
+    assert drawn.unique().tolist() == labels.unique().tolist() == [0, BRAIN, CSF]
     scans, truth = animals(12, seed=5)
-    found = atlas.label(atlas.encode(scans))
-    for value in (BRAIN, CSF):
-        assert int((found == value).sum()) == pytest.approx(int((truth == value).sum()), rel=0.08)
-    assert (found == truth).float().mean() > 0.95
+    for numbers in (atlas.numbers(atlas.encode(scans)), atlas.register(scans)):
+        found = atlas.labels_of(numbers)
+        for value in (BRAIN, CSF):
+            assert int((found == value).sum()) == pytest.approx(int((truth == value).sum()), rel=0.08)
+        assert (found == truth).float().mean() > 0.95
 
 
 def test_one_labelled_animal_is_enough_for_labels(learner):
     labels = animals(24)[1]
     atlas = learner.finish().learn_labels(learner.numbers[:1], labels[:1])
-    found = atlas.label(atlas.codes(learner.numbers[1:9]))
+    found = atlas.labels_of(atlas.numbers(atlas.codes(learner.numbers[1:9])))
     assert (found == labels[1:9]).float().mean() > 0.93
 
 
 def test_labels_that_were_never_given_are_asked_for(learner):
     with pytest.raises(ValueError, match="no labels yet: give it some with learn_labels"):
-        learner.finish().label(torch.zeros(1, SMOKE.latent_dim))
+        learner.finish().labels_of(learner.numbers[:1])
 
 
 def test_poses_alone_shift_turn_and_scale(learner):

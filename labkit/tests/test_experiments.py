@@ -132,7 +132,7 @@ def test_a_value_short_of_its_floor_is_bold_in_the_table_of_departures():
     assert lines[0] == "| | none | cut |" and lines[2:] == ["| Dice, CSF | **0.40** / 0.60 | 0.70 / 0.60 |"]
 
 
-def mice_scores(gain=0.05, folds=3):
+def mice_scores(gain=0.05, folds=3, noise=0.01):
     rng, rows = np.random.default_rng(0), []
     for fold in range(folds):
         for animal in range(8):
@@ -144,9 +144,17 @@ def mice_scores(gain=0.05, folds=3):
                     ("r100+e1000", 0.52),
                 ):
                     for tissue in ("whole brain", "cortex", "fimbria"):
-                        dice = level + 0.01 * rng.standard_normal()
+                        dice = level + noise * rng.standard_normal()
                         rows.append((arm, labelled, fold, f"{fold}{animal}", tissue, dice, -0.1))
     return pd.DataFrame(rows, columns=["arm", "labelled", "split", "subject", "tissue", "dice", "volume_bias"])
+
+
+def test_the_page_shows_what_was_measured_on_mice():
+    mice = script("mice")
+    found = pd.read_csv(mice.OUT / "dice.csv", dtype={"subject": str})
+    for name, made in {"segmentation": mice.levels, "differences": mice.differences, "structures": mice.structures,
+                       "holds": mice.holds}.items():  # fmt: skip
+        assert (mice.OUT / f"{name}.md").read_text(encoding="utf-8") == made(found), name
 
 
 def test_what_holds_of_mice_is_said_by_intervals_over_animals_and_splits():
@@ -158,6 +166,12 @@ def test_what_holds_of_mice_is_said_by_intervals_over_animals_and_splits():
     assert "it gains more still from the other animals, labelled by registration" not in lines  # no such arm
     lines = mice.holds(mice_scores(gain=-0.05)).splitlines()
     assert sum(line.endswith("| no |") for line in lines) == 3
+    lines = {line.split(" | ")[0].strip("| "): line for line in mice.holds(mice_scores(gain=0, noise=0.001)).splitlines()}
+    assert lines["where all have labels, draws add nothing"].endswith("| yes |")
+    wide = mice_scores(gain=0, noise=0.001)
+    wide.loc[wide["arm"] == "r100+a1000", "dice"] += 0.05 * (wide["split"] - 1)  # other in each split, none on average
+    lines = {line.split(" | ")[0].strip("| "): line for line in mice.holds(wide).splitlines()}
+    assert lines["where all have labels, draws add nothing"].endswith("| cannot be seen |")
     assert all(line.endswith("| cannot be seen |") for line in mice.holds(mice_scores(folds=1)).splitlines()[2:])
     table = pd.DataFrame({"subject": list("abcd"), "split": [0, 0, 1, 1], "x": [1.0, 3.0, 2.0, 6.0]})
     mean, low, high = mice.over_animals_and_splits(table, "x")

