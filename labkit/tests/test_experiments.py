@@ -166,7 +166,8 @@ def test_what_holds_of_mice_is_said_by_intervals_over_animals_and_splits():
     assert "it gains more still from the other animals, labelled by registration" not in lines  # no such arm
     lines = mice.holds(mice_scores(gain=-0.05)).splitlines()
     assert sum(line.endswith("| no |") for line in lines) == 3
-    lines = {line.split(" | ")[0].strip("| "): line for line in mice.holds(mice_scores(gain=0, noise=0.001)).splitlines()}
+    quiet = mice.holds(mice_scores(gain=0, noise=0.001)).splitlines()
+    lines = {line.split(" | ")[0].strip("| "): line for line in quiet}
     assert lines["where all have labels, draws add nothing"].endswith("| yes |")
     wide = mice_scores(gain=0, noise=0.001)
     wide.loc[wide["arm"] == "r100+a1000", "dice"] += 0.05 * (wide["split"] - 1)  # other in each split, none on average
