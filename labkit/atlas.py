@@ -184,7 +184,7 @@ class Atlas:
         both = torch.cat([self.state["template"], self._label_logits], 1)
         return both.contiguous(memory_format=torch.channels_last_3d)
 
-    def encode(self, scans: Tensor, steps: int = 40, start: Tensor | None = None) -> Tensor:
+    def encode(self, scans: Tensor, steps: int = 40, start: Tensor | None = None, *, coarse: bool = False) -> Tensor:
         """Scans (N, 1, X, Y, Z) in [0, 1] to their most probable codes, (N, Z), by gradient descent.
 
         Parameters
@@ -195,11 +195,14 @@ class Atlas:
             Of Adam, the first two thirds at half the resolution.
         start : torch.Tensor, optional
             Codes to begin with, (N, Z); then no step is at half the resolution.
+        coarse : bool
+            All steps at half the resolution: a third of the time, for codes that are compared with each other alone.
         """
         if tuple(scans.shape[2:]) != self.geometry.full:
             raise ValueError(f"scans of {tuple(scans.shape[2:])} voxels; this atlas was fitted to {self.geometry.full}")
-        coarse = Geometry(self.geometry.full, self.settings, scans.device, coarser=2)
-        levels = [(coarse, 0.0, 2 / 3), (self.geometry, 2 / 3, 1.0)] if start is None else [(self.geometry, 0.0, 1.0)]
+        half = Geometry(self.geometry.full, self.settings, scans.device, coarser=2)
+        change = 1.0 if coarse else 2 / 3 if start is None else 0.0
+        levels = (half, 0.0, change), (self.geometry, change, 1.0)
         found = []
         for place, part in enumerate(scans.split(CHUNK)):
             z = part.new_zeros(len(part), self.latent_dim) if start is None else start[place * CHUNK :][: len(part)]
@@ -380,9 +383,9 @@ class AtlasEncoder(nn.Module):
         self.register_buffer("template", atlas.state["template"])
         self.box = tuple(slice(start, start + n) for start, n in zip(atlas.place, atlas.geometry.full, strict=True))
 
-    def forward(self, cubes: Tensor) -> Tensor:
+    def forward(self, cubes: Tensor, coarse: bool = False) -> Tensor:
         """(B, 1, S, S, S) -> (B, Z)."""
-        return self.atlas.encode((cubes[(..., *self.box)] + 1) / 2)
+        return self.atlas.encode((cubes[(..., *self.box)] + 1) / 2, 30 if coarse else 40, coarse=coarse)
 
     def labels(self, cubes: Tensor) -> Tensor:
         """Cubes (B, 1, S, S, S) in [-1, 1] to their labels by registration, uint8 of the same shape."""

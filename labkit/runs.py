@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit import networks
+from labkit import networks, sharing
 from labkit.atlas import Atlas, AtlasEncoder, AtlasGenerator
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import CohortError, open_cohort
 from labkit.fields import from_dict
-from labkit.files import load_state, located, runs_folder
+from labkit.files import load_state, located, runs_folder, top
 from labkit.variants import AtlasSettings, Scale, Variant, asdict
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -99,6 +99,17 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
             + (changed if "cohort.fingerprint" in differing else "")
             + "Choose another run_dir, or remove that folder."
         )
+
+
+def finished(folder: Path, iterations: int) -> Run:
+    """A run that has weights and no checkpoint, as a packed one; RunError if it has not done `iterations`."""
+    run = Run(folder)
+    if run.iteration < iterations:
+        raise RunError(
+            f"{folder} has done {run.iteration} iterations, {iterations} are asked for, and it was packed without the "
+            "checkpoint that it would go on from: train it anew in another run_dir"
+        )
+    return run
 
 
 def _differ(there: Any, asked: Any) -> str:
@@ -200,10 +211,10 @@ class Run:
 
     @property
     def iteration(self) -> int:
-        """Iterations done at the last checkpoint; 0 before the first."""
+        """Iterations done at the last checkpoint, or when a run that has none was packed; 0 before the first."""
         path = self.path / CHECKPOINT
         if not path.exists():
-            return 0
+            return self.provenance["sittings"][-1]["to"] if (self.path / MODELS).exists() else 0
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as handle:
@@ -381,7 +392,8 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
     Parameters
     ----------
     path : path, optional
-        The folder; default the one in ``runs/`` that was trained, or opened for training, last.
+        The folder; default the one in ``runs/`` that was trained, or opened for training, last. A packed run, such as
+        ``reference/sigmarat2`` of the repository (:mod:`labkit.sharing`), is unpacked into ``runs/reference`` first.
 
     Raises
     ------
@@ -402,9 +414,15 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
                 "out.ipynb), or name its folder in run_dir"
             )
         path = trained[-1].parent
+    if (packed := sharing.packed_run(path)) is not None:
+        return Run(sharing.unpacked(packed, MODELS))
     folder = located(path)
     if not (folder / "config.json").exists():
         beside = sorted(p.parent.name for p in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
         listed = f"; runs in {folder.parent}: {', '.join(beside)}" if beside else ""
+        if folder.parent == top() / sharing.REFERENCE:
+            there = sorted(packed.parent.name for packed in sharing.REPOSITORY.glob(f"*/{sharing.PACKED}"))
+            where = f"; trained runs in the repository's book/reference/runs: {', '.join(there)}"
+            listed += where if there else "; trained runs come with the repository, not with the installed package"
         raise RunError(f"{folder} is no run (it has no config.json){listed}")
     return Run(folder)

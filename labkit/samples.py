@@ -43,6 +43,12 @@ def montage(columns: list[np.ndarray]) -> np.ndarray:
     return grey.repeat(times, 0).repeat(times, 1)
 
 
+def first_sections(picture: np.ndarray, size: int) -> list[np.ndarray]:
+    """The first row of a picture that begins with a :func:`montage` of cubes of side `size`: (S', S') each."""
+    side = size * -(-TILE // size)
+    return np.split(picture[:side], range(side, picture.shape[1], side), axis=1)
+
+
 def save_samples(
     folder: Path,
     iteration: int,

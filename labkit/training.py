@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit import runs
+from labkit import runs, sharing
 from labkit.capture import Captured
 from labkit.data import volumes
 from labkit.data.augment import AUGMENTATIONS, Augmentation, augment
@@ -69,7 +69,8 @@ def train(
     scale : str
         A name of :data:`labkit.variants.SCALES`, or ``"auto"``: paper on a GPU, laptop otherwise.
     run_dir : path, optional
-        Where everything is kept; default ``runs/<model>-<cohort>-<scale>-s<seed>``.
+        Where everything is kept; default ``runs/<model>-<cohort>-<scale>-s<seed>``. A packed run
+        (:mod:`labkit.sharing`) is opened where it has done what is asked for.
     iterations : int, optional
         Instead of the scale's; a finished run can be given more.
     seed : int
@@ -114,6 +115,9 @@ def train(
     variant, size = resolve(model, choose_scale(scale, device), **asked)
     cohort = cohort if isinstance(cohort, Cohort) else open_cohort(cohort)
     named = overrides | ({"fold": fold} if fold else {})
+    packed = sharing.packed_run(run_dir) if run_dir else None
+    if packed is not None:
+        run_dir = sharing.unpacked(packed, runs.MODELS)
     folder = located(run_dir) if run_dir else default_run_folder(variant, cohort, size, seed, named)
     train_part, held_out = split(cohort, n_train, fold)
     if isinstance(variant, AtlasSettings) and "appearances" not in overrides:
@@ -123,6 +127,8 @@ def train(
         runs.check_config(folder, config)
         if not resume and (folder / runs.CHECKPOINT).exists():
             raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")
+        if (folder / runs.MODELS).exists() and not (folder / runs.CHECKPOINT).exists():
+            return runs.finished(folder, size.iterations)
         write_json(folder / "config.json", config)
         write_json(folder / runs.FILE_TEMPLATE, FileTemplate.of(train_part, train_part.label_names).to_json())
 

@@ -374,15 +374,19 @@ SCALES: dict[str, Scale] = {
               log_every=1, sample_every=10, checkpoint_every=10),
         Scale(name="laptop", size=32, base_channels=16, iterations=2000, lr_factor=2.0, ema_decay=0.995,
               log_every=20, sample_every=200, checkpoint_every=400),
+        Scale(name="reference", size=64, base_channels=16, iterations=10_000, precision="fp32", lr_factor=2.0,
+              ema_decay=0.995, log_every=50, sample_every=1000, checkpoint_every=250),
         Scale(name="paper", size=64, base_channels=64, iterations=200_000,
               log_every=50, sample_every=5000, checkpoint_every=1000),
     )
 }  # fmt: skip
-"""Scales by name: seconds for tests, minutes on a processor, the paper's."""
+"""Scales by name: seconds for tests, minutes on a processor, hours on one (the same numbers on every machine), the
+paper's."""
 
 ATLAS_SCALES: dict[str, AtlasSettings] = {
     "smoke": AtlasSettings(latent_dim=32, iterations=120, appearances=2),
     "laptop": AtlasSettings(iterations=1200),
+    "reference": AtlasSettings(iterations=1200),
     "paper": AtlasSettings(iterations=6000, appearances=16),
 }
 """An atlas's settings by scale: seconds for tests, minutes on a processor, without hurry."""

@@ -37,6 +37,9 @@ TRAINED, POOL = 100, 660
 SPOILED = {"collapse to the mean": 1.0, "shrunk to 0.3": 0.7, "blur": 1.0, "one scan over and over": 1.0}
 """Bad generators, and how strong their fault is; what is shrunk lies at 0.3 of its distance from the mean rat."""
 
+RELEASED = ", released"
+"""Ends the names of measures as the released code computes them."""
+
 CASE = ["size", "animals", "train", "seed"]
 COLUMNS = [*CASE, "generator", "metric", "flavour", "value", "rejected"]
 
@@ -74,6 +77,8 @@ def read(path: Path) -> pd.DataFrame:
 def report(found: pd.DataFrame, options: dict) -> None:
     """Write shares of rejections, the tables, and what they were made with."""
     keys = ["generator", "metric", "size", "animals", "train"]
+    released = found["flavour"] == "released"
+    found = found.assign(metric=found["metric"].where(~released, found["metric"] + RELEASED))
     share = found.groupby(keys, sort=False).agg(seeds=("seed", "nunique"), rejected=("rejected", "mean"))
     share = share.reset_index().round(4)
     write_text(OUT / "measured.csv", share.to_csv(index=False))
@@ -186,7 +191,10 @@ def across(share: pd.DataFrame, keys: list[str], head) -> str:
 
 def in_order(share: pd.DataFrame) -> list[str]:
     """Metrics in the chapter's order."""
-    return [name for names in GROUPS.values() for name in names if name in set(share["metric"])]
+    there = set(share["metric"])
+    return [
+        name + kind for names in GROUPS.values() for kind in ("", RELEASED) for name in names if name + kind in there
+    ]
 
 
 def short(percent: float | None) -> str:

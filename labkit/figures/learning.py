@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import nibabel as nib
 import numpy as np
 import torch
 from matplotlib import ticker
@@ -14,7 +13,7 @@ from labkit.figures import style
 from labkit.figures.interactive import Interactive
 from labkit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH
 from labkit.runs import Run
-from labkit.samples import middle_sections
+from labkit.samples import first_sections, middle_sections
 
 PANELS = {
     "reconstruction: mean squared error, scans in [−1, 1]": {
@@ -125,14 +124,13 @@ def samples_over_time(run: Run, codes: int = 4, moments: int = 5) -> Figure:
 
     Coronal sections through the middle of the volume, window [-1, 1].
     """
-    paths = sorted((run.path / "samples").glob("*_random.nii.gz"))
+    paths = sorted((run.path / "samples").glob("iteration-*.png"))
     chosen = [paths[index] for index in np.unique(np.linspace(0, len(paths) - 1, moments).round().astype(int))]
     figure, axes = style.picture_grid(len(chosen), codes, 0.3)
     for row, path in zip(axes, chosen, strict=True):
-        volumes = np.asarray(nib.load(path).dataobj)
-        for ax, volume in zip(row, np.moveaxis(volumes, -1, 0), strict=False):
-            ax.imshow(middle_sections(volume)[0], cmap="gray", vmin=-1, vmax=1)
-        row[0].set_ylabel(str(int(path.name.split("_")[0].removeprefix("iteration-"))))
+        for ax, section in zip(row, first_sections(plt.imread(path), run.scale.size), strict=False):
+            ax.imshow(section, cmap="gray", vmin=0, vmax=1)
+        row[0].set_ylabel(str(int(path.stem.removeprefix("iteration-"))))
     style.bare(axes.flat)
     figure.supylabel("iteration", size=10)
     return figure

@@ -19,7 +19,7 @@ from labkit.evidence.metrics.measures import NEIGHBOURS, NORMALISED, Measurement
 from labkit.evidence.metrics.yardstick import LeftOut, Yardstick
 from labkit.evidence.sample import Sample, check_grid, first_scans, one_scan_an_animal
 from labkit.files import progress_bar
-from labkit.generation import in_batches
+from labkit.generation import BATCH
 from labkit.runs import Run
 
 if TYPE_CHECKING:
@@ -227,8 +227,9 @@ class Comparison:
         planted = torch.from_numpy(memorisation.plant_copies(made.numpy(), copies, rng))
         changed = (planted != made).flatten(1).any(1)
 
+        @torch.no_grad()
         def codes(cubes: Tensor) -> Tensor:
-            return torch.cat(list(in_batches(encoder, cubes * 2 - 1)))
+            return torch.cat([encoder(part * 2 - 1, coarse=True) for part in cubes.split(BATCH)])
 
         z, z_held, z_train = codes(made), codes(held_out), codes(train)  # not the fit's own: a copy's are none
         z_planted = z.clone()

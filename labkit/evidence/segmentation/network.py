@@ -63,6 +63,7 @@ PLANS = {
         Plan("paper", 64, (32, 64, 128, 256), steps=6000, lr=2e-3, teachers=3),
     )
 }
+PLANS["reference"] = replace(PLANS["laptop"], name="reference")
 """Plans by scale."""
 
 

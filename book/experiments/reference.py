@@ -1,0 +1,168 @@
+"""The reference runs: trained over hours, measured on the way, and packed for the repository.
+
+    python book/experiments/reference.py [--models sigmarat2,sigmarat1] [--runs runs/reference-training] [--train]
+
+With --train it trains what is missing at the scale `reference` first (hours for an alpha-GAN; start it again whenever
+it was stopped), and keeps the weights at milestones. Then each run is packed into book/reference/runs/<model>
+(:mod:`labkit.sharing`), refused if scans of the packed weights differ by more than a hundredth of their range, and the
+weights of its milestones are measured on new rats, which nobody trained on or is tested with: curve.csv and table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+
+import labkit
+from labkit import sharing
+from labkit.data.cohort import Cohort
+from labkit.data.file_template import FileTemplate
+from labkit.evidence.metrics.study import Study, short
+from labkit.files import load_state, new_folder, save_state, write_json, write_text
+from labkit.generation import decode, draw_codes, encode
+from labkit.runs import MODELS, Run
+
+MILESTONES = 1000, 2000, 5000, 10_000
+VALIDATION = 36
+"""New rats, of another seed than the cohort."""
+
+ROWS, PICTURES = 100, 5
+"""Rows of losses and montages that are kept."""
+
+MOST = 0.01
+"""Largest root mean square by which scans of packed weights may differ, as a share of the range."""
+
+SHOWN = {
+    ("Fréchet distance", "PCA"): "Fréchet distance, principal components",
+    ("trace ratio", "PCA"): "variance, principal components",
+    ("precision", "regions"): "precision, regions",
+    ("recall", "regions"): "recall, regions",
+    ("MS-SSIM", "within synthetic"): "MS-SSIM within",
+    ("RMSE", "reconstruction"): "reconstruction, RMSE",
+}
+
+
+def main() -> None:
+    """Train what is asked for, measure, pack."""
+    parser = argparse.ArgumentParser(prog="book/experiments/reference.py")
+    parser.add_argument("--models", default="sigmarat2,sigmarat1,adni,atlas")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reference-training"))
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--out", type=Path, default=sharing.REPOSITORY)
+    options = parser.parse_args()
+    cohort = labkit.open_cohort("phantom")
+    curves = []
+    for model in options.models.split(","):
+        folder = options.runs / model
+        if options.train:
+            train(model, cohort, folder)
+        run = labkit.load_run(folder)
+        print(model, pack(run, cohort, options.out / model), flush=True)
+        curves.append(curve(run, options.out / model))
+    table = pd.concat(curves, ignore_index=True)
+    write_text(options.out / "curve.csv", table.to_csv(index=False, float_format="%.5g"))
+    write_text(options.out / "table.md", markdown(table))
+
+
+def train(model: str, cohort: Cohort, folder: Path) -> None:
+    """To the end, with the weights of milestones set aside."""
+    _, scale = labkit.resolve(model, "reference")
+    # of an atlas the step size falls towards the end, so that one that is stopped before would be another run
+    stops = (scale.iterations,) if model == "atlas" else MILESTONES
+    for stop in stops:
+        kept = folder / "milestones" / f"{stop:06d}.safetensors"
+        if not kept.exists():
+            labkit.train(model, cohort, "reference", folder, iterations=stop)
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copy(folder / MODELS, kept)
+
+
+def pack(run: Run, cohort: Cohort, out: Path) -> dict[str, float]:
+    """Write what the repository keeps of a run; its size, and how far its scans are from the run's own."""
+    config = run.config
+    variant, scale = labkit.resolve(run.variant.name, "reference", iterations=run.scale.iterations)
+    if run.variant == variant and replace(run.scale, name="reference") == scale:
+        config |= {"scale": asdict(scale)}
+    state = load_state(run.path / MODELS)
+    shutil.rmtree(out, ignore_errors=True)
+    with new_folder(out) as fresh:
+        (fresh / sharing.PACKED).write_bytes(sharing.pack(state))
+        write_json(fresh / "config.json", config)
+        write_json(fresh / "provenance.json", run.provenance)
+        write_json(fresh / "file_template.json", template_of(run, cohort))
+        losses = run.losses
+        thin = losses.iloc[::-1].iloc[:: max(1, len(losses) // ROWS)].iloc[::-1]
+        kept = pd.concat([thin, losses.dropna(subset="held_out_mse")]).sort_index()
+        write_text(fresh / "losses.csv", kept[~kept.index.duplicated()].to_csv(float_format="%.6g"))
+        (fresh / "samples").mkdir()
+        for path in evenly(sorted((run.path / "samples").glob("*.png"))):
+            shutil.copy(path, fresh / "samples")
+    with tempfile.TemporaryDirectory() as scratch:
+        packed = as_run(out, sharing.unpack((out / sharing.PACKED).read_bytes()), Path(scratch))
+        held, codes = run.held_out(cohort)[:16], draw_codes(run, 16)
+        pairs = {
+            "random": (decode(one, codes, "random") for one in (run, packed)),
+            "reconstructed": (decode(one, encode(one, held), "encoded") for one in (run, packed)),
+        }
+        apart = {kind: (a - b).square().mean().sqrt().item() / 2 for kind, (a, b) in pairs.items()}
+    found = {"bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()), **apart}
+    write_json(out / "packed.json", found)
+    if max(apart.values()) > MOST:
+        raise SystemExit(f"{run.path.name}: scans of the packed weights differ by {apart}, more than {MOST}")
+    return found
+
+
+def template_of(run: Run, cohort: Cohort) -> dict:
+    """What its training scans' files were."""
+    part = run.train_part(cohort)
+    return FileTemplate.of(part, part.label_names).to_json()
+
+
+def evenly(paths: list[Path]) -> list[Path]:
+    """Some of them, first and last included."""
+    count = min(PICTURES, len(paths))
+    return [paths[round(place * (len(paths) - 1) / max(1, count - 1))] for place in range(count)]
+
+
+def as_run(packed: Path, state: dict, folder: Path) -> Run:
+    """A packed run with other weights, in a folder of its own."""
+    for name in ("config.json", "provenance.json", "losses.csv", "file_template.json"):
+        shutil.copy(packed / name, folder / name)
+    save_state(folder / MODELS, state)
+    return Run(folder)
+
+
+def curve(run: Run, out: Path) -> pd.DataFrame:
+    """Measures of random samples and reconstructions after each milestone, on new rats."""
+    rats, tables = labkit.open_cohort("phantom", n=VALIDATION, seed=1), []
+    for path in sorted((run.path / "milestones").glob("*.safetensors")):
+        with tempfile.TemporaryDirectory() as scratch:
+            then = as_run(out, load_state(path), Path(scratch))
+            table = Study([then], real=rats, n=VALIDATION // 2).table
+        own = table[table["model"].isin([run.variant.name, then.path.name])]
+        tables.append(own.assign(model=run.variant.name, iterations=int(path.stem)))
+    columns = ["model", "iterations", "metric", "flavour", "value", "ci_low", "ci_high", "floor"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Measures across, models and iterations down."""
+    names = [f"{words}" for words in SHOWN.values()]
+    lines = ["| model | iterations | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
+    keyed = table.set_index(["model", "iterations", "metric", "flavour"])
+    for model, iterations in dict.fromkeys(zip(table["model"], table["iterations"], strict=True)):
+        own = keyed.loc[model, iterations]
+        cells = [short(own["value"].get(key, float("nan"))) for key in SHOWN]
+        lines.append(f"| {model} | {iterations} | " + " | ".join(cells) + " |")
+    floors = table.groupby(["metric", "flavour"])["floor"].mean()
+    lines.append("| other rats instead | | " + " | ".join(short(floors.get(key, float("nan"))) for key in SHOWN) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Trained runs small enough to lie beside the code: weights in whole steps, compressed.
+
+A weight needs no seven digits: rounded to a fifth of the spread of its channel, a generator's scans change by less than
+a hundredth of their range. The average of G is kept as its distance from G. Nothing here knows of networks or of
+cohorts; :mod:`labkit.runs` opens what was packed, and ``book/experiments/reference.py`` packs and measures.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import shutil
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labkit.files import (
+    DamagedFileError,
+    flatten,
+    located,
+    new_folder,
+    runs_folder,
+    save_state,
+    top,
+    unflatten,
+)
+
+PACKED = "weights.xz"
+"""What a packed run has in the place of its models and its checkpoint."""
+
+REFERENCE = "reference"
+REPOSITORY = Path(__file__).resolve().parents[1] / "book" / "reference" / "runs"
+"""The packed runs that come with the repository."""
+
+STEPS = {
+    "E/": 0.4,
+    "G_encoded/": 0.2,
+    "G/": 0.2,
+    "atlas/template": 0.02,
+    "atlas/appearances": 0.4,
+    "atlas/spread": 0.05,
+    "atlas/label_logits": 0.2,
+}
+"""Size of a step by the beginning of a tensor's name, in standard deviations of a channel; others are kept as they are.
+What E rounds is spread over all that a code sums up, and may be coarser."""
+
+GREY = {"atlas/basis": 0.0025, "atlas/numbers": 0.05}
+"""The same of an atlas's numbers, in grey values that they move: most hardly move any. A scan sums up all of its code,
+so that a mode is rounded more finely than a number."""
+
+RELATIVE = {"G/": "G_encoded/"}
+"""Tensors that are kept as their difference from others."""
+
+MOST = 2**15 - 1
+"""Steps that a number may be away from zero."""
+
+STEP = " step"
+"""Ends the name of a tensor's steps."""
+
+
+def pack(state: Mapping[str, Any]) -> bytes:
+    """Nested tensors, as :func:`labkit.files.save_state` takes them, to a few bits a number."""
+    from safetensors.torch import save
+
+    tensors, rest = flatten(state)
+    kept: dict[str, Tensor] = {}
+    for name in sorted(tensors, reverse=True):  # G_encoded before G
+        tensor = tensors[name].cpu().contiguous()
+        size = next((size for prefix, size in STEPS.items() if name.startswith(prefix)), None)
+        if name not in GREY and size is None or tensor.ndim < 2 or not tensor.is_floating_point() or not len(tensor):
+            kept[name] = tensor
+            continue
+        apart = tensor - _base(name, kept)
+        if name in GREY:
+            step, most = GREY[name] / tensors["atlas/weights"].cpu().clamp_min(0.1)[None], apart.abs().max()
+        else:
+            step, most = size * tensor.flatten(1).std(1, correction=0), apart.abs().flatten(1).amax(1)
+            step, most = (part.view(-1, *[1] * (tensor.ndim - 1)) for part in (step, most))
+        step = torch.maximum(step, most / MOST)
+        whole = (apart / step.clamp_min(1e-30)).round()
+        small = torch.int8 if whole.abs().max() <= 127 else torch.int16
+        kept |= {name: whole.to(small), name + STEP: step}
+    return lzma.compress(save(kept, {"state": json.dumps(rest)}), preset=9)
+
+
+def unpack(packed: bytes) -> dict[str, Any]:
+    """Inverse of :func:`pack`, but for the rounding; the same numbers on every machine.
+
+    Raises
+    ------
+    DamagedFileError
+        `packed` is something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = lzma.decompress(packed)
+        length = int.from_bytes(content[:8], "little")
+        rest = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["state"])
+        kept = load(content)
+    except (lzma.LZMAError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"packed weights are damaged ({error}): get the file again") from error
+    return unflatten({name: _number(name, kept) for name in kept if not name.endswith(STEP)}, rest)
+
+
+def _number(name: str, kept: Mapping[str, Tensor]) -> Tensor:
+    """A tensor out of its steps, or as it was kept."""
+    step = kept.get(name + STEP)
+    return kept[name] if step is None else kept[name].float() * step + _base(name, kept)
+
+
+def _base(name: str, kept: Mapping[str, Tensor]) -> Tensor | float:
+    """What a tensor is kept as a difference from."""
+    other = next((name.replace(one, another, 1) for one, another in RELATIVE.items() if name.startswith(one)), None)
+    return 0.0 if other is None or other not in kept else _number(other, kept)
+
+
+def packed_run(path: str | os.PathLike) -> Path | None:
+    """The packed run that a path means: a folder, or ``reference/<model>`` of the repository; None if there is none."""
+    folder = located(path)
+    if folder == top() / REFERENCE / folder.name and not folder.exists():
+        folder = REPOSITORY / folder.name
+    return folder if (folder / PACKED).exists() else None
+
+
+def unpacked(packed: Path, models: str) -> Path:
+    """A packed run as a folder like any other, in ``runs/reference``; made once, and anew where the packed one is new.
+
+    `models` is the name of the file with the weights.
+    """
+    content = (packed / PACKED).read_bytes()
+    folder = runs_folder() / REFERENCE / f"{packed.name}-{sha256(content).hexdigest()[:8]}"
+    if folder.exists():
+        return folder
+    state = unpack(content)
+    try:
+        with new_folder(folder) as fresh:
+            shutil.copytree(packed, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PACKED))
+            save_state(fresh / models, state)
+    except FileExistsError:  # by another process meanwhile: the same
+        pass
+    return folder

@@ -1,0 +1,119 @@
+"""Runs that travel with the code: packed, opened anywhere, used and not trained further."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import labkit
+from labkit import runs, sharing
+from labkit.files import DamagedFileError, load_state
+from labkit.generation import decode, draw_codes, encode
+from labkit.runs import RunError
+from labkit.tests.rats import ellipsoids
+
+
+@pytest.fixture(scope="module")
+def rats(tmp_path_factory):
+    return ellipsoids(tmp_path_factory.mktemp("cohort") / "rats")
+
+
+def packed(run, folder):
+    """The run as the repository would have it."""
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("*.safetensors", ".lock"))
+    (folder / sharing.PACKED).write_bytes(sharing.pack(load_state(run.path / runs.MODELS)))
+    return folder
+
+
+@pytest.fixture(params=["sigmarat2", "atlas"])
+def run(request, rats, tmp_path_factory):
+    return labkit.train(request.param, rats, "smoke", tmp_path_factory.mktemp("runs") / request.param, iterations=20)
+
+
+def test_packed_weights_make_nearly_the_same_scans_in_a_fraction_of_the_space(run, rats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = packed(run, tmp_path / "small")
+    opened = labkit.load_run(folder)
+    assert opened.path.parent == tmp_path.relative_to(tmp_path) / "runs" / "reference"
+    assert opened.iteration == run.iteration and opened.variant == run.variant
+    codes = draw_codes(run, 4)
+    pairs = [
+        (decode(run, codes, noise=False), decode(opened, codes, noise=False)),
+        (decode(run, encode(run, rats), "encoded"), decode(opened, encode(opened, rats), "encoded")),
+    ]
+    for own, again in pairs:
+        assert 0 < (own - again).square().mean().sqrt() < 0.05  # four channels that learned nothing average little
+    assert (folder / sharing.PACKED).stat().st_size < (run.path / runs.MODELS).stat().st_size / 4
+
+
+def test_what_was_packed_is_unpacked_once_and_generates_the_same_everywhere(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = packed(run, tmp_path / "small")
+    first = labkit.load_run(folder)
+    made = (first.path / runs.MODELS).stat().st_mtime_ns
+    assert labkit.load_run(folder).path == first.path
+    assert (first.path / runs.MODELS).stat().st_mtime_ns == made
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert labkit.load_run(folder).fingerprint == labkit.Run(tmp_path / first.path).fingerprint
+
+
+def test_a_packed_run_is_opened_by_training_and_not_trained_further(run, rats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = packed(run, tmp_path / "small")
+    name = run.variant.name
+    same = labkit.train(name, rats, "smoke", folder, iterations=20)
+    assert same.iteration == 20 and not (same.path / runs.CHECKPOINT).exists()
+    with pytest.raises(RunError, match=r"has done 20 iterations, 25 are asked for.*another run_dir"):
+        labkit.train(name, rats, "smoke", folder, iterations=25)
+    with pytest.raises(RunError, match="another configuration"):
+        labkit.train(name, rats, "smoke", folder, iterations=20, seed=1)
+
+
+def test_the_repositorys_runs_have_short_names(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sharing, "REPOSITORY", tmp_path / "repository")
+    packed(run, tmp_path / "repository" / "good")
+    assert labkit.load_run("reference/good").path.name.startswith("good-")
+    with pytest.raises(RunError, match="book/reference/runs: good"):
+        labkit.load_run("reference/god")
+    monkeypatch.setattr(sharing, "REPOSITORY", tmp_path / "nowhere")
+    with pytest.raises(RunError, match="not with the installed package"):
+        labkit.load_run("reference/good")
+
+
+def test_steps_are_a_share_of_a_channels_spread_and_few_numbers_stay_as_they_are():
+    rng, sizes = torch.Generator().manual_seed(0), torch.logspace(-3, 2, 6)[:, None, None]
+    weights = torch.randn(6, 40, 3, generator=rng) * sizes
+    state = {
+        "G": {"w": weights, "b": torch.tensor([0.1, 1e-9]), "same": torch.full((2, 3), 7.0), "none": torch.empty(0, 3)},
+        "G_encoded": {"w": weights + 1e-4, "b": torch.ones(2)},
+    }
+    back = sharing.unpack(sharing.pack(state))
+    error = (back["G"]["w"] - weights).abs().flatten(1).amax(1)
+    spread = weights.flatten(1).std(1, correction=0)
+    assert (error <= 0.1001 * spread).all() and (error > 0.02 * spread).all()
+    assert torch.equal(back["G"]["b"], state["G"]["b"]) and back["G"]["none"].shape == (0, 3)
+    assert torch.allclose(back["G"]["same"], state["G"]["same"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", sharing.lzma.compress(b"short")])
+def test_damaged_weights_are_said_to_be_damaged(content):
+    with pytest.raises(DamagedFileError, match="get the file again"):
+        sharing.unpack(content)
+
+
+def test_an_interrupted_unpacking_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = packed(run, tmp_path / "small")
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing, "save_state", full)
+        with pytest.raises(OSError, match="No space"):
+            labkit.load_run(folder)
+    assert not list((tmp_path / "runs" / "reference").iterdir())
+    assert json.loads((labkit.load_run(folder).path / "config.json").read_text())["variant"]["name"] == run.variant.name
