@@ -48,7 +48,7 @@ def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work:
         f"Notebook: {{download}}`as in the repository <notebooks/{page.notebook}.ipynb>`, "
         f"{{download}}`executed <notebooks/executed/{page.stem}.ipynb>`"
     )
-    return f"## Where this page comes from\n\n| | |\n|---|---|\n{table}\n\n{links}\n"
+    return f":::{{dropdown}} Where this page comes from\n\n| | |\n|---|---|\n{table}\n\n{links}\n:::\n"
 
 
 def launch(page: Page, repository: str | None, branch: str) -> str:
@@ -69,6 +69,9 @@ def origin() -> str | None:
     found = re.fullmatch(r"(?:https://|ssh://git@|git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?", address)
     return found[1] if found else None
 
+
+SHOWN_LINES = 2
+"""Lines of a cell that a page shows; longer code is folded, a click away."""
 
 BANNERS = {
     "smoke": "Built at smoke scale: networks of four channels after 20 iterations on a handful of volumes of 16³. It "
@@ -136,6 +139,9 @@ def write_page(
     if any("interactive-figure" in str(cell.get("outputs", "")) for cell in notebook.cells):
         end += '\n<script defer src="_static/plotly/plotly.min.js"></script>\n'
     notebook.cells.append(nbformat.v4.new_markdown_cell(end, id="provenance"))
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and len(cell.source.splitlines()) > SHOWN_LINES:
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
     nbformat.write(notebook, target / f"{page.stem}.ipynb")
 
 

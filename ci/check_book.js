@@ -35,6 +35,15 @@ async () => {
     input.value = start;
     input.dispatchEvent(new Event("input"));
   }
+  for (const cards of document.querySelectorAll(".cards")) {
+    const select = cards.querySelector("select"), shown = () => [...cards.querySelectorAll(".card-frames")].filter((card) => card.offsetHeight).length;
+    const first = shown();
+    select.selectedIndex = select.length - 1;
+    select.dispatchEvent(new Event("change"));
+    if (first !== 1 || shown() !== 1 || !cards.lastElementChild.offsetHeight) faults.push("a list that does not choose one card: " + cards.innerText.slice(0, 40));
+    select.selectedIndex = 0;
+    select.dispatchEvent(new Event("change"));
+  }
   for (const test of document.querySelectorAll(".judge")) {
     const name = test.querySelector("form input"), form = test.querySelector("form");
     if (!name || !form) { faults.push("a judging test that does not begin"); continue; }

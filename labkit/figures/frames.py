@@ -169,12 +169,35 @@ class Card:
         return {"text/html": self.html(), "text/plain": f"{self.label}: {len(self.words)} pictures under a slider"}
 
 
-class Cards:
-    """Several cards, one under the other, as one output of a cell."""
+_CHOOSE = """
+(function () {
+  var cards = document.getElementById("%s"), select = cards.querySelector("select");
+  function show() {
+    cards.querySelectorAll(":scope > div").forEach(function (card, i) { card.hidden = i !== select.selectedIndex; });
+  }
+  select.addEventListener("change", show);
+  show();
+})();
+"""
 
-    def __init__(self, cards: Sequence[Card]) -> None:
-        self.cards = list(cards)
+
+class Cards:
+    """Several cards, of which a list above them chooses one, as one output of a cell; `what` says what is chosen.
+
+    Where no script runs, they stand one under the other.
+    """
+
+    def __init__(self, cards: Sequence[Card], what: str) -> None:
+        self.cards, self.what = list(cards), what
+
+    def html(self) -> str:
+        """List and cards."""
+        cards = "".join(f"<div>{card.html()}</div>" for card in self.cards)
+        name = f"cards-{zlib.crc32(cards.encode()):08x}"
+        options = "".join(f"<option>{html.escape(card.label)}</option>" for card in self.cards)
+        choice = f'<label>{html.escape(self.what)} <select autocomplete="off">{options}</select></label>'
+        return f'<div id="{name}" class="cards">{choice}{cards}</div><script>{_CHOOSE % name}</script>'
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         text = "\n".join(f"{card.label}: {len(card.words)} pictures" for card in self.cards)
-        return {"text/html": "".join(f"<div>{card.html()}</div><br>" for card in self.cards), "text/plain": text}
+        return {"text/html": self.html(), "text/plain": text}

@@ -203,4 +203,4 @@ def viewer(real: Scan, synthetic: Scan, planes: Sequence[str] = tuple(PLANES)) -
         ]
         size = (top - bottom, 2 * (right - left) * pictures[0].shape[1] / (pictures[0].shape[1] - 1))
         cards.append(Card(pictures, words, f"{name} slice", size_mm=size))
-    return Cards(cards)
+    return Cards(cards, "plane")

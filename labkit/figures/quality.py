@@ -112,8 +112,8 @@ def fault_cards(yardstick: Yardstick, control: pd.DataFrame, scan: int = 0) -> C
             pictures.append(_pixels(_fault_frame(view, watched, rows)))
             said = "; ".join(f"{_called(*key)} {_verdict(row)}" for key, row in zip(watched, rows, strict=True))
             words.append(f"{fault.name}, strength {100 * strength:.0f} % (at 100 % {fault.full}): {said}")
-        cards.append(Card(pictures, words, f"{fault.name}, strength", start=len(pictures) - 1))
-    return Cards(cards)
+        cards.append(Card(pictures, words, fault.name, start=len(pictures) - 1))
+    return Cards(cards, "fault")
 
 
 def _verdict(row: pd.Series) -> str:

@@ -67,7 +67,7 @@ def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = Non
 def slice_series(
     scan: Scan, plane: str = "coronal", n: int = 9, labels: bool = False, window: tuple[float, float] | None = None
 ) -> Figure:
-    """Slices from one end of the head to the other, three a row.
+    """Slices from one end of the head to the other, four a row.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def slice_series(
     low, high = intensity_window([scan]) if window is None else window
     positions = style.positions_mm(scan.affine, scan.image.shape, cut.axis)
     left, right, bottom, top = style.extent_mm(scan.affine, scan.image.shape, cut)
-    columns = min(3, len(chosen))
+    columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
     figure, grid = style.picture_grid(rows, columns, 0.3 * rows + 0.4, (top - bottom) / (right - left))
     for ax, index in zip(grid.flat, chosen, strict=False):
@@ -151,30 +151,32 @@ def mean_and_sd(cohort: Sequence[Scan]) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        A column of three axes for the mean, another for the standard deviation (missing for a single scan), in mm,
-        each column with its colour bar.
+        A row of three axes for the mean, another for the standard deviation (missing for a single scan), each
+        row with its colour bar.
     """
     scans = _some(cohort)
     mean, sd = describe.mean_and_sd(scans)
-    maps = {f"mean of {len(scans)} scans" if sd is not None else "one scan": (mean, "gray")}
+    maps = {"mean" if sd is not None else "scan": (mean, "gray")}
     if sd is not None:
-        maps["standard deviation"] = (sd, "cividis")
+        maps["SD"] = (sd, "cividis")
     affine, shape = scans[0].affine, mean.shape
     extents = [style.extent_mm(affine, shape, plane) for plane in PLANES.values()]
-    inches = (WIDTH / 2 - 0.6) / max(right - left for left, right, _, _ in extents)  # for a mm
-    heights = [inches * (top - bottom) for _, _, bottom, top in extents]
-    size = ((WIDTH / 2) * len(maps), sum(heights) + 2.1)
-    figure, grid = plt.subplots(3, len(maps), figsize=size, squeeze=False, layout="compressed", height_ratios=heights)
-    for column, (what, (values, colours)) in enumerate(maps.items()):
+    widths = [right - left for left, right, _, _ in extents]
+    tall = (WIDTH - 1.1) / sum(widths) * max(top - bottom for _, _, bottom, top in extents)
+    size = (WIDTH, (tall + 0.15) * len(maps) + 0.7)
+    figure, grid = plt.subplots(len(maps), 3, figsize=size, squeeze=False, layout="compressed", width_ratios=widths)
+    for row, (what, (values, colours)) in zip(grid, maps.items(), strict=True):
         high = float(np.percentile(values, 99.8))
-        for ax, (name, plane) in zip(grid[:, column], PLANES.items(), strict=True):
+        for ax, plane in zip(row, PLANES.values(), strict=True):
             index = (shape[plane.axis] - 1) // 2
             image = style.show_section(ax, values, affine, plane, index, cmap=colours, vmin=0, vmax=high)
             style.name_sides(ax, plane)
-            ax.set_ylabel(f"{name}, mm" if column == 0 else "")
-        grid[0, column].set_title(what)
-        label = "each scan scaled to 0 to 1"
-        figure.colorbar(image, ax=grid[:, column], location="bottom", label=label, extend="max", shrink=0.8)
+        row[0].set_ylabel(what)
+        figure.colorbar(image, ax=row, extend="max", shrink=0.8)
+    for ax, name in zip(grid[0], PLANES, strict=True):
+        ax.set_title(name)
+    style.bare(grid.flat)
+    figure.suptitle(f"{len(scans)} scan{'s' * (len(scans) > 1)}, each from 0 to 1", fontsize=10)
     return figure
 
 

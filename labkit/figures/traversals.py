@@ -64,8 +64,8 @@ def _unit(name: str) -> str:
 def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13, reach: float = REACH) -> Cards:
     """A card for each direction: an animal (code (Z,)) moved along it, for pages without a kernel.
 
-    `steps` pictures a card, up to `reach` standard deviations to either side; odd numbers have the unmoved rat in the
-    middle.
+    Coronal, sagittal and horizontal sections with a bar of 5 mm, `steps` pictures a card, up to `reach` standard
+    deviations to either side; odd numbers have the unmoved rat in the middle.
     """
     directions, cards = space.directions[kind], []
     for name in directions.names:
@@ -73,9 +73,8 @@ def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13
         views = [view(space, directions.move(code, {name: float(place)}), kind) for place in places]
         moved = [f"{place:+.1f} SD".replace("-", "−") for place in places]
         words = [f"{how_far}; {seen.words}" for how_far, seen in zip(moved, views, strict=True)]
-        label = f"{name}, {kind} code (coronal, sagittal, horizontal; bar {frames.BAR_MM} mm)"
-        cards.append(Card([seen.picture for seen in views], words, label))
-    return Cards(cards)
+        cards.append(Card([seen.picture for seen in views], words, f"{name}, {kind} code"))
+    return Cards(cards, "direction")
 
 
 @style.drawn

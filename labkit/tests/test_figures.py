@@ -218,10 +218,10 @@ def test_tissue_volumes_without_labels_are_refused():
         figures.tissue_volumes(unlabelled(2))
 
 
-def test_mean_and_sd_has_a_row_a_plane_and_a_column_a_map():
+def test_mean_and_sd_has_a_column_a_plane_and_a_row_a_map():
     assert len(pictures(figures.mean_and_sd(labelled(3)))) == 6
     figure = figures.mean_and_sd(labelled(1))
-    assert len(pictures(figure)) == 3 and figure.axes[0].get_title() == "one scan"
+    assert len(pictures(figure)) == 3 and figure.axes[0].get_ylabel() == "scan"
     extents = [tuple(np.round(image.get_extent(), 6)) for image in pictures(figure)]
     assert extents == [tuple(map(float, extent)) for extent in EXTENT_MM.values()]
 
