@@ -184,6 +184,7 @@ def attribute_distributions(study: Study) -> Figure:
             jitter = rng.uniform(-0.25, 0.25, len(values))
             ax.plot(values, place + jitter, ".", color=colour, markersize=4, alpha=0.7, markeredgewidth=0)
             ax.plot([np.median(values)] * 2, [place - 0.35, place + 0.35], color=colour, linewidth=2)
+        ax.ticklabel_format(axis="x", useOffset=False)
         ax.set_xlabel(name)
     for ax in list(grid.flat)[len(names) :]:
         ax.set_visible(False)
@@ -202,7 +203,7 @@ def similarity_distributions(study: Study) -> Figure:
         The cubes are too small for three scales.
     """
     real, _ = study.yardstick.similar_pairs(study.yardstick.other)
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained", sharey=True, sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained", sharey=True, sharex=True)
     for ax in axes:
         ax.ecdf(real.values, color="black", linewidth=2, label="real, real")
     for (name, comparison), colour in _coloured(study):
@@ -214,7 +215,7 @@ def similarity_distributions(study: Study) -> Figure:
     axes[0].set_ylabel("share of pairs below")
     for ax in axes:
         ax.set_xlabel("MS-SSIM")
-    axes[0].legend(loc="upper left", fontsize=8)
+    style.legend_outside(axes[0], "lower", 3)
     return figure
 
 
