@@ -322,7 +322,7 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
             image.header["descrip"] = b"synthetic: reconstructed by an encoder and a generator"
             path = bids.scan_path(names[scan.subject], scan.session, scan.suffix, "reconstruction")
             bids.save_scan(fresh, path, image, None)
-            _write_sidecar(fresh / path, {"Reconstruction": True})
+            _write_sidecar(fresh / path, {"Reconstruction": True, **_air(scan.origin)})
         bids.write_description(fresh, f"Reconstructions by {made['run']}", "derivative", **_generated_by(run), **made)
     return open_cohort(folder, **opening)
 
@@ -416,9 +416,15 @@ def _write_scan(
         "IntensityRange": file_template.draw_range(np.random.default_rng(gain)),  # what -1 and 1 became
         # where the network's grid is in a file on another one, so that it is put there again when that is opened
         **({"GridAffine": np.asarray(origin.grid_affine).tolist()} if origin.resampled else {}),
+        **_air(origin),
         "Code": [float(f"{value:.9g}") for value in code.tolist()],  # nine digits give a float32 back exactly
     }
     _write_sidecar(folder / path, sidecar)
+
+
+def _air(origin: nifti.Origin) -> dict[str, float]:
+    """What reading has to take off again; it would otherwise be guessed from what a network made."""
+    return {nifti.AIR: origin.air} if origin.air else {}
 
 
 def _write_sidecar(path: Path, content: dict[str, Any]) -> None:

@@ -34,7 +34,8 @@ class Scan:
     subject, session : str
         The animal, and what tells several scans of it apart (``""`` for one scan an animal).
     image : numpy.ndarray
-        float32 (X, Y, Z), axes right, superior, anterior, the file's intensity unit. Read-only, as `labels` are.
+        float32 (X, Y, Z), axes right, superior, anterior, the file's intensity unit, less what the file has in air
+        where that is not 0 (:func:`labkit.data.nifti.air_of`). Read-only, as `labels` are.
     labels : numpy.ndarray or None
         uint8 (X, Y, Z).
     affine : numpy.ndarray

@@ -20,6 +20,13 @@ HEAD_MM = (8.0, 100.0)
 """Plausible length of what is imaged of a rodent's head, mm: outside it the header's voxel size is not believed."""
 
 
+VOXEL_MM = (0.005, 5.0)
+"""Plausible voxel sizes along an axis, mm: from microscopy of a brain to the thickest slices."""
+
+FARTHEST_MM = 10_000.0
+"""That a scan can lie away from the middle of a scanner's space."""
+
+
 class ScanFaultError(ValueError):
     """One file cannot be used; the message says why in a few words, without the file's name."""
 
@@ -55,6 +62,22 @@ def corrected_affine(
         rebuilt[int(world), axis] = sign * zooms[axis]
     rebuilt[:3, 3] = -rebuilt[:3, :3] @ ((np.asarray(shape, float) - 1) / 2)
     return rebuilt
+
+
+def check_plausible(affine: np.ndarray, shape: Sequence[int]) -> None:
+    """ScanFaultError where a voxel cannot be that large or a scan lie there; before anything is computed with it."""
+    sizes = voxel_sizes(affine)
+    if not ((sizes >= VOXEL_MM[0]) & (sizes <= VOXEL_MM[1])).all():
+        told = tuple(float(f"{size:.3g}") for size in sizes)
+        raise ScanFaultError(
+            f"implausible voxel size {told} mm: along each axis {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are possible; if "
+            "the header is wrong, pass voxel_mm=(x, y, z)"
+        )
+    middle = apply_affine(affine, (np.asarray(shape, float) - 1) / 2)
+    if not (np.abs(middle) <= FARTHEST_MM).all():
+        raise ScanFaultError(
+            f"damaged header: the scan's middle would be {np.abs(middle).max():.3g} mm away from the origin"
+        )
 
 
 def reorient(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,9 @@ MOST_PACKED = 1040
 LARGEST = 4 << 30
 """Bytes of stored voxels that are read of a file."""
 
+AIR = "AirIntensity"
+"""In the JSON file beside a scan that labkit made: what it has where there is nothing, if that is not 0."""
+
 PADDING = 1 << 12
 """Zeros that a writer may have put behind the voxels."""
 
@@ -50,8 +53,9 @@ class Origin:
     header: str  # the NIfTI header's bytes, base64
     grid_affine: tuple  # (4, 4), of the cohort's grid the scan was brought to
     resampled: bool  # whether voxels were interpolated on the way; axes permuted or flipped are exact
-    low: float  # intensity range on the cohort's grid with its zero padding, the file's own unit
+    low: float  # intensity range on the cohort's grid with its zero padding, the file's own unit, air taken off
     high: float
+    air: float = 0.0  # what the file has where there is nothing, and its scan 0: see `air_of`
 
     @classmethod
     def from_json(cls, content: dict) -> Origin:
@@ -105,6 +109,24 @@ def read_array(path: str | os.PathLike, constant: bool = False) -> tuple[np.ndar
         raise ScanFaultError(f"constant image: every voxel is {array.flat[0]:g}")
     header.set_slope_inter(slope, inter)
     return array, header
+
+
+def air_of(array: np.ndarray) -> float:
+    """What a scan has where there is nothing: 0, or its smallest values where it was stored with an offset.
+
+    With an offset are scans whose darkest voxels are many, alike, and far from 0, measured by the range of all (stored
+    as signed integers, standardised). A scan of tissue alone has few voxels near its darkest, and keeps its 0; so does
+    one with a fifth of its voxels exactly 0.
+
+    >>> scan = np.r_[np.zeros(50), np.linspace(0, 100, 50)]
+    >>> air_of(scan), air_of(scan - 32768), air_of(np.linspace(400, 600, 100))
+    (0.0, -32768.0, 0.0)
+    """
+    if np.count_nonzero(array) < 0.8 * array.size:
+        return 0.0
+    least, dark, bright = (float(value) for value in np.percentile(array, (0.1, 5, 99.5)))
+    reach = 0.1 * (bright - dark)
+    return max(float(array.min()), least - reach) if dark - least <= reach and abs(least) > reach else 0.0
 
 
 def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
@@ -241,19 +263,20 @@ def sidecar(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def to_native(values: np.ndarray, origin: Origin) -> nib.Nifti1Image:
-    """Write values (X, Y, Z) on the cohort's grid, in the file's intensity unit, as an image like the scan's file.
+    """Write values (X, Y, Z) on the cohort's grid, in the file's unit above its air, as an image like the scan's file.
 
     It has the file's shape, affine, header and orientation, and its data type where that is a plain integer or float
     type, float32 otherwise. An integer array is taken as labels (nearest majority, written as uint8).
     """
     labels = np.issubdtype(values.dtype, np.integer)
-    if origin.resampled:
+    if origin.resampled:  # outside is 0, as air
         stored = np.broadcast_to(np.uint8(0), origin.shape)
         turned, turned_affine = reorient(stored, np.asarray(origin.affine))
         values = resample(values, np.asarray(origin.grid_affine), turned.shape, turned_affine, labels)
     values = orientations.apply_orientation(values, axis_change("".join(STUDY_AXES), origin.axes))
     header = decode_header(origin.header)
     dtype = np.dtype(np.uint8) if labels else _plain_dtype(header)
+    values = values if labels else values + np.asarray(origin.air, np.float64 if origin.air else values.dtype)
     if dtype.kind in "iu" and not labels:
         info = np.iinfo(dtype)
         values = np.clip(np.round(values), info.min, info.max)

@@ -300,7 +300,12 @@ def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequ
             labels = nifti.read_labels(files.labels, stored.shape, header.get_best_affine())
         except ScanFaultError as fault:
             raise ScanFaultError(f"its labels {files.labels.name}: {fault}") from fault
+    said = nifti.sidecar(files.image)
+    air = said.get(nifti.AIR)
+    air = float(air) if isinstance(air, int | float) else nifti.air_of(stored)
+    stored = stored - np.float32(air) if air else stored
     affine = grids.corrected_affine(header, stored.shape, axes, voxel_mm)
+    grids.check_plausible(affine, stored.shape)
     image, image_affine = grids.reorient(stored, affine)
     labels = None if labels is None else grids.reorient(labels, affine)[0]
     wanted = None if grid == "native" else Grid.named(grid)
@@ -308,7 +313,7 @@ def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequ
     if wanted is None:
         grids.head_box(image, image_affine)  # only for the voxel size it checks
     elif resampled:
-        target = wanted.written(nifti.sidecar(files.image))
+        target = wanted.written(said)
         if target is None:
             target = wanted.around_head(image, image_affine)
         image = grids.resample(image, image_affine, wanted.shape, target)
@@ -328,6 +333,7 @@ def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequ
         resampled=bool(resampled),
         low=min(float(image.min()), 0.0) if padded else float(image.min()),
         high=max(float(image.max()), 0.0) if padded else float(image.max()),
+        air=air,
     )
     digest = scan_digest(image, labels, image_affine)
     return Scan(files.subject, files.session, image, labels, np.array(image_affine), files.suffix, origin, digest)

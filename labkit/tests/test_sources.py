@@ -396,3 +396,43 @@ def test_new_rats_of_controls_have_the_departures_of_the_runs_own(monkeypatch):
     experiment.Experiment._true.func(own)
     assert opened == [("sigma", {"n": 16, "seed": 6, "departures": ["cut"]}),
                       ("sigma", {"n": 10, "seed": 4, "departures": ["cut"]})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "kind"), [
+    (lambda v: v - 32768, np.int16), (lambda v: v + 5000, np.int32), (lambda v: (v - 300) / 4, np.float32),
+])  # fmt: skip
+def test_what_is_stored_with_an_offset_opens_as_without(tmp_path, change, kind):
+    plain = [rat(seed, (80, 70, 50)) - 20 for seed in (1, 2)]
+    for name, rats in {"plain": plain, "offset": [change(v.astype(np.float64)).astype(kind) for v in plain]}.items():
+        for place, array in enumerate(rats):
+            put(tmp_path / name, f"rat{place}.nii.gz", array)
+    one, other = open_cohort(tmp_path / "plain"), open_cohort(tmp_path / "offset")
+    assert not one[0].origin.air and other[0].origin.air == pytest.approx(change(0.0))
+    assert np.allclose(one.volumes(), other.volumes(), atol=1e-5)
+    assert other.volumes()[0, 0, 0, 0, 0] == -1  # padding is air, and not white
+    back = np.asarray(other[0].restore(other.volumes()[0]).dataobj)
+    assert back.dtype == kind and abs(back[0, 0, 0] - change(0.0)) < 0.1 * abs(change(0.0) - change(900.0))
+
+
+def test_scans_whose_air_is_0_keep_their_0(tmp_path):
+    noisy = rat(1).astype(np.float32) + 40
+    no_air = np.random.default_rng(2).normal(500, 40, STUDY_SHAPE)
+    stripped = np.where(rat(3) > 500, rat(3) - 1200, 0)
+    for place, array in enumerate((noisy, no_air, stripped, noisy - 90)):
+        put(tmp_path / "scans", f"rat{place}.nii.gz", array.astype(np.float32))
+    assert [scan.origin.air for scan in open_cohort(tmp_path / "scans")] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("affine", "said"), [
+    (np.diag([0.375, 0.375, 1e-6, 1]), r"implausible voxel size \(0.375, 0.375, 1e-06\)"),
+    (np.diag([0.375, 0.001, 0.5, 1]), r"implausible voxel size \(0.375, 0.001, 0.5\)"),
+    (np.diag([6, 0.375, 0.5, 1]), "0.005 to 5 mm are possible"),
+    (np.array([[0.375, 0, 0, 1e30], [0, 0.375, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 1]]), "1e.30 mm away from the origin"),
+])  # fmt: skip
+@pytest.mark.parametrize("grid", ["study", "native", "fitted"])
+def test_voxels_and_places_that_cannot_be_are_refused_before_any_work(tmp_path, affine, said, grid, monkeypatch):
+    put(tmp_path / "scans", "a.nii.gz", affine=affine)
+    monkeypatch.setattr(sources.grids, "resample", None)
+    with pytest.raises(CohortError, match=said) as caught:
+        open_cohort(tmp_path / "scans", grid=grid)
+    assert list(caught.value.faults) == [str(tmp_path / "scans" / "a.nii.gz")]
