@@ -20,7 +20,7 @@ from labkit.files import write_json, write_text
 SUFFIXES = ("boldref", "bold", "T2w", "T2starw", "T1w", "PDw", "inplaneT2", "MTw", "dwi", "sbref", "asl")
 """BIDS suffixes taken as scans, the study's own kind first."""
 
-NOT_SCANS = ("dseg", "probseg", "mask", "seg", "label", "labels")
+NOT_SCANS = ("dseg", "probseg", "mask", "brainmask", "seg", "label", "labels", "roi", "phase", "phasediff")
 
 PROCESSING = ("desc-", "space-", "res-", "label-", "atlas-", "den-")
 """Entities that say how a file was made, not which scan it is."""
@@ -111,6 +111,29 @@ def find_scans(
             faults[path] = f"{len(fitting)} label files fit it: {', '.join(label.name for label in fitting)}"
         found[key] = ScanFiles(name.subject, name.session, name.suffix, path, fitting[0] if fitting else None)
     return [found[key] for key in sorted(found)], faults
+
+
+def passed_over(folder: Path) -> list[str]:
+    """What of a flat folder is not taken, in words: scans below it, masks and labels by other names, pairs of files."""
+    if any(path.is_dir() for path in folder.glob("sub-*")):
+        return []
+    said = []
+    deeper = [path for path in _files_below(folder) if path.parent != folder and parse_name(path)]
+    deeper = [path for path in deeper if path.relative_to(folder).parts[0] != "derivatives"]
+    if deeper:
+        said.append(
+            f"{len(deeper)} files in folders below it, e.g. {deeper[0].relative_to(folder)} (open these folders)"
+        )
+    here = [(path, name) for path in sorted(folder.iterdir()) if (name := parse_name(path))]
+    masks = [path for path, name in here if name.suffix.lower() in NOT_SCANS and name.suffix.lower() != "dseg"]
+    if masks:
+        said.append(
+            f"{len(masks)} masks, label or phase maps, e.g. {masks[0].name} (labels of a scan are called *_dseg)"
+        )
+    pairs = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".img", ".hdr")]
+    if pairs:
+        said.append(f"{len(pairs)} files of .hdr/.img pairs, e.g. {pairs[0].name} (convert them to .nii.gz)")
+    return said
 
 
 def _named_files(folder: Path, subject: str = "", deep: bool = True) -> list[tuple[Path, Name]]:

@@ -35,6 +35,12 @@ MOST_PACKED = 1040
 LARGEST = 4 << 30
 """Bytes of stored voxels that are read of a file."""
 
+FAINTEST = 0.02
+"""Share of a scan's range that its voxels reach, but for the brightest thousandth, at least."""
+
+EQUAL = 0.8
+"""Share of an image's voxels, 0 and its smallest value apart, that may equal their neighbour in a scan."""
+
 AIR = "AirIntensity"
 """In the JSON file beside a scan that labkit made: what it has where there is nothing, if that is not 0."""
 
@@ -127,6 +133,27 @@ def air_of(array: np.ndarray) -> float:
     least, dark, bright = (float(value) for value in np.percentile(array, (0.1, 5, 99.5)))
     reach = 0.1 * (bright - dark)
     return max(float(array.min()), least - reach) if dark - least <= reach and abs(least) > reach else 0.0
+
+
+def check_contents(array: np.ndarray) -> None:
+    """ScanFaultError where an image is none of an animal: few values, the same over whole areas, or lone bright voxels.
+
+    Noise makes neighbours differ in any scan; in a mask, an atlas or a label map most of them are equal.
+    """
+    least, bright, most = array.min(), np.percentile(array, 99.9), array.max()
+    if bright - least < FAINTEST * (most - least):
+        raise ScanFaultError(
+            f"all but a thousandth of its voxels lie in the lowest {100 * FAINTEST:g} % of its range, {least:g} to "
+            f"{most:g}: nothing but its brightest voxels could be seen; cut these off, or leave the file out"
+        )
+    inside = (array[1:] != least) & (array[1:] != 0)
+    equal = (array[1:] == array[:-1])[inside]
+    if equal.size and equal.mean() > EQUAL:
+        values = len(np.unique(array))
+        raise ScanFaultError(
+            f"{100 * equal.mean():.0f} % of its voxels equal their neighbours ({values} values in all): a mask, an "
+            "atlas or a label map, and no scan; move it elsewhere, or call it *_dseg if it has the labels of a scan"
+        )
 
 
 def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
@@ -223,12 +250,16 @@ def _check_beginning(path: Path) -> None:
         raise ScanFaultError(f"a link to {os.readlink(path)}, which is not there (`datalad get` or `git annex get` it)")
     try:
         with open(path, "rb") as stream:
-            start = stream.read(2)
+            start = stream.read(200)
     except OSError as error:
         raise ScanFaultError(f"cannot be read: {error.strerror}") from error
     if not start:
         raise ScanFaultError("empty file (0 bytes)")
-    zipped = start == b"\x1f\x8b"
+    if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
+        raise ScanFaultError(
+            "a pointer to a file that was not fetched (`git lfs pull`, `datalad get`, `git annex get`)"
+        )
+    zipped = start[:2] == b"\x1f\x8b"
     if zipped and not path.name.lower().endswith(".gz"):
         raise ScanFaultError("gzip, but not named so: rename it to .nii.gz")
     if not zipped and path.name.lower().endswith(".gz"):

@@ -232,6 +232,8 @@ def _open_folder(
         heads = common_grid.heads([files.image for files in found[:n]], options["axes"], options["voxel_mm"])
         # where none can be read, reading says why
         options["grid"] = str(common_grid.fitted(heads, options["grid"])) if heads else "study"
+    if passed := bids.passed_over(folder):
+        warnings.warn(f"not taken of {folder}: {'; '.join(passed)}", stacklevel=3)
     scans = _read_all(folder, found[:n], faults, twins, options)
     apart = _not_on_one_grid(scans) if options["grid"] == "native" else {}
     faults |= apart
@@ -301,6 +303,8 @@ def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequ
         except ScanFaultError as fault:
             raise ScanFaultError(f"its labels {files.labels.name}: {fault}") from fault
     said = nifti.sidecar(files.image)
+    if "Synthetic" not in said and "Reconstruction" not in said:  # what a network makes has to be seen as it is
+        nifti.check_contents(stored)
     air = said.get(nifti.AIR)
     air = float(air) if isinstance(air, int | float) else nifti.air_of(stored)
     stored = stored - np.float32(air) if air else stored

@@ -436,3 +436,49 @@ def test_voxels_and_places_that_cannot_be_are_refused_before_any_work(tmp_path, 
     with pytest.raises(CohortError, match=said) as caught:
         open_cohort(tmp_path / "scans", grid=grid)
     assert list(caught.value.faults) == [str(tmp_path / "scans" / "a.nii.gz")]
+
+
+def test_masks_atlases_and_lone_bright_voxels_are_no_scans(tmp_path):
+    index = np.indices(STUDY_SHAPE)
+    atlas = (index // 8 * np.array([1, 9, 81]).reshape(3, 1, 1, 1)).sum(0) * (rat(1) > 500)
+    lone = rat(2).astype(np.float32)
+    lone[30, 30, 20] = 1e9
+    dot = np.zeros(STUDY_SHAPE, np.int16)
+    dot[30, 30, 20] = 7
+    odd = {"inside": (rat(3) > 500).astype(np.uint8), "regions": atlas.astype(np.int16), "hot": lone, "dot": dot}
+    for name, array in odd.items():
+        put(tmp_path / "scans", f"{name}.nii.gz", array)
+    put(tmp_path / "scans", "rat1.nii.gz", seed=4)
+    put(tmp_path / "scans", "rat2.nii.gz", np.clip(rat(5) // 4, 0, 255).astype(np.uint8))
+    with pytest.raises(CohortError) as caught:
+        open_cohort(tmp_path / "scans")
+    faults = {path.rsplit("/", 1)[1].split(".")[0]: fault for path, fault in caught.value.faults.items()}
+    assert set(faults) == set(odd)
+    assert all("a mask, an atlas or a label map" in faults[name] for name in ("inside", "regions"))
+    assert all("but its brightest voxels" in faults[name] for name in ("hot", "dot"))
+
+
+def test_files_that_are_passed_over_are_named(tmp_path):
+    scans = tmp_path / "scans"
+    put(scans, "rat1.nii.gz", seed=1)
+    put(scans, "rat1_seg.nii.gz", np.ones(STUDY_SHAPE, np.uint8))
+    put(scans / "week2", "rat1.nii.gz", seed=2)
+    (scans / "rat2.img").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="not taken") as said:
+        assert len(open_cohort(scans)) == 1
+    (text,) = {str(one.message) for one in said}
+    assert "week2/rat1.nii.gz" in text and "labels of a scan are called *_dseg" in text and "rat2.img" in text
+    put(tmp_path / "plain", "rat1.nii.gz", seed=1, labels=np.ones(STUDY_SHAPE, np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_cohort(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    "text", ["version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "../.git/annex/objects/a"]
+)
+def test_a_pointer_to_what_was_not_fetched_is_called_one(tmp_path, text):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "rat1.nii.gz").write_text(text)
+    with pytest.raises(CohortError, match="pointer to a file that was not fetched"):
+        open_cohort(tmp_path / "scans")
