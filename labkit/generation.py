@@ -35,8 +35,8 @@ BATCH = 8
 def draw_codes(run: Run, n: int, seed: int = 0, first: int = 0, truncation: float = 1.0) -> Tensor:
     """Random codes, float32 (n, Z), numbers `first` to `first + n - 1` of a seed, which do not depend on `n`.
 
-    `truncation` is their standard deviation: 1 is N(0, I), which G was trained on; less makes rats of the baseline more
-    alike (and does nothing where G begins with an instance norm, for which a code is a direction).
+    `truncation` is their standard deviation: 1 is N(0, I), which G was trained on; less makes animals more alike, where
+    G feels it (:attr:`labkit.variants.Variant.feels_length`).
     """
     if n < 0 or not 0 <= truncation < np.inf:
         raise ValueError(f"n={n} and truncation={truncation}: both must be 0 or more, and finite")
@@ -216,7 +216,8 @@ def generate(
     seed : int
         Of the codes. The same seed gives the same bytes on the same machine.
     truncation : float
-        Standard deviation of the codes; 1 is what the model was trained on.
+        Standard deviation of the codes; 1 is what the model was trained on. ValueError where a model's G does not feel
+        it (:attr:`labkit.variants.Variant.feels_length`): of the paper's, `adni` does.
     device : str
         As in :func:`labkit.training.train`.
 
@@ -241,6 +242,11 @@ def generate(
     n, seed = whole("n", n, 1, "how many scans to generate"), whole("seed", seed, 0)
     if isinstance(truncation, str) or not 0 <= float(truncation) < np.inf:
         raise ValueError(f"truncation={truncation!r}: a standard deviation of codes, 0 or more; 1 is the model's own")
+    if float(truncation) != 1 and not run.variant.feels_length:
+        raise ValueError(
+            f"truncation={truncation}: {run.path.name} makes the same scan of a code whatever its length, as its first "
+            "layer has no bias and ends in an instance norm (a code is a direction): leave truncation at 1"
+        )
     if not (like is None or isinstance(like, Scan) or isinstance(like, Cohort) and len(like)):
         raise ValueError(f"like={like!r}: a scan, a cohort with scans (labkit.open_cohort opens a folder), or None")
     scans = [like] if isinstance(like, Scan) else list(like or ())

@@ -8,7 +8,7 @@ says how large and how long. All are frozen, check themselves, and travel as JSO
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from labkit.fields import check, from_dict, known, number, one_of
 
@@ -106,6 +106,11 @@ class Variant:
         check(self)
 
     @property
+    def feels_length(self) -> bool:
+        """Whether G(c z) differs from G(z): not where its first layer, which has no bias, ends in an instance norm."""
+        return self.generator_norm != "instance"
+
+    @property
     def reconstruction_weights(self) -> dict[str, float]:
         """Weight of each reconstruction term that is not zero: a subset of "l1", "mse" and "gdl"."""
         gdl_weight = "none" if self.gdl_reduction == "none" else self.gdl_weight
@@ -149,6 +154,8 @@ class AtlasSettings:
     ValueError
         Says which field was given what, and what is allowed.
     """
+
+    feels_length: ClassVar[bool] = True  # see Variant
 
     name: str = "atlas"
     latent_dim: int = number(1, default=500)

@@ -91,10 +91,10 @@ def test_one_seed_gives_the_same_bytes_and_another_seed_others(run, tmp_path):
 
 
 def test_the_code_beside_a_scan_makes_it_again(run, tmp_path):
-    folder = generate(run, 3, tmp_path / "made", seed=5, truncation=0.7).folder
+    folder = generate(run, 3, tmp_path / "made", seed=5).folder
     sidecars = sorted(folder.rglob("sub-*.json"))
     codes = torch.tensor([json.loads(path.read_text())["Code"] for path in sidecars])
-    assert torch.equal(codes, draw_codes(run, 3, 5, truncation=0.7))
+    assert torch.equal(codes, draw_codes(run, 3, 5))
     facts = json.loads(sidecars[1].read_text())
     assert facts["Synthetic"] is True and facts["Index"] == 1 and facts["RunFingerprint"] == run.fingerprint
 
@@ -235,9 +235,23 @@ def test_a_generator_that_makes_one_rat_is_seen_and_not_refused(rats, run, tmp_p
         labkit.open_cohort(tmp_path / "same")  # elsewhere twins are a fault
 
 
-def test_a_generator_that_makes_nothing_says_so_and_leaves_nothing(run, tmp_path):
-    with pytest.raises(ValueError, match="everywhere of code 0"):
-        generate(run, 2, tmp_path / "made", truncation=0)  # hardly trained, it makes nothing of a code of zeros
+def test_truncation_draws_shorter_codes_where_g_feels_them_and_is_refused_where_not(run, rats, tmp_path):
+    adni = train("adni", rats, "smoke", tmp_path / "adni", **FAST)
+    folder = generate(adni, 2, tmp_path / "made", truncation=0.5).folder
+    codes = torch.tensor([json.loads(path.read_text())["Code"] for path in sorted(folder.rglob("sub-*.json"))])
+    assert torch.equal(codes, draw_codes(adni, 2) / 2)
+    for of, apart in ((adni, True), (run, False)):
+        near = (decode(of, draw_codes(of, 2)) - decode(of, draw_codes(of, 2) / 2)).abs().mean()
+        assert (near > 1e-3) == apart == of.variant.feels_length
+    with pytest.raises(ValueError, match="a code is a direction"):
+        generate(run, 2, tmp_path / "other", truncation=0.5)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_generator_that_makes_nothing_says_so_and_leaves_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "draw_codes", lambda run, n, *_, **__: torch.zeros(n, run.variant.latent_dim))
+    with pytest.raises(ValueError, match="everywhere of code 0"):  # hardly trained, it makes nothing of zeros
+        generate(run, 2, tmp_path / "made")
     assert list(tmp_path.iterdir()) == []
 
 

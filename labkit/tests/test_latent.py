@@ -157,9 +157,7 @@ def test_every_control_changes_the_rat_that_is_shown(space, tmp_path):
         seen.add(sliders.picture.value)
 
     changes(sliders.seed, 3)
-    whole = sliders.code()
-    sliders.truncation.value = 0.5
-    assert torch.allclose(sliders.code(), whole / 2)  # a length, which this generator does not feel
+    assert sliders.truncation.layout.display == "none"  # a length, which this generator does not feel
     changes(next(iter(sliders.moves.values())), 2.0)
     changes(sliders.at[0], 0.3)
     changes(sliders.start, "between two random animals")

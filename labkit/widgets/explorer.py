@@ -49,6 +49,8 @@ class Explorer:
         self.start = ipywidgets.Dropdown(options=list(STARTS), description="begin with", style=style, layout=wide)
         self.seed, self.second = whole("random animal", 0), whole("other random animal", 1)
         self.truncation = slider(0, 1.5, 1, 0.05, "truncation")
+        if not space.run.variant.feels_length:  # a control that does nothing is none
+            self.truncation.layout.display = "none"
         self.mix = slider(0, 1, 0.5, 0.02, "way to the other")
         rats = [(f"{describe.scan_name(scan)} ({space.judges})", index) for index, scan in enumerate(space.held_out)]
         self.rat = ipywidgets.Dropdown(options=rats, description="scan", style=style, layout=wide)
