@@ -172,9 +172,17 @@ def in_live_kernel() -> bool:
     Jupyter and VS Code allow a running cell to ask for keyboard input; papermill, nbclient and Jupyter Book, which
     execute for later, do not. Outside a kernel it is False.
     """
+    return bool(getattr(_kernel(), "_allow_stdin", False))  # what a front end sent with the cell that runs
+
+
+def in_executed_notebook() -> bool:
+    """Whether a notebook is executed by papermill or the like: lines that are printed reach a log, and nobody a bar."""
+    return _kernel() is not None and not in_live_kernel()
+
+
+def _kernel() -> object | None:
     ipython = sys.modules.get("IPython")
-    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
-    return bool(getattr(kernel, "_allow_stdin", False))  # what a front end sent with the cell that runs
+    return getattr(ipython.get_ipython(), "kernel", None) if ipython else None
 
 
 def watched() -> bool:

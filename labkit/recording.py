@@ -25,7 +25,7 @@ from torch import Tensor
 
 from labkit import __version__, cards, runs
 from labkit.data.cohort import Cohort
-from labkit.files import load_state, located, save_state, watched, write_json, write_text
+from labkit.files import in_executed_notebook, load_state, located, save_state, watched, write_json, write_text
 from labkit.registration import AtlasFit
 from labkit.runs import Run, RunError
 from labkit.samples import save_samples
@@ -33,6 +33,9 @@ from labkit.updates import CALIBRATION, Learner
 
 FIXED_CODES, FIXED_SCANS, HELD_OUT = 8, 4, 16
 """Codes and scans followed from iteration 0 on, and held-out scans whose reconstruction is measured."""
+
+SECONDS_A_LINE = 10
+"""At least, between two lines of a training in a notebook that is executed."""
 
 HELD_OUT_COLUMNS = ("held_out_mse", "mean_scan_mse", "held_out_code_sd")
 """Measured with the samples: error of held-out reconstructions, that of the mean training scan, spread of codes."""
@@ -204,13 +207,24 @@ class Recorder:
         bar = tqdm(total=self.learner.scale.iterations, initial=self.first, desc=self.folder.name, unit="it",
                    disable=not watched(), mininterval=1.0)  # fmt: skip
 
+        lines, told = in_executed_notebook(), [time.perf_counter()]
+
         def show(row: dict[str, float]) -> None:
             bar.update(row["iteration"] - bar.n)
             words = {"mse": "rec_mse", "W": "wasserstein_D", "codes sd": "z_enc_sd"}
-            bar.set_postfix_str(", ".join(f"{word} {row[key]:.3g}" for word, key in words.items() if key in row))
+            said = ", ".join(f"{word} {row[key]:.3g}" for word, key in words.items() if key in row)
+            bar.set_postfix_str(said)
+            if lines and time.perf_counter() - told[0] > SECONDS_A_LINE:
+                told[0] = time.perf_counter()
+                pace = (row["iteration"] - self.first) / (told[0] - self.started)
+                print(_line(int(row["iteration"]), self.learner.scale.iterations, pace, said), flush=True)
 
         with bar:
             yield show
+        if lines and told[0] > self.started:  # they have served; a page shows what came of it
+            from IPython.display import clear_output
+
+            clear_output(wait=True)
 
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[Callable[[dict[str, float]], None]]:
@@ -228,6 +242,17 @@ class Recorder:
                         board.add_scalar(name, value, row["iteration"])
 
             yield write
+
+
+def _line(iteration: int, iterations: int, pace: float, said: str) -> str:
+    """Where a training stands, and how long the rest takes at this pace, iterations a second."""
+    left = (iterations - iteration) / pace
+    units = {"hours": 3600, "minutes": 60, "seconds": 1}
+    unit = next((unit for unit, size in units.items() if left > 1.5 * size), "seconds")
+    return (
+        f"iteration {iteration} of {iterations}: {said}; {pace:.2g} iterations a second, "
+        f"{left / units[unit]:.2g} {unit} left"
+    )
 
 
 def card(run: Run | str | os.PathLike, folder: str | os.PathLike | None = None) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from labkit import files, runs
+from labkit import files, recording, runs
 from labkit.data.cohort import Cohort
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
@@ -266,3 +266,17 @@ def test_a_fold_has_a_folder_of_its_own(rats, tmp_path, monkeypatch):
     runs = [train("sigmarat2", rats, "smoke", fold=fold, **FAST | {"iterations": 1}) for fold in (0, 1)]
     out = [set(run.config["held_out"]["subjects"]) for run in runs]
     assert runs[0].path != runs[1].path and out[0] and not out[0] & out[1]
+
+
+def test_an_executed_notebook_is_told_where_its_training_stands(rats, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recording, "in_executed_notebook", lambda: True)
+    monkeypatch.setattr(recording, "SECONDS_A_LINE", 0)
+    train("sigmarat2", rats, "smoke", tmp_path / "run", iterations=4, log_every=2, sample_every=4, checkpoint_every=4)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("iteration")]
+    assert [line.split(":")[0] for line in lines] == ["iteration 2 of 4", "iteration 4 of 4"]
+    assert "mse 0" in lines[0] and lines[0].endswith("seconds left") and lines[1].endswith("0 seconds left")
+
+
+@pytest.mark.parametrize(("left", "words"), [(7200, "2 hours"), (5000, "83 minutes"), (80, "80 seconds")])
+def test_time_left_is_told_in_units_that_are_read(left, words):
+    assert recording._line(0, left, 1.0, "x") == f"iteration 0 of {left}: x; 1 iterations a second, {words} left"
