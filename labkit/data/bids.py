@@ -25,6 +25,9 @@ NOT_SCANS = ("dseg", "probseg", "mask", "brainmask", "seg", "label", "labels", "
 PROCESSING = ("desc-", "space-", "res-", "label-", "atlas-", "den-")
 """Entities that say how a file was made, not which scan it is."""
 
+CONTRASTS = ("acq", "rec", "dir", "echo", "flip", "inv", "mt", "ce", "trc", "mod")
+"""Entities of which two values are two kinds of scan, as two suffixes are."""
+
 NOT_MAGNITUDE = {"part-phase", "part-real", "part-imag"}
 
 _ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
@@ -70,7 +73,10 @@ def parse_name(path: Path) -> Name | None:
 
 
 def find_scans(
-    folder: Path, suffix: str | None = None, labels: str | None = None
+    folder: Path,
+    suffix: str | None = None,
+    labels: str | None = None,
+    entities: Mapping[str, str] | None = None,
 ) -> tuple[list[ScanFiles], dict[Path, str]]:
     """The scans of a BIDS data set or of a flat folder, sorted by subject and session, and their faults by path.
 
@@ -78,13 +84,16 @@ def find_scans(
     no subject is its folder's), else as a flat folder. `suffix` is the kind of scan to take, e.g. ``"T2w"``, in upper
     or lower case; by default of a BIDS data set the one of :data:`SUFFIXES` that most subjects have, so that one cohort
     is one kind of scan, and of a flat folder all. With `labels`, only label files that are named ``desc-<labels>`` are
-    taken. Faults are scans that stand twice under one name, and scans that more than one label file fits.
+    taken; with `entities`, ``{"echo": "1"}``, only scans whose names have them. Faults are scans that stand twice under
+    one name, and scans that more than one label file fits.
     """
     subjects = sorted(path for path in folder.glob("sub-*") if path.is_dir())
     named = [found for subject in subjects for found in _named_files(subject, subject.name.removeprefix("sub-"))]
     named = named if subjects else _named_files(folder, deep=False)
     scans = [(path, name) for path, name in named if name.suffix.lower() not in NOT_SCANS]
     scans = [(path, name) for path, name in scans if not NOT_MAGNITUDE & set(name.session.split("_"))]
+    asked = {f"{key}-{value}" for key, value in (entities or {}).items()}
+    scans = [(path, name) for path, name in scans if asked <= set(name.session.split("_"))]
     label_files: dict[str, list[tuple[Path, Name]]] = {}
     for path, name in [*named, *_named_files(folder / "derivatives")]:
         if name.suffix.lower() == "dseg" and (labels is None or f"desc-{labels}" in _stem(path).split("_")):
@@ -111,6 +120,19 @@ def find_scans(
             faults[path] = f"{len(fitting)} label files fit it: {', '.join(label.name for label in fitting)}"
         found[key] = ScanFiles(name.subject, name.session, name.suffix, path, fitting[0] if fitting else None)
     return [found[key] for key in sorted(found)], faults
+
+
+def contrasts(found: Iterable[ScanFiles]) -> dict[str, int]:
+    """Kinds of scan by :data:`CONTRASTS` and how many there are of each, where an animal has several in one session."""
+    kinds: Counter[str] = Counter()
+    of_session: dict[tuple[str, str], set[str]] = {}
+    for files in found:
+        parts = files.session.split("_")
+        kind = [part for part in parts if part.split("-")[0] in CONTRASTS]
+        kinds["_".join(kind)] += 1
+        rest = "_".join(part for part in parts if part not in kind)
+        of_session.setdefault((files.subject, rest), set()).add("_".join(kind))
+    return dict(kinds) if any(len(some) > 1 for some in of_session.values()) else {}
 
 
 def passed_over(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from labkit.data.common_grid import Grid
 from labkit.data.grids import ScanFaultError
 from labkit.data.manifest import data_folder
 from labkit.data.nifti import Origin
-from labkit.fields import whole
+from labkit.fields import mapping, whole
 from labkit.files import located, progress_bar
 
 SIMULATED = ("phantom", "sigma")
@@ -60,6 +60,7 @@ def open_cohort(
     axes: str | None = None,
     voxel_mm: Sequence[float] | None = None,
     labels: str | None = None,
+    entities: Mapping[str, str | int] | None = None,
     twins: bool = False,
     departures: str | Sequence[str] = (),
 ) -> Cohort:
@@ -96,6 +97,9 @@ def open_cohort(
     labels : str, optional
         Which label maps to take where scans have several: those named ``desc-<labels>``, of ``"structures"``
         ``sub-1_desc-structures_dseg.nii.gz``. Default: ``sub-1_dseg.nii.gz``, whose name says least of processing.
+    entities : mapping, optional
+        Scans whose BIDS names have these, ``{"echo": 1, "acq": "highres"}``. A cohort is one kind of scan: where an
+        animal has several in one session (echoes, inversions, flip angles, acquisitions), one has to be chosen.
     twins : bool
         Take scans with the same voxels under two names, which are otherwise a fault: one animal would count twice. For
         a generator's output, where sameness is a finding.
@@ -149,7 +153,9 @@ def open_cohort(
         name = bids.label(folder.resolve().name)
         asked = str(folder)
     options: dict[str, Any] = {"grid": grid, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
-    kinds = {"suffix": suffix, "labels": labels}
+    kinds: dict[str, Any] = {"suffix": suffix, "labels": labels}
+    if entities:
+        kinds["entities"] = {str(key): str(value) for key, value in mapping("entities", entities).items()}
     scans, skipped = _open_folder(folder, n, skip_bad, twins, kinds, options)
     recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **kinds, **options}
     if departed:
@@ -207,7 +213,7 @@ def _existing_folder(source: str | os.PathLike) -> Path:
 
 
 def _open_folder(
-    folder: Path, n: int | None, skip_bad: bool, twins: bool, kinds: dict[str, str | None], options: dict[str, Any]
+    folder: Path, n: int | None, skip_bad: bool, twins: bool, kinds: dict[str, Any], options: dict[str, Any]
 ) -> tuple[list[Scan], dict[str, str]]:
     """Scans of a folder, and what was left out; one error for all that cannot be used, or a warning.
 
@@ -216,9 +222,17 @@ def _open_folder(
     found, unfit = bids.find_scans(folder, **kinds)
     if not found and not unfit:
         wanted = f" with suffix {kinds['suffix']!r}" if kinds["suffix"] else ""
+        wanted += f" with {kinds['entities']}" if "entities" in kinds else ""
         raise CohortError(
             f"no NIfTI scans{wanted} in {folder}: expected sub-*/[ses-*/]{{func,anat}}/*.nii[.gz] (BIDS), "
             "or *.nii[.gz] side by side (.hdr/.img pairs, DICOM and Bruker's own files have to be converted first)"
+        )
+    if several := bids.contrasts(found):
+        listed = ", ".join(f"{kind or 'none of these'} ({count})" for kind, count in sorted(several.items()))
+        first = next(kind for kind in sorted(several) if kind).split("_")[0].split("-")
+        raise CohortError(
+            f"{len(several)} kinds of scan in {folder}, several of an animal and session: {listed}; a cohort is one "
+            f"kind: choose it, e.g. entities={{{first[0]!r}: {first[1]!r}}}"
         )
     if kinds["labels"] is not None and not any(files.labels for files in found):
         raise CohortError(
@@ -240,7 +254,8 @@ def _open_folder(
     listed = "\n".join(f"  {path}: {fault}" for path, fault in sorted(faults.items()))
     if faults and not (skip_bad and scans and not apart):
         count = f"{len(faults)} unusable file{'s' if len(faults) > 1 else ''}"
-        hint = "" if skip_bad else "\nMend or move them, or pass skip_bad=True to go on with the rest."
+        way = "pass skip_bad=True (in chapters 1 and 2: -y '{opening: {skip_bad: true}}') to go on with the rest."
+        hint = "" if skip_bad else f"\nMend or move them, or {way}"
         raise CohortError(f"{count} in {folder}:\n{listed}{hint}", faults)
     if faults:
         warnings.warn(f"left out {len(faults)} unusable files of {folder}:\n{listed}", stacklevel=3)

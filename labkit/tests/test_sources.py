@@ -482,3 +482,24 @@ def test_a_pointer_to_what_was_not_fetched_is_called_one(tmp_path, text):
     (tmp_path / "scans" / "rat1.nii.gz").write_text(text)
     with pytest.raises(CohortError, match="pointer to a file that was not fetched"):
         open_cohort(tmp_path / "scans")
+
+
+def test_contrasts_of_an_animal_are_kinds_of_scan_of_which_one_is_chosen(tmp_path):
+    for place, (subject, name) in enumerate(
+        [(s, f"acq-fine_echo-{echo}_run-{run}") for s in ("1", "2") for echo in (1, 2) for run in (1, 2)]
+    ):
+        put(tmp_path / "raw" / f"sub-{subject}" / "anat", f"sub-{subject}_{name}_T2w.nii.gz", seed=place)
+    with pytest.raises(CohortError, match=r"2 kinds of scan.*acq-fine_echo-1 \(4\), acq-fine_echo-2 \(4\).*entities="):
+        open_cohort(tmp_path / "raw")
+    cohort = open_cohort(tmp_path / "raw", entities={"echo": 2})
+    assert [scan.session for scan in cohort] == ["acq-fine_echo-2_run-1", "acq-fine_echo-2_run-2"] * 2
+    again = open_cohort(**{key: value for key, value in cohort.recipe.items()})
+    assert again.fingerprint == cohort.fingerprint
+    with pytest.raises(CohortError, match="no NIfTI scans with {'echo': '3'}"):
+        open_cohort(tmp_path / "raw", entities={"echo": 3})
+
+
+def test_one_acquisition_an_animal_may_differ_between_animals(tmp_path):
+    for place, name in enumerate(["sub-1_acq-a_T2w", "sub-2_acq-b_T2w", "sub-3_ses-1_T2w", "sub-3_ses-2_T2w"]):
+        put(tmp_path / "raw" / name[:5] / "anat", f"{name}.nii.gz", seed=place)
+    assert len(open_cohort(tmp_path / "raw")) == 4
