@@ -104,11 +104,7 @@ def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     ScanFaultError if its longest side is not one a rodent's head can have (:data:`HEAD_MM`).
     """
-    from scipy import ndimage  # only cohorts that are not cached yet come here
-
-    # opened once, so that lone noise voxels in the air do not stretch the box
-    bright = ndimage.binary_opening(array > 0.15 * np.percentile(array, 99))
-    index = np.argwhere(bright if bright.any() else array > array.mean())
+    index = _bright(array)
     corners = np.array(np.meshgrid(*zip(index.min(0), index.max(0), strict=True))).reshape(3, -1).T
     world = apply_affine(affine, corners)
     low, high = world.min(0), world.max(0)
@@ -120,6 +116,20 @@ def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
             f"{HEAD_MM[0]:.0f} to {HEAD_MM[1]:.0f} mm; if the header is wrong, pass voxel_mm=(x, y, z)"
         )
     return low, high
+
+
+def share_inside(array: np.ndarray, affine: np.ndarray, shape: Sequence[int], target_affine: np.ndarray) -> float:
+    """Share of the bright voxels of an array that lie within another grid of `shape` voxels."""
+    places = apply_affine(np.linalg.inv(target_affine) @ affine, _bright(array))
+    return float(((places > -0.5) & (places < np.asarray(shape) - 0.5)).all(1).mean())
+
+
+def _bright(array: np.ndarray) -> np.ndarray:
+    """Indices (N, 3) of the voxels brighter than 15 % of the 99th percentile, without lone ones, which are noise."""
+    from scipy import ndimage  # only cohorts that are not cached yet come here
+
+    bright = ndimage.binary_opening(array > 0.15 * np.percentile(array, 99))
+    return np.argwhere(bright if bright.any() else array > array.mean())
 
 
 def resample(

@@ -62,6 +62,7 @@ class Origin:
     low: float  # intensity range on the cohort's grid with its zero padding, the file's own unit, air taken off
     high: float
     air: float = 0.0  # what the file has where there is nothing, and its scan 0: see `air_of`
+    kept: float = 1.0  # share of what is bright in the file that lies in the cohort's grid
 
     @classmethod
     def from_json(cls, content: dict) -> Origin:

@@ -503,3 +503,14 @@ def test_one_acquisition_an_animal_may_differ_between_animals(tmp_path):
     for place, name in enumerate(["sub-1_acq-a_T2w", "sub-2_acq-b_T2w", "sub-3_ses-1_T2w", "sub-3_ses-2_T2w"]):
         put(tmp_path / "raw" / name[:5] / "anat", f"{name}.nii.gz", seed=place)
     assert len(open_cohort(tmp_path / "raw")) == 4
+
+
+def test_heads_that_the_grid_cuts_in_half_are_told(tmp_path):
+    put(tmp_path / "scans", "rat1.nii.gz", seed=1, affine=np.diag([1.0, 1, 1, 1]))  # voxels that nobody set
+    with pytest.warns(UserWarning, match=r"1 of 1 scans .* of 24 x 24 x 20 mm, e.g. rat1.nii.gz: \d+ % .*voxel_mm"):
+        cohort = open_cohort(tmp_path / "scans")
+    assert 0.05 < cohort[0].origin.kept < 0.4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_cohort(tmp_path / "scans", grid="fitted")[0].origin.kept == 1
+        open_cohort(tmp_path / "scans", voxel_mm=(0.375, 0.375, 0.5), axes="RSA")
