@@ -184,7 +184,6 @@ def attribute_distributions(study: Study) -> Figure:
             jitter = rng.uniform(-0.25, 0.25, len(values))
             ax.plot(values, place + jitter, ".", color=colour, markersize=4, alpha=0.7, markeredgewidth=0)
             ax.plot([np.median(values)] * 2, [place - 0.35, place + 0.35], color=colour, linewidth=2)
-        ax.ticklabel_format(axis="x", useOffset=False)
         ax.set_xlabel(name)
     for ax in list(grid.flat)[len(names) :]:
         ax.set_visible(False)

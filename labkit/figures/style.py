@@ -31,6 +31,7 @@ STYLE = {
     "legend.fontsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.formatter.useoffset": False,  # "+5.432e1" at an axis is read by nobody
     "legend.frameon": False,
 }
 
