@@ -14,7 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from labkit.data import bids, common_grid, grids, nifti, volumes
+from labkit.data import bids, common_grid, grids, nifti, orientation, volumes
 from labkit.data.cache import Entry
 from labkit.data.cohort import Cohort, Scan, scan_digest
 from labkit.data.common_grid import Grid
@@ -30,6 +30,12 @@ NAMED = (*SIMULATED, "mice")
 
 GRIDS = {"mice": "56x40x64@0.3"}
 """Of cohorts whose usual grid is not the study's: for mice 16.8 x 12 x 19.2 mm, at twice the scans' voxel size."""
+
+AUTO = "auto"
+"""Axes that are to be found for each scan."""
+
+MADE = {"Synthetic", "Reconstruction"}
+"""In the JSON file beside a scan that a network made."""
 
 LEAST_KEPT = 0.5
 """Share of what is bright in a scan that should lie in the cohort's grid: of a rat's head in a wide field 0.77 does."""
@@ -94,7 +100,8 @@ def open_cohort(
         Kind of scan to take (``"T2w"``); default: of a BIDS folder the kind most animals have, of a flat one all.
     axes : str, optional
         What the stored array axes really are, e.g. ``"RSA"``, where headers are wrong (usual for Bruker exports) or
-        say nothing (a warning tells).
+        say nothing. A warning tells where others fit the embedded anatomy clearly better
+        (:mod:`labkit.data.orientation`); ``"auto"`` takes those, for each scan.
     voxel_mm : sequence of float, optional
         The real voxel size along the stored axes, mm, where headers are wrong (some tools enlarge rodents tenfold).
     labels : str, optional
@@ -139,8 +146,9 @@ def open_cohort(
         departed = _departures(departures)
     except ValueError as fault:
         raise CohortError(str(fault)) from None
-    if axes is not None and sorted(str(axes).upper().translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
-        raise CohortError(f"axes={axes!r}: three letters, one each of R/L, A/P and S/I, e.g. 'RSA'")
+    axes = AUTO if isinstance(axes, str) and axes.lower() == AUTO else axes
+    if axes not in (None, AUTO) and sorted(str(axes).upper().translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
+        raise CohortError(f"axes={axes!r}: 'auto', or three letters, one each of R/L, A/P and S/I, e.g. 'RSA'")
     voxel_mm = None if voxel_mm is None else _voxel_size(voxel_mm)
     if departed and not simulated:
         raise CohortError(
@@ -155,11 +163,15 @@ def open_cohort(
         folder = _existing_folder(source)
         name = bids.label(folder.resolve().name)
         asked = str(folder)
-    options: dict[str, Any] = {"grid": grid, "axes": axes and axes.upper(), "voxel_mm": voxel_mm}
+    options: dict[str, Any] = {
+        "grid": grid,
+        "axes": axes if axes == AUTO else axes and axes.upper(),
+        "voxel_mm": voxel_mm,
+    }
     kinds: dict[str, Any] = {"suffix": suffix, "labels": labels}
     if entities:
         kinds["entities"] = {str(key): str(value) for key, value in mapping("entities", entities).items()}
-    scans, skipped = _open_folder(folder, n, skip_bad, twins, kinds, options)
+    scans, skipped = _open_folder(folder, n, skip_bad, twins, kinds, options, trusted=named)
     recipe = {"source": asked, "n": n, "seed": seed, "skip_bad": skip_bad, "twins": twins, **kinds, **options}
     if departed:
         recipe["departures"] = list(departed)
@@ -216,7 +228,13 @@ def _existing_folder(source: str | os.PathLike) -> Path:
 
 
 def _open_folder(
-    folder: Path, n: int | None, skip_bad: bool, twins: bool, kinds: dict[str, Any], options: dict[str, Any]
+    folder: Path,
+    n: int | None,
+    skip_bad: bool,
+    twins: bool,
+    kinds: dict[str, Any],
+    options: dict[str, Any],
+    trusted: bool,
 ) -> tuple[list[Scan], dict[str, str]]:
     """Scans of a folder, and what was left out; one error for all that cannot be used, or a warning.
 
@@ -246,12 +264,13 @@ def _open_folder(
         raise CohortError(f"n={n} scans asked for, but {folder} holds {len(found)}: choose n <= {len(found)}")
     faults = {str(path): fault for path, fault in unfit.items()}
     if options["grid"].startswith("fitted"):
-        heads = common_grid.heads([files.image for files in found[:n]], options["axes"], options["voxel_mm"])
+        axes = None if options["axes"] == AUTO else options["axes"]
+        heads = common_grid.heads([files.image for files in found[:n]], axes, options["voxel_mm"])
         # where none can be read, reading says why
         options["grid"] = str(common_grid.fitted(heads, options["grid"])) if heads else "study"
     if passed := bids.passed_over(folder):
         warnings.warn(f"not taken of {folder}: {'; '.join(passed)}", stacklevel=3)
-    scans = _read_all(folder, found[:n], faults, twins, options)
+    scans = _read_all(folder, found[:n], faults, twins, options, trusted)
     apart = _not_on_one_grid(scans) if options["grid"] == "native" else {}
     faults |= apart
     listed = "\n".join(f"  {path}: {fault}" for path, fault in sorted(faults.items()))
@@ -279,6 +298,17 @@ def _oddities(folder: Path, scans: list[Scan], axes: str | None) -> list[str]:
             f"{100 * first.origin.kept:.0f} % of what is bright is inside. If voxels of {voxel} mm are not what was "
             "scanned, pass voxel_mm; if the animals are that large, grid='fitted'."
         )
+    turned: dict[str, list[str]] = {}
+    for scan in scans:
+        if scan.origin.fits:
+            turned.setdefault(scan.origin.fits, []).append(Path(scan.origin.path).name)
+    for fits, names in turned.items():
+        way = f"look at them, and pass axes={fits!r}, or axes='auto' to take what fits"
+        way = "they are taken for that" if axes == AUTO else way
+        said.append(
+            f"{len(names)} {of} lie otherwise than their headers say, e.g. {names[0]}: with axes {fits} they fit the "
+            f"study's anatomy clearly better; {way}."
+        )
     silent = [scan.origin for scan in scans if not nifti.says_orientation(scan.origin)]
     if silent and axes is None:
         said.append(
@@ -290,7 +320,7 @@ def _oddities(folder: Path, scans: list[Scan], axes: str | None) -> list[str]:
 
 
 def _read_all(
-    folder: Path, found: list[bids.ScanFiles], faults: dict[str, str], twins: bool, options: dict
+    folder: Path, found: list[bids.ScanFiles], faults: dict[str, str], twins: bool, options: dict, trusted: bool
 ) -> list[Scan]:
     """Usable scans, each from the cache or its file; what is wrong with the others is added to `faults`."""
     scans, unkept = [], None
@@ -301,7 +331,7 @@ def _read_all(
         entry = Entry(files, options)
         if (scan := entry.load()) is None:
             try:
-                scan = _read_one(files, **options)
+                scan = _read_one(files, **options, trusted=trusted)
             except ScanFaultError as fault:
                 faults[str(files.image)] = str(fault)
                 continue
@@ -327,8 +357,10 @@ def _read_all(
     return scans
 
 
-def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequence[float] | None) -> Scan:
-    """One scan on the cohort's grid, its labels likewise."""
+def _read_one(
+    files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequence[float] | None, trusted: bool
+) -> Scan:
+    """One scan on the cohort's grid, its labels likewise; of a `trusted` cohort the headers are known to be right."""
     stored, header = nifti.read_array(files.image)
     labels = None
     if files.labels is not None:
@@ -337,14 +369,22 @@ def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequ
         except ScanFaultError as fault:
             raise ScanFaultError(f"its labels {files.labels.name}: {fault}") from fault
     said = nifti.sidecar(files.image)
-    if "Synthetic" not in said and "Reconstruction" not in said:  # what a network makes has to be seen as it is
+    if not MADE & said.keys():  # what a network makes has to be seen as it is
         nifti.check_contents(stored)
     air = said.get(nifti.AIR)
     air = float(air) if isinstance(air, int | float) else nifti.air_of(stored)
     stored = stored - np.float32(air) if air else stored
+    auto, axes = axes == AUTO, None if axes == AUTO else axes
     affine = grids.corrected_affine(header, stored.shape, axes, voxel_mm)
     grids.check_plausible(affine, stored.shape)
     image, image_affine = grids.reorient(stored, affine)
+    fits = ""
+    if axes is None and not (trusted or MADE & said.keys()):  # what somebody knows, or a network made, is not doubted
+        found = orientation.fit(image, nib.affines.voxel_sizes(image_affine), "".join(nib.aff2axcodes(affine)))
+        fits = "" if found.best == found.header else found.axes
+    if fits and auto:
+        affine = grids.corrected_affine(header, stored.shape, fits, voxel_mm)
+        image, image_affine = grids.reorient(stored, affine)
     labels = None if labels is None else grids.reorient(labels, affine)[0]
     wanted = None if grid == "native" else Grid.named(grid)
     kept = 1.0
@@ -375,6 +415,7 @@ def _read_one(files: bids.ScanFiles, grid: str, axes: str | None, voxel_mm: Sequ
         high=max(float(image.max()), 0.0) if padded else float(image.max()),
         air=air,
         kept=kept,
+        fits=fits,
     )
     digest = scan_digest(image, labels, image_affine)
     return Scan(files.subject, files.session, image, labels, np.array(image_affine), files.suffix, origin, digest)

@@ -1,0 +1,93 @@
+"""Scans that lie otherwise than their headers say are found, and none that lie as they should are doubted."""
+
+import itertools
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import labkit
+from labkit.data import orientation
+
+TURNS = orientation._turns()
+
+
+@pytest.fixture(scope="module")
+def rats():
+    return labkit.open_cohort("phantom", n=12)
+
+
+def kinds(rat, rng):
+    """A rat as others would have scanned it."""
+    strong = rat.image + 0.05 * rat.image.max() * rng.standard_normal(rat.image.shape)
+    coil = np.linspace(3, 0.4, rat.image.shape[1])[None, :, None]
+    return {"whole": rat.image, "brain": np.where(rat.labels > 0, rat.image, 0), "noise": abs(strong),
+            "coil below": rat.image * coil}  # fmt: skip
+
+
+def test_the_reference_that_is_kept_is_the_mean_of_the_first_simulated_rats(rats):
+    with open(orientation.resources.files("labkit.data").joinpath(orientation.FILE), "rb") as stream:
+        kept = np.load(stream).astype(int)
+    made = orientation.references((scan.image, scan.labels, scan.zooms) for scan in rats[:8])
+    assert abs(kept - made).max() <= 2
+
+
+def test_every_way_to_lie_is_told_and_the_right_one_never_doubted(rats):
+    rng, told = np.random.default_rng(0), []
+    for rat in rats[8:]:
+        for image in kinds(rat, rng).values():
+            assert orientation.fit(image, rat.zooms, "RSA").axes == "RSA"
+            found = orientation._correlations(orientation.coarse(image, rat.zooms))
+            told.append(found.max() - np.delete(found, TURNS.index(((0, 1, 2), (1, 1, 1)))) >= orientation.CLEARLY)
+    assert np.mean(told) > 0.95
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+def test_the_axes_that_are_told_put_a_scan_right_again(rats, turn):
+    rat = rats[8]
+    zooms = tuple(rat.zooms[axis] for axis in turn[0])
+    found = orientation.fit(orientation.turned(rat.image, turn), zooms, "RSA")
+    codes = nib.orientations.axcodes2ornt(tuple(found.axes)), nib.orientations.axcodes2ornt(("R", "S", "A"))
+    change = nib.orientations.ornt_transform(*codes)
+    back = nib.orientations.apply_orientation(orientation.turned(rat.image, turn), change)
+    assert back.shape == rat.image.shape and np.array_equal(back, rat.image)
+    assert (found.best > found.header) == (found.axes != "RSA") == (turn != ((0, 1, 2), (1, 1, 1)))
+
+
+def test_a_folder_says_which_axes_fit_and_takes_them_where_it_is_asked_to(rats, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    lying = np.array([[-0.375, 0, 0, 0], [0, 0.375, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 1.0]])  # as a person would: L A S
+    for place, rat in enumerate(rats[8:11]):
+        affine = lying if place else rat.affine
+        nib.save(nib.Nifti1Image(rat.image.astype(np.int16), affine), folder / f"rat{place}.nii.gz")
+    with pytest.warns(UserWarning, match=r"2 of 3 scans .* rat1.nii.gz: with axes RSA they fit .*axes='RSA'"):
+        labkit.open_cohort(folder)
+    with pytest.warns(UserWarning, match="they are taken for that"):
+        right = labkit.open_cohort(folder, axes="auto")
+    assert [np.array_equal(scan.image, rat.image) for scan, rat in zip(right, rats[8:11], strict=True)] == [True] * 3
+    with pytest.warns(UserWarning, match="they are taken for that"):
+        assert labkit.open_cohort(**right.recipe).fingerprint == right.fingerprint
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        labkit.open_cohort(folder, axes="RSA")
+
+
+def test_the_mice_and_a_real_rat_are_not_doubted(mirror):
+    scans = [*labkit.open_cohort("mice")[:6]]
+    for scan in scans:
+        assert orientation.fit(scan.image, scan.zooms, "RSA").axes == "RSA"
+    path = next((mirror / "scans").glob("*.nii.gz"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cohort = labkit.open_cohort(path.parent)
+    assert cohort[0].origin.fits == ""
+
+
+def test_all_ways_to_lie_are_24():
+    assert len(set(TURNS)) == 24
+    probe = np.arange(24).reshape(2, 3, 4)
+    assert len({orientation.turned(probe, turn).tobytes() for turn in TURNS}) == 24
+    assert not any(np.array_equal(probe[::-1], orientation.turned(probe, turn)) for turn in TURNS)  # no mirror
+    assert set(itertools.chain(*(turn[0] for turn in TURNS))) == {0, 1, 2}
