@@ -35,7 +35,7 @@ class Scan:
         The animal, and what tells several scans of it apart (``""`` for one scan an animal).
     image : numpy.ndarray
         float32 (X, Y, Z), axes right, superior, anterior, the file's intensity unit, less what the file has in air
-        where that is not 0 (:func:`labkit.data.nifti.air_of`). Read-only, as `labels` are.
+        where that is not 0 (:func:`labkit.data.reading.air_of`). Read-only, as `labels` are.
     labels : numpy.ndarray or None
         uint8 (X, Y, Z).
     affine : numpy.ndarray

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
-from labkit.data import nifti
+from labkit.data import reading
 from labkit.data.grids import (
     STUDY_SHAPE,
     STUDY_ZOOMS,
@@ -181,7 +181,7 @@ def heads(paths: Iterable[Path], axes: str | None, voxel_mm: Sequence[float] | N
     found = []
     for path in progress_bar(paths, "fitting a grid"):
         with contextlib.suppress(ScanFaultError):
-            stored, header = nifti.read_array(path)
+            stored, header = reading.read_array(path)
             found.append(Head.of(*reorient(stored, corrected_affine(header, stored.shape, axes, voxel_mm))))
     return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.data import bids, nifti
+from labkit.data import bids, nifti, reading
 from labkit.data.labels import CSF, GREY, LABEL_NAMES, WHITE
 from labkit.data.manifest import data_folder, fetch, load_manifest
 from labkit.files import new_folder, progress_bar, write_json
@@ -117,9 +117,9 @@ def _write_animal(folder: Path, subject: str, image: Path, labels: Path) -> None
     place = folder / bids.scan_path(subject, suffix="T2w")
     place.parent.mkdir(parents=True)
     shutil.copyfile(image, place)
-    stored, header = nifti.read_array(image)
+    stored, header = reading.read_array(image)
     affine = header.get_best_affine()
-    sides = nifti.read_labels(labels, stored.shape, affine)
+    sides = reading.read_labels(labels, stored.shape, affine)
     maps = {"dseg": tissues(sides), "desc-structures_dseg": structures(sides), "desc-sides_dseg": sides}
     for suffix, array in maps.items():
         stem = re.sub(r"_T2w\.nii\.gz$", "", place.name)

@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from labkit.data import nifti
+from labkit.data import nifti, reading
 from labkit.data.grids import ScanFaultError, grid_affine
 
 
@@ -20,14 +20,14 @@ def noise(shape=(8, 9, 7), seed=0):
 
 def test_a_series_is_averaged_over_time(tmp_path):
     series = noise((4, 4, 4, 5))
-    array, _ = nifti.read_array(write(tmp_path / "a.nii.gz", series))
+    array, _ = reading.read_array(write(tmp_path / "a.nii.gz", series))
     assert np.allclose(array, series.mean(-1))
 
 
 def test_complex_values_become_their_magnitude(tmp_path):
     values = np.full((4, 4, 4), 3 + 4j, np.complex64)
     values[0] = 0
-    array, _ = nifti.read_array(write(tmp_path / "a.nii", values))
+    array, _ = reading.read_array(write(tmp_path / "a.nii", values))
     assert array[0].max() == 0 and np.allclose(array[1:], 5)
 
 
@@ -43,7 +43,7 @@ def test_complex_values_become_their_magnitude(tmp_path):
 )
 def test_unusable_voxels_are_named(tmp_path, array, fault):
     with pytest.raises(ScanFaultError, match=fault):
-        nifti.read_array(write(tmp_path / "a.nii.gz", array, np.eye(4)))
+        reading.read_array(write(tmp_path / "a.nii.gz", array, np.eye(4)))
 
 
 def test_damaged_files_are_told_from_each_other(tmp_path):
@@ -69,7 +69,7 @@ def test_damaged_files_are_told_from_each_other(tmp_path):
         "folder.nii": "cannot be read: Is a directory",
     }.items():
         with pytest.raises(ScanFaultError, match=fault):
-            nifti.read_array(tmp_path / name)
+            reading.read_array(tmp_path / name)
 
 
 def test_a_scaled_series_is_averaged_in_its_own_unit(tmp_path):
@@ -77,7 +77,7 @@ def test_a_scaled_series_is_averaged_in_its_own_unit(tmp_path):
     image = nib.Nifti1Image(series, np.eye(4))
     image.header.set_slope_inter(0.5, -10)
     nib.save(image, tmp_path / "a.nii.gz")
-    array, header = nifti.read_array(tmp_path / "a.nii.gz")
+    array, header = reading.read_array(tmp_path / "a.nii.gz")
     values = nib.load(tmp_path / "a.nii.gz").get_fdata()
     assert array == pytest.approx(values.mean(-1), rel=1e-6) and header.get_slope_inter() == (0.5, -10)
 
@@ -86,11 +86,11 @@ def test_values_too_large_for_single_precision_are_a_fault(tmp_path):
     values = noise().astype(np.float64)
     values[3, 3, 3] = 1e200
     with pytest.raises(ScanFaultError, match="beyond the range"):
-        nifti.read_array(write(tmp_path / "a.nii", values))
+        reading.read_array(write(tmp_path / "a.nii", values))
 
 
 def test_a_header_in_metres_is_not_called_singular(tmp_path):
-    array, header = nifti.read_array(write(tmp_path / "a.nii", noise(), np.diag([3e-4, 3e-4, 5e-4, 1])))
+    array, header = reading.read_array(write(tmp_path / "a.nii", noise(), np.diag([3e-4, 3e-4, 5e-4, 1])))
     assert header.get_zooms() == pytest.approx((3e-4, 3e-4, 5e-4)) and array.shape == (8, 9, 7)
 
 
@@ -100,7 +100,7 @@ def test_a_singular_affine_is_refused(tmp_path):
     image.header["srow_x"] = image.header["srow_y"] = [1, 0, 0, 0]
     nib.save(image, tmp_path / "a.nii")
     with pytest.raises(ScanFaultError, match="singular affine"):
-        nifti.read_array(tmp_path / "a.nii")
+        reading.read_array(tmp_path / "a.nii")
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path):
@@ -142,17 +142,17 @@ def packed(tmp_path):
 
 
 def test_no_flipped_bit_of_a_packed_file_changes_a_voxel_unseen(packed, tmp_path):
-    right, unseen = nifti.read_array(packed)[0], 0
+    right, unseen = reading.read_array(packed)[0], 0
     for place in range(10, packed.stat().st_size, 7):
         try:
-            array, _ = nifti.read_array(flipped(packed, tmp_path / "b.nii.gz", place))
+            array, _ = reading.read_array(flipped(packed, tmp_path / "b.nii.gz", place))
         except ScanFaultError:
             continue
         unseen += not np.array_equal(array, right)
     assert unseen == 0
     end = packed.stat().st_size
     with pytest.raises(ScanFaultError, match="corrupt gzip: CRC check failed"):
-        nifti.read_array(flipped(packed, tmp_path / "b.nii.gz", end - 8))
+        reading.read_array(flipped(packed, tmp_path / "b.nii.gz", end - 8))
 
 
 def with_field(path, to, name, value):
@@ -168,18 +168,18 @@ def with_field(path, to, name, value):
 @pytest.mark.parametrize("value", [np.inf, 1e38, 100, -1, 353.5])
 def test_voxels_that_begin_nowhere_are_that_files_fault(packed, tmp_path, value):
     with pytest.raises(ScanFaultError, match=r"voxels are said to begin at byte|header is damaged|truncated"):
-        nifti.read_array(with_field(packed, tmp_path / "b.nii", "vox_offset", value))
+        reading.read_array(with_field(packed, tmp_path / "b.nii", "vox_offset", value))
 
 
 def test_an_offset_of_0_means_the_end_of_the_header_where_the_file_is_that_long(packed, tmp_path):
-    right = nifti.read_array(packed)[0]
+    right = reading.read_array(packed)[0]
     for name in ("b.nii", "b.nii.gz"):
         path = with_field(packed, tmp_path / name, "vox_offset", 0)
-        assert np.array_equal(nifti.read_array(path)[0], right)
+        assert np.array_equal(reading.read_array(path)[0], right)
     path = tmp_path / "b.nii"
     path.write_bytes(path.read_bytes() + b"\1\2")
     with pytest.raises(ScanFaultError, match="begin at byte 0"):
-        nifti.read_array(path)
+        reading.read_array(path)
 
 
 def test_a_header_that_claims_more_than_its_file_is_refused_before_memory_is_asked_for(packed, tmp_path):
@@ -187,7 +187,7 @@ def test_a_header_that_claims_more_than_its_file_is_refused_before_memory_is_ask
         path = with_field(packed, tmp_path / name, "dim", [3, 30000, 30000, 30000, 1, 1, 1, 1])
         tracemalloc.start()
         with pytest.raises(ScanFaultError, match=r"shape \(30000, 30000, 30000\) takes 54000000000352 bytes"):
-            nifti.read_array(path)
+            reading.read_array(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
         tracemalloc.stop()
 
@@ -203,7 +203,7 @@ def test_a_bomb_is_not_unpacked_beyond_what_its_header_tells(tmp_path):
             stream.write(bytes(1 << 20))
     tracemalloc.start()
     with pytest.raises(ScanFaultError, match="more bytes than its header tells"):
-        nifti.read_array(path, constant=True)
+        reading.read_array(path, constant=True)
     assert tracemalloc.get_traced_memory()[1] < 60 << 20
     tracemalloc.stop()
 
@@ -212,14 +212,14 @@ def test_a_header_that_is_shorter_than_its_file_would_shear_the_head_and_is_refu
     for name in ("b.nii", "b.nii.gz"):
         path = with_field(packed, tmp_path / name, "dim", [3, 8, 8, 7, 1, 1, 1, 1])
         with pytest.raises(ScanFaultError, match="more bytes than its header tells: shape .8, 8, 7."):
-            nifti.read_array(path)
+            reading.read_array(path)
     path = with_field(packed, tmp_path / "b.nii", "vox_offset", 352)
     path.write_bytes(path.read_bytes() + bytes(160))  # some writers fill their last block with zeros
-    assert np.array_equal(nifti.read_array(path)[0], nifti.read_array(packed)[0])
+    assert np.array_equal(reading.read_array(path)[0], reading.read_array(packed)[0])
 
 
 def test_half_of_a_pair_says_so(tmp_path):
     nib.save(nib.Nifti1Pair(np.ones((4, 4, 4), np.int16), np.eye(4)), tmp_path / "a.hdr")
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
     with pytest.raises(ScanFaultError, match="half of a pair"):
-        nifti.read_array(tmp_path / "a.nii")
+        reading.read_array(tmp_path / "a.nii")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from labkit import CohortError, open_cohort
-from labkit.data import sources
+from labkit.data import folders
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS, grid_affine
 from labkit.evidence import selection
 from labkit.evidence.segmentation import experiment
@@ -259,13 +259,13 @@ def three(tmp_path):
 def read(monkeypatch):
     """Names of the scans that are read from their files."""
     names = []
-    read_one = sources._read_one
+    read_one = folders._read_one
 
     def counted(files, **options):
         names.append(files.image.name)
         return read_one(files, **options)
 
-    monkeypatch.setattr(sources, "_read_one", counted)
+    monkeypatch.setattr(folders, "_read_one", counted)
     return names
 
 
@@ -432,7 +432,7 @@ def test_scans_whose_air_is_0_keep_their_0(tmp_path):
 @pytest.mark.parametrize("grid", ["study", "native", "fitted"])
 def test_voxels_and_places_that_cannot_be_are_refused_before_any_work(tmp_path, affine, said, grid, monkeypatch):
     put(tmp_path / "scans", "a.nii.gz", affine=affine)
-    monkeypatch.setattr(sources.grids, "resample", None)
+    monkeypatch.setattr(folders.grids, "resample", None)
     with pytest.raises(CohortError, match=said) as caught:
         open_cohort(tmp_path / "scans", grid=grid)
     assert list(caught.value.faults) == [str(tmp_path / "scans" / "a.nii.gz")]
