@@ -163,7 +163,7 @@ def test_the_page_shows_what_was_measured_on_mice():
 def test_what_holds_of_mice_is_said_by_intervals_over_animals_and_splits():
     mice = script("mice")
     lines = {line.split(" | ")[0].strip("| "): line for line in mice.holds(mice_scores()).splitlines()}
-    gained = lines["where labels are few, a network gains from an atlas's draws"]
+    gained = lines["with three labelled animals it gains from the draws, too"]
     assert gained.endswith("| yes |") and "3 labelled: +0.05" in gained
     assert lines["where all have labels, draws add nothing"].endswith("| no |")
     assert "it gains more still from the other animals, labelled by registration" not in lines  # no such arm
