@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "open_cohort": "labkit.data.sources",
-    "CohortError": "labkit.data.sources",
+    "CohortError": "labkit.data.folders",
     "NAMED": "labkit.data.sources",
     "SIMULATED": "labkit.data.sources",
     "Cohort": "labkit.data.cohort",

@@ -107,7 +107,7 @@ def open_cohort(
     True
     >>> labkit.open_cohort("phantoms")
     Traceback (most recent call last):
-    labkit.data.sources.CohortError: cannot open cohort 'phantoms': ... did you mean 'phantom'? ...
+    labkit.data.folders.CohortError: cannot open cohort 'phantoms': ... did you mean 'phantom'? ...
     """
     named = str(source) in NAMED  # the name wins over a folder of that name, which "./phantom" still reaches
     simulated = str(source) in SIMULATED
