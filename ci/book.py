@@ -96,8 +96,12 @@ def shown_animals(cohort: str) -> str:
     return COHORTS.get(cohort, f"Shown are the animals of `{own}`, which are not the study's rats.")
 
 
+PROGRESS = re.compile(r"^iteration \d+ of \d+: .* left\n", re.MULTILINE)
+"""What a training says while it runs, for those who wait and not for those who read."""
+
+
 def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> nbformat.NotebookNode:
-    """Take the folders of the machine that built it out of a notebook: a page is given to others."""
+    """Take the folders of the machine that built it, and its progress, out of a notebook: a page is given to others."""
     names = {str(work): ".", str(ROOT): ".", str(Path.home()): "~"}
     names |= {} if cohort in NAMED else {cohort: Path(cohort).name}
     # the longest first, as one may lie in another; a home that is the root of all would take every slash with it
@@ -112,11 +116,13 @@ def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> n
         cell.source = cleaned(cell.source)
         for output in cell.get("outputs", []):
             if "text" in output:
-                output.text = cleaned(output.text)
+                output.text = cleaned(PROGRESS.sub("", output.text))
             for kind, value in output.get("data", {}).items():
                 if kind.startswith("text/") and isinstance(value, str):
                     # letters before it are those of a picture within the page
                     output.data[kind] = cleaned(value, "(?<![A-Za-z0-9+])" if kind == "text/html" else "")
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("text", "some")]
     return notebook
 
 

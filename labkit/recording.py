@@ -221,10 +221,6 @@ class Recorder:
 
         with bar:
             yield show
-        if lines and told[0] > self.started:  # they have served; a page shows what came of it
-            from IPython.display import clear_output
-
-            clear_output(wait=True)
 
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[Callable[[dict[str, float]], None]]:

@@ -21,11 +21,10 @@ import pandas as pd
 import labkit
 from labkit import sharing
 from labkit.data.cohort import Cohort
-from labkit.data.file_template import FileTemplate
 from labkit.evidence.metrics.study import Study, short
 from labkit.files import load_state, new_folder, save_state, write_json, write_text
 from labkit.generation import decode, draw_codes, encode
-from labkit.runs import MODELS, Run
+from labkit.runs import FILE_TEMPLATE, MODELS, Run
 
 MILESTONES = 1000, 2000, 5000, 10_000
 VALIDATION = 36
@@ -42,7 +41,7 @@ SHOWN = {
     ("trace ratio", "PCA"): "variance, principal components",
     ("precision", "regions"): "precision, regions",
     ("recall", "regions"): "recall, regions",
-    ("MS-SSIM", "within synthetic"): "MS-SSIM within",
+    ("MS-SSIM", "paper"): "MS-SSIM within",
     ("RMSE", "reconstruction"): "reconstruction, RMSE",
 }
 
@@ -63,7 +62,7 @@ def main() -> None:
             train(model, cohort, folder)
         run = labkit.load_run(folder)
         print(model, pack(run, cohort, options.out / model), flush=True)
-        curves.append(curve(run, options.out / model))
+        curves.append(curve(run))
     table = pd.concat(curves, ignore_index=True)
     write_text(options.out / "curve.csv", table.to_csv(index=False, float_format="%.5g"))
     write_text(options.out / "table.md", markdown(table))
@@ -84,43 +83,37 @@ def train(model: str, cohort: Cohort, folder: Path) -> None:
 
 def pack(run: Run, cohort: Cohort, out: Path) -> dict[str, float]:
     """Write what the repository keeps of a run; its size, and how far its scans are from the run's own."""
-    config = run.config
-    variant, scale = labkit.resolve(run.variant.name, "reference", iterations=run.scale.iterations)
-    if run.variant == variant and replace(run.scale, name="reference") == scale:
-        config |= {"scale": asdict(scale)}
-    state = load_state(run.path / MODELS)
-    shutil.rmtree(out, ignore_errors=True)
-    with new_folder(out) as fresh:
-        (fresh / sharing.PACKED).write_bytes(sharing.pack(state))
-        write_json(fresh / "config.json", config)
-        write_json(fresh / "provenance.json", run.provenance)
-        write_json(fresh / "file_template.json", template_of(run, cohort))
-        losses = run.losses
-        thin = losses.iloc[::-1].iloc[:: max(1, len(losses) // ROWS)].iloc[::-1]
-        kept = pd.concat([thin, losses.dropna(subset="held_out_mse")]).sort_index()
-        write_text(fresh / "losses.csv", kept[~kept.index.duplicated()].to_csv(float_format="%.6g"))
-        (fresh / "samples").mkdir()
-        for path in evenly(sorted((run.path / "samples").glob("*.png"))):
-            shutil.copy(path, fresh / "samples")
+    content = sharing.pack(load_state(run.path / MODELS))
     with tempfile.TemporaryDirectory() as scratch:
-        packed = as_run(out, sharing.unpack((out / sharing.PACKED).read_bytes()), Path(scratch))
+        packed = with_weights(run, sharing.unpack(content), Path(scratch))
         held, codes = run.held_out(cohort)[:16], draw_codes(run, 16)
         pairs = {
             "random": (decode(one, codes, "random") for one in (run, packed)),
             "reconstructed": (decode(one, encode(one, held), "encoded") for one in (run, packed)),
         }
         apart = {kind: (a - b).square().mean().sqrt().item() / 2 for kind, (a, b) in pairs.items()}
-    found = {"bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()), **apart}
-    write_json(out / "packed.json", found)
     if max(apart.values()) > MOST:
         raise SystemExit(f"{run.path.name}: scans of the packed weights differ by {apart}, more than {MOST}")
+    config = run.config
+    variant, scale = labkit.resolve(run.variant.name, "reference", iterations=run.scale.iterations)
+    if run.variant == variant and replace(run.scale, name="reference") == scale:
+        config |= {"scale": asdict(scale)}
+    losses = run.losses
+    thin = losses.iloc[::-1].iloc[:: max(1, len(losses) // ROWS)].iloc[::-1]
+    kept = pd.concat([thin, losses.dropna(subset="held_out_mse")]).sort_index()
+    shutil.rmtree(out, ignore_errors=True)
+    with new_folder(out) as fresh:
+        (fresh / sharing.PACKED).write_bytes(content)
+        write_json(fresh / "config.json", config)
+        write_text(fresh / "losses.csv", kept[~kept.index.duplicated()].to_csv(float_format="%.6g"))
+        (fresh / "samples").mkdir()
+        for path in (run.path / "provenance.json", run.path / FILE_TEMPLATE):
+            shutil.copy(path, fresh)
+        for path in evenly(sorted((run.path / "samples").glob("*.png"))):
+            shutil.copy(path, fresh / "samples")
+        found = {"bytes": sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file()), **apart}
+        write_json(fresh / "packed.json", found)
     return found
-
-
-def template_of(run: Run, cohort: Cohort) -> dict:
-    """What its training scans' files were."""
-    part = run.train_part(cohort)
-    return FileTemplate.of(part, part.label_names).to_json()
 
 
 def evenly(paths: list[Path]) -> list[Path]:
@@ -129,20 +122,20 @@ def evenly(paths: list[Path]) -> list[Path]:
     return [paths[round(place * (len(paths) - 1) / max(1, count - 1))] for place in range(count)]
 
 
-def as_run(packed: Path, state: dict, folder: Path) -> Run:
-    """A packed run with other weights, in a folder of its own."""
-    for name in ("config.json", "provenance.json", "losses.csv", "file_template.json"):
-        shutil.copy(packed / name, folder / name)
+def with_weights(run: Run, state: dict, folder: Path) -> Run:
+    """The run with other weights, in a folder of its own."""
+    for name in ("config.json", "provenance.json", FILE_TEMPLATE):
+        shutil.copy(run.path / name, folder / name)
     save_state(folder / MODELS, state)
     return Run(folder)
 
 
-def curve(run: Run, out: Path) -> pd.DataFrame:
+def curve(run: Run) -> pd.DataFrame:
     """Measures of random samples and reconstructions after each milestone, on new rats."""
     rats, tables = labkit.open_cohort("phantom", n=VALIDATION, seed=1), []
     for path in sorted((run.path / "milestones").glob("*.safetensors")):
         with tempfile.TemporaryDirectory() as scratch:
-            then = as_run(out, load_state(path), Path(scratch))
+            then = with_weights(run, load_state(path), Path(scratch))
             table = Study([then], real=rats, n=VALIDATION // 2).table
         own = table[table["model"].isin([run.variant.name, then.path.name])]
         tables.append(own.assign(model=run.variant.name, iterations=int(path.stem)))
@@ -152,15 +145,14 @@ def curve(run: Run, out: Path) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """Measures across, models and iterations down."""
-    names = [f"{words}" for words in SHOWN.values()]
-    lines = ["| model | iterations | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
+    lines = ["| model | iterations | " + " | ".join(SHOWN.values()) + " |", "|---|---:|" + "---:|" * len(SHOWN)]
     keyed = table.set_index(["model", "iterations", "metric", "flavour"])
     for model, iterations in dict.fromkeys(zip(table["model"], table["iterations"], strict=True)):
         own = keyed.loc[model, iterations]
-        cells = [short(own["value"].get(key, float("nan"))) for key in SHOWN]
+        cells = [short(own["value"][key]) for key in SHOWN]
         lines.append(f"| {model} | {iterations} | " + " | ".join(cells) + " |")
     floors = table.groupby(["metric", "flavour"])["floor"].mean()
-    lines.append("| other rats instead | | " + " | ".join(short(floors.get(key, float("nan"))) for key in SHOWN) + " |")
+    lines.append("| other rats instead | | " + " | ".join(short(floors[key]) for key in SHOWN) + " |")
     return "\n".join(lines) + "\n"
 
 

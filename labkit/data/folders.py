@@ -196,8 +196,9 @@ def _read_one(
     image, image_affine = grids.reorient(stored, affine)
     fits = ""
     if axes is None and not (trusted or MADE & said.keys()):  # what somebody knows, or a network made, is not doubted
-        found = orientation.fit(image, nib.affines.voxel_sizes(image_affine), "".join(nib.aff2axcodes(affine)))
-        fits = "" if found.best == found.header else found.axes
+        told = "".join(nib.aff2axcodes(affine))
+        found = orientation.fit(image, nib.affines.voxel_sizes(image_affine), told)
+        fits = "" if found == told else found
     if fits and auto:
         affine = grids.corrected_affine(header, stored.shape, fits, voxel_mm)
         image, image_affine = grids.reorient(stored, affine)

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
 
 import numpy as np
 from nibabel import orientations
@@ -36,26 +35,18 @@ FILE = "orientation.npy"
 """Mean head and mean brain of simulated rats, uint8 (2, S, S, S), written by :func:`references`."""
 
 
-class Fit(NamedTuple):
-    """The axes that fit a stored array best, and the correlations of these and of the header's."""
+def fit(image: np.ndarray, zooms: Iterable[float], stored_axes: str) -> str:
+    """The axes that fit a stored array best, of an image (X, Y, Z) with axes right, superior, anterior by its header.
 
-    axes: str
-    best: float
-    header: float
-
-
-def fit(image: np.ndarray, zooms: Iterable[float], stored_axes: str) -> Fit:
-    """How an image lies, (X, Y, Z) with axes right, superior, anterior if its header is right.
-
-    `stored_axes` are those of the file's array by that header; the answer has the axes to pass instead, the same where
-    no other way fits clearly better. Ways that differ by which end is rostral are the hardest to tell.
+    `stored_axes` are those of the file's array by that header, which are the answer, too, where no other way fits
+    clearly better. Ways that differ by which end is rostral are the hardest to tell.
     """
     turns = _turns()
     found = _correlations(coarse(image, tuple(zooms)))
     best, header = int(found.argmax()), float(found[turns.index(((0, 1, 2), (1, 1, 1)))])
     if found[best] < LEAST or found[best] - header < CLEARLY:
-        return Fit(stored_axes, header, header)
-    return Fit(_axes_of(stored_axes, turns[best]), float(found[best]), header)
+        return stored_axes
+    return _axes_of(stored_axes, turns[best])
 
 
 def coarse(image: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:

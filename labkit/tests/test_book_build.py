@@ -89,6 +89,14 @@ def test_a_page_names_no_folder_of_the_machine_that_built_it(book, monkeypatch):
     assert book.without_paths(page, above, work).cells[0].source == f"./runs and {book.ROOT.parent.name}/x"
 
 
+def test_a_page_has_no_progress_of_a_training_and_keeps_what_was_said_beside_it(book):
+    line = "iteration 5 of 9: mse 0.1, W 2; 3 iterations a second, 2 seconds left\n"
+    texts = [line, f"before\n{line}{line}after\n", "iteration 5 is the best\n"]
+    cells = [new_code_cell("train()", outputs=[new_output("stream", text=text) for text in texts])]
+    (cell,) = book.without_paths(new_notebook(cells=cells), "phantom", book.ROOT / "build").cells
+    assert [output.text for output in cell.outputs] == ["before\nafter\n", "iteration 5 is the best\n"]
+
+
 def test_a_page_loads_plotly_if_it_draws_and_mathjax_if_it_has_equations(book):
     head = '<head><script src="_static/plotly/p.js?v=1"></script><script src="_static/mathjax/m.js"></script></head>'
     assert book.tidy(f"{head}<p>words</p>") == "<head></head><p>words</p>"

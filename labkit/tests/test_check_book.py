@@ -28,6 +28,10 @@ def checker(browser_path):
         sys.path.remove(str(CI))
 
 
+DEAD_CARD = (
+    '<div class="card-frames"><div role="img" aria-label="a"></div><input type="range" min="0" max="3">'
+    "<output>a</output></div>"
+)
 FAULTS = [
     ('<img alt="x" src="http://example.org/a.png">', "asks another host"),
     ("<script>fetch('https://example.org/x')</script>", "asks another host"),
@@ -39,8 +43,9 @@ FAULTS = [
     ('<img alt="gone" src="gone.png">', "does not load"),
     ("<pre>Traceback (most recent call last)</pre>", "a saved traceback"),
     ('<div class="interactive-figure"></div>', "not drawn"),
-    ('<div class="card-frames"><div role="img" aria-label="a"></div><input type="range" min="0" max="3"><output>a'
-     "</output></div>", "changes no picture"),
+    (DEAD_CARD, "changes no picture"),
+    (f'<div class="cards"><select aria-label="a"><option>a<option>b</select>{2 * DEAD_CARD}</div>',
+     "does not choose one card"),
     ('<a href="other.html">x</a>', "page that is not there"),
     ('<a href="#nowhere">x</a>', "place that is not there"),
     ('<div style="width:900px">wide</div>', "wider than a phone"),

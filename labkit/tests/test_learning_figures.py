@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from PIL import Image
 from labkit import figures
 from labkit.data.cohort import Cohort
 from labkit.runs import RunError
+from labkit.samples import middle_sections
 from labkit.tests.rats import ellipsoids
 from labkit.training import train
 
@@ -73,6 +75,12 @@ def test_samples_over_time_run_from_the_first_to_the_last_iteration(run):
     assert labels[0] == "0" and labels[-1] == "8" and len(figure.axes) == 9
     first, last = (figure.axes[place].images[0].get_array() for place in (0, 6))
     assert not np.array_equal(first, last)
+    volumes = np.asarray(nib.load(run.path / "samples" / "iteration-000008_random.nii.gz").dataobj)
+    for code in range(3):  # the picture's sections are those of the volumes beside it
+        section = middle_sections(volumes[..., code])[0].clip(-1, 1)
+        seen = np.asarray(figure.axes[6 + code].images[0].get_array())
+        times = len(seen) // len(section)
+        assert np.abs(seen[::times, ::times] - (section + 1) / 2).max() < 0.01
 
 
 def test_reconstructions_are_of_the_scans_shown(run, rats):
