@@ -61,15 +61,15 @@ def _unit(name: str) -> str:
     return f" {unit}" if unit else ""
 
 
-def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13, reach: float = REACH) -> Cards:
+def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13) -> Cards:
     """A card for each direction: an animal (code (Z,)) moved along it, for pages without a kernel.
 
-    Coronal, sagittal and horizontal sections with a bar of 5 mm, `steps` pictures a card, up to `reach` standard
+    Coronal, sagittal and horizontal sections with a bar of 5 mm, `steps` pictures a card, up to :data:`REACH` standard
     deviations to either side; odd numbers have the unmoved rat in the middle.
     """
     directions, cards = space.directions[kind], []
     for name in directions.names:
-        places = np.linspace(-reach, reach, steps)
+        places = np.linspace(-REACH, REACH, steps)
         views = [view(space, directions.move(code, {name: float(place)}), kind) for place in places]
         moved = [f"{place:+.1f} SD".replace("-", "−") for place in places]
         words = [f"{how_far}; {seen.words}" for how_far, seen in zip(moved, views, strict=True)]
@@ -78,21 +78,18 @@ def direction_cards(space: LatentSpace, code: Tensor, kind: str, steps: int = 13
 
 
 @style.drawn
-def traversals(
-    space: LatentSpace, code: Tensor, kind: str, names: Sequence[str] | None = None, reach: float = REACH
-) -> Figure:
-    """A row for each direction, or those named: an animal (code (Z,)) moved along it, and the change from end to end.
+def traversals(space: LatentSpace, code: Tensor, kind: str) -> Figure:
+    """A row for each direction: an animal (code (Z,)) moved along it, and the change from end to end.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Five coronal sections a row, up to `reach` standard deviations to either side, window [-1, 1]; at the end, last
-        minus first in red and blue.
+        Five coronal sections a row, up to :data:`REACH` standard deviations to either side, window [-1, 1]; at the end,
+        last minus first in red and blue.
     """
-    directions = space.directions[kind]
-    names, places = list(names or directions.names), np.linspace(-reach, reach, 5)
-    figure, grid = style.picture_grid(len(names), 6, 0.6)
-    for row, name in zip(grid, names, strict=True):
+    directions, places = space.directions[kind], np.linspace(-REACH, REACH, 5)
+    figure, grid = style.picture_grid(len(directions.names), 6, 0.6)
+    for row, name in zip(grid, directions.names, strict=True):
         codes = torch.stack([directions.move(code, {name: float(place)}) for place in places])
         cubes = space.volumes(codes, kind)[:, 0].numpy()
         for ax, cube in zip(row, cubes, strict=False):
@@ -151,11 +148,14 @@ def effects(table: pd.DataFrame) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Directions down, attributes across, standard deviations of real animals for a step of one standard deviation.
+        Directions down, attributes across, standard deviations of real animals for a step of one standard deviation;
+        where no attribute can be read, how much the picture changes.
     """
     columns = [name for name in table.columns if name not in ("image", "right way", "r", "share")]
+    unit = "SD of real animals" if columns else "RMS over [−1, 1]"
+    columns = columns or ["image"]
     values = table[columns].to_numpy(float)
-    reach = max(0.2, float(np.abs(values).max())) if values.size else 1.0
+    reach = max(0.2, float(np.abs(values).max()))
     figure, ax = plt.subplots(figsize=(WIDTH, 0.36 * len(table) + 1.5), layout="constrained")
     image = ax.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
@@ -166,5 +166,5 @@ def effects(table: pd.DataFrame) -> Figure:
     ax.set_xticks(range(len(columns)), [name.split(",")[0] for name in columns], rotation=35, ha="right")
     ax.set_yticks(range(len(table)), [name.split(",")[0] for name in table.index])
     ax.spines[:].set_visible(False)
-    figure.colorbar(image, ax=ax, label="SD of real animals\nfor a step of 1 SD")
+    figure.colorbar(image, ax=ax, label=f"{unit}\nfor a step of 1 SD")
     return figure
