@@ -191,8 +191,8 @@ def _header(start: bytes) -> nib.Nifti1Header:
             shape, _ = header.get_data_shape(), header.get_data_dtype()
     except (nib.spatialimages.HeaderDataError, KeyError, ValueError) as error:
         raise ScanFaultError("not a NIfTI file, or its header is damaged") from error
-    if min(shape, default=0) < 1:
-        raise ScanFaultError(f"damaged header: shape {shape}")
+    if not 1 <= header["dim"][0] <= 7 or min(shape, default=0) < 1:
+        raise ScanFaultError(f"damaged header: shape {shape}, of {header['dim'][0]} dimensions")
     return header
 
 
