@@ -158,6 +158,29 @@ def test_the_page_shows_what_was_measured_on_mice():
     for name, made in {"segmentation": mice.levels, "differences": mice.differences, "structures": mice.structures,
                        "holds": mice.holds}.items():  # fmt: skip
         assert (mice.OUT / f"{name}.md").read_text(encoding="utf-8") == made(found), name
+    for table, made in {"realism": mice.beside_floors, "groups": mice.volumes}.items():
+        found = pd.read_csv(mice.OUT / f"{table}.csv", keep_default_na=False, na_values=[""])
+        assert (mice.OUT / f"{table}.md").read_text(encoding="utf-8") == made(found), table
+    realism = pd.read_csv(mice.OUT / "realism.csv")
+    assert (mice.OUT / "realism_holds.md").read_text(encoding="utf-8") == mice.realism_holds(realism)
+
+
+def test_what_is_said_of_realism_counts_splits_and_knows_what_an_audit_cannot_see():
+    mice, rows = script("mice"), []
+    for split in range(3):
+        for model, power in (("sigmarat2", 0.3), ("atlas", 1.3 if split else 1.0)):
+            rows += [(split, model, "power ratio", band, power, 0, 2, 1, 1) for band in mice.DETAIL]
+            rows.append((split, model, "RMSE", "reconstruction", 0.05, 0.04, 0.06, 0.055, 0.05))
+            rows.append((split, model, "trace ratio", "PCA", 0.5, 0.4, 0.6, 1, 0.7))
+            planted = 0.01 if split and model == "atlas" else 0.2
+            rows += [(split, model, "copies p", kind, p, 0, 1, 1, 1)
+                     for kind, p in (("synthetic", 0.6), ("30 % copies planted", planted))]  # fmt: skip
+    columns = ["split", "model", "metric", "flavour", "value", "ci_low", "ci_high", "floor", "floor_low"]
+    lines = mice.realism_holds(pd.DataFrame(rows, columns=columns)).splitlines()[2:]
+    assert [line.split(" | ")[-1].strip(" |") for line in lines] == [
+        "yes", "in 1 of 3 splits", "no", "yes", "no",
+        "cannot be seen in 3 of 3 splits", "cannot be seen in 1 of 3 splits, else yes",
+    ]  # fmt: skip
 
 
 def test_what_holds_of_mice_is_said_by_intervals_over_animals_and_splits():
