@@ -69,6 +69,19 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def option(name: str, value: Any) -> str:
+    """How :func:`labkit.open_cohort` is given an option, from Python and from papermill.
+
+    >>> option("axes", "RSA")
+    "axes='RSA' (chapters 1 and 2: -y '{opening: {axes: RSA}}')"
+    >>> option("voxel_mm", (0.4, 0.4, 0.5))
+    "voxel_mm=(0.4, 0.4, 0.5) (chapters 1 and 2: -y '{opening: {voxel_mm: [0.4, 0.4, 0.5]}}')"
+    """
+    plain = json.loads(json.dumps(value))
+    text = plain if isinstance(plain, str) else json.dumps(plain).replace('"', "")
+    return f"{name}={value!r} (chapters 1 and 2: -y '{{opening: {{{name}: {text}}}}}')"
+
+
 def check(config: Any) -> None:
     """Bring each field of a frozen dataclass instance to its declared type: str, bool, int or float.
 

@@ -91,14 +91,20 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
         return
     there, asked = (_comparable(_complete(c)) for c in (json.loads(path.read_text()), json.loads(json.dumps(config))))
     differing = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
-    if differing:
-        lines = "\n".join(f"  {key}: {_differ(there.get(key), asked.get(key))}" for key in differing)
-        changed = "The cohort's scans or labels, or which of them are taken, have changed since.\n"
-        raise RunError(
-            f"{folder} holds a run with another configuration:\n{lines}\n"
-            + (changed if "cohort.fingerprint" in differing else "")
-            + "Choose another run_dir, or remove that folder."
-        )
+    opened = [key for key in differing if key.startswith("cohort.recipe")]
+    if differing == opened:  # the same scans, opened from another place or by other words
+        return
+    # how a cohort was opened is of no account where the scans are the same; a part of a cohort does not know it
+    silent = {key for key in opened if "cohort.fingerprint" not in differing or not (key in there and key in asked)}
+    said = [key for key in differing if key not in silent and not key.endswith(("fingerprint", "digests"))]
+    lines = [f"  {key}: {_differ(there.get(key), asked.get(key))}" for key in said]
+    if not opened and "cohort.fingerprint" in differing and "cohort.name" not in said:
+        lines.append("  the cohort's scans or labels, which have changed since")
+    raise RunError(
+        f"{folder} holds a run with another configuration:\n"
+        + "\n".join(lines)
+        + "\nChoose another run_dir, or remove that folder."
+    )
 
 
 def finished(folder: Path, iterations: int) -> Run:
@@ -113,11 +119,11 @@ def finished(folder: Path, iterations: int) -> Run:
 
 
 def _differ(there: Any, asked: Any) -> str:
-    """Two values of a setting in words: of lists how many they share, of a hash its beginning."""
+    """Two values of a setting in words: of lists how much they share."""
     if isinstance(there, list) and isinstance(asked, list):
-        return f"{len(there)} there, {len(asked)} asked, {len(set(there) & set(asked))} of them the same"
-    short = (value[:12] if isinstance(value, str) and len(value) == 64 else value for value in (there, asked))
-    return "{!r} there, {!r} asked".format(*short)
+        shared = set(map(str, there)) & set(map(str, asked))
+        return f"{len(there)} there, {len(asked)} asked, {len(shared)} of them the same"
+    return f"{there!r} there, {asked!r} asked"
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +150,6 @@ def _comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         "iterations",
         "device",
         "precision_used",
-        "cohort.recipe",
         "cohort.about",
     }
     flat: dict[str, Any] = {}

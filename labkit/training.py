@@ -6,7 +6,8 @@ An iteration is :func:`labkit.updates.step`; what a run writes is :mod:`labkit.r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from labkit.data import volumes
 from labkit.data.augment import AUGMENTATIONS, Augmentation, augment
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
-from labkit.data.sources import PAPER_N, open_cohort
+from labkit.data.sources import GRIDS, PAPER_N, SIMULATED, open_cohort
 from labkit.fields import whole
 from labkit.files import located, runs_folder, write_json
 from labkit.losses import draw_mix
@@ -69,7 +70,8 @@ def train(
     scale : str
         A name of :data:`labkit.variants.SCALES`, or ``"auto"``: paper on a GPU, laptop otherwise.
     run_dir : path, optional
-        Where everything is kept; default ``runs/<model>-<cohort>-<scale>-s<seed>``. A packed run
+        Where everything is kept; default ``runs/<model>-<cohort>-<scale>-s<seed>`` with whatever else was not as
+        usual behind it (how the cohort was opened, `n_train`, `fold`, settings). A packed run
         (:mod:`labkit.sharing`) is opened where it has done what is asked for.
     iterations : int, optional
         Instead of the scale's; a finished run can be given more.
@@ -114,12 +116,14 @@ def train(
     asked = overrides if iterations is None else {**overrides, "iterations": iterations}
     variant, size = resolve(model, choose_scale(scale, device), **asked)
     cohort = cohort if isinstance(cohort, Cohort) else open_cohort(cohort)
-    named = overrides | ({"fold": fold} if fold else {})
+    named = overrides | ({"fold": fold} if fold else {}) | ({"n_train": n_train} if n_train is not None else {})
     packed = sharing.packed_run(run_dir) if run_dir else None
     if packed is not None:
         run_dir = sharing.unpacked(packed, runs.MODELS)
     folder = located(run_dir) if run_dir else default_run_folder(variant, cohort, size, seed, named)
     train_part, held_out = split(cohort, n_train, fold)
+    if held_out is None and n_train is None:
+        warnings.warn(_nothing_unseen(len(set(cohort.subjects))), stacklevel=2)
     if isinstance(variant, AtlasSettings) and "appearances" not in overrides:
         variant = replace(variant, appearances=min(variant.appearances, len(train_part) // SCANS_AN_APPEARANCE))
     config = _config(variant, size, seed, cohort, train_part, held_out)
@@ -161,6 +165,17 @@ def train(
         card(Run(folder))
         recorder.end_if_stopped(iteration)
     return Run(folder)
+
+
+def _nothing_unseen(animals: int) -> str:
+    """What a training that holds nobody out gives, and what it cannot."""
+    some = f"{animals} animals are" if animals > 1 else "1 animal is"
+    way = "hold some out all the same with n_train, or open 5 or more" if animals > 1 else "open 5 or more"
+    return (
+        f"{some} too few to hold any out: all are trained on. What comes is pictures, reconstructions of what was "
+        "trained on and, from an atlas, labels; nothing can be measured on unseen animals (chapters 4, 5 and 7). To "
+        f"measure, {way}"
+    )
 
 
 Step = Callable[[], dict[str, Tensor]]
@@ -216,9 +231,23 @@ def choose_scale(name: str, device: torch.device) -> str:
 def default_run_folder(
     variant: Variant | AtlasSettings, cohort: Cohort, scale: Scale, seed: int, overrides: dict[str, Any]
 ) -> Path:
-    """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was overridden behind it."""
-    changed = "".join(f"-{key}={value}" for key, value in sorted(overrides.items()))
+    """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was asked for otherwise behind it, of the cohort first."""
+    recipe = cohort.recipe or {}
+    source = recipe.get("source")
+    usual = {"n": PAPER_N if source in SIMULATED else None, "grid": GRIDS.get(source, "study")}
+    apart = {"source", "skip_bad", "departures"}  # named already, or of no account for which scans these are
+    opened = {key: value for key, value in recipe.items() if key not in apart and value and value != usual.get(key)}
+    if "seed" in opened:
+        opened["rats"] = opened.pop("seed")  # of another seed than the training's
+    changed = "".join(f"-{key}={_brief(value)}" for part in (opened, overrides) for key, value in sorted(part.items()))
     return runs_folder() / f"{variant.name}-{cohort.name}-{scale.name}-s{seed}{changed}".replace("/", "_")
+
+
+def _brief(value: Any) -> str:
+    """A setting as a part of a folder's name."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}{_brief(part)}" for key, part in value.items())
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def default_n_train(animals: int) -> int:

@@ -16,7 +16,7 @@ from labkit.data.manifest import data_folder
 from labkit.data.nifti import Origin
 from labkit.files import whole_file
 
-FORMAT = 8
+FORMAT = 9
 """Raised whenever what an entry holds, or how files are read, changes."""
 
 

@@ -17,6 +17,7 @@ from labkit.data.cohort import Scan, scan_digest
 from labkit.data.common_grid import Grid
 from labkit.data.grids import ScanFaultError
 from labkit.data.nifti import Origin
+from labkit.fields import option
 from labkit.files import progress_bar
 
 AUTO = "auto"
@@ -66,10 +67,10 @@ def open_folder(
         )
     if several := bids.contrasts(found):
         listed = ", ".join(f"{kind or 'none of these'} ({count})" for kind, count in sorted(several.items()))
-        first = next(kind for kind in sorted(several) if kind).split("_")[0].split("-")
+        entity, value = next(kind for kind in sorted(several) if kind).split("_")[0].split("-")
         raise CohortError(
             f"{len(several)} kinds of scan in {folder}, several of an animal and session: {listed}; a cohort is one "
-            f"kind: choose it, e.g. entities={{{first[0]!r}: {first[1]!r}}}"
+            f"kind: choose it, e.g. {option('entities', {entity: value})}"
         )
     if kinds["labels"] is not None and not any(files.labels for files in found):
         raise CohortError(
@@ -92,7 +93,7 @@ def open_folder(
     listed = "\n".join(f"  {path}: {fault}" for path, fault in sorted(faults.items()))
     if faults and not (skip_bad and scans and not apart):
         count = f"{len(faults)} unusable file{'s' if len(faults) > 1 else ''}"
-        way = "pass skip_bad=True (in chapters 1 and 2: -y '{opening: {skip_bad: true}}') to go on with the rest."
+        way = f"pass {option('skip_bad', True)} to go on with the rest."
         hint = "" if skip_bad else f"\nMend or move them, or {way}"
         raise CohortError(f"{count} in {folder}:\n{listed}{hint}", faults)
     if faults:
@@ -112,25 +113,27 @@ def _oddities(folder: Path, scans: list[Scan], axes: str | None) -> list[str]:
         said.append(
             f"{len(cut)} {of} lie mostly outside the grid of {extent} mm, e.g. {Path(first.origin.path).name}: "
             f"{100 * first.origin.kept:.0f} % of what is bright is inside. If voxels of {voxel} mm are not what was "
-            "scanned, pass voxel_mm; if the animals are that large, grid='fitted'."
+            f"scanned, pass the true size, e.g. {grids.REAL_SIZE}; if the animals are that large, grid='fitted'."
         )
     turned: dict[str, list[str]] = {}
     for scan in scans:
         if scan.origin.fits:
             turned.setdefault(scan.origin.fits, []).append(Path(scan.origin.path).name)
     for fits, names in turned.items():
-        way = f"look at them, and pass axes={fits!r}, or axes='auto' to take what fits"
+        best, *near = fits.split()
+        way = f"look at them, and pass {option('axes', best)}, or axes='auto' to take what fits"
         way = "they are taken for that" if axes == AUTO else way
+        doubt = f" (hardly worse: {', '.join(near)}; mind which end is rostral)" if near else ""
         said.append(
-            f"{len(names)} {of} lie otherwise than their headers say, e.g. {names[0]}: with axes {fits} they fit the "
-            f"study's anatomy clearly better; {way}."
+            f"{len(names)} {of} lie otherwise than their headers say, e.g. {names[0]}: with axes {best} they fit the "
+            f"study's anatomy clearly better{doubt}; {way}."
         )
     silent = [scan.origin for scan in scans if not nifti.says_orientation(scan.origin)]
     if silent and axes is None:
         said.append(
             f"{len(silent)} {of} do not say where their axes point (qform and sform code 0), e.g. "
-            f"{Path(silent[0].path).name}: taken for {silent[0].axes}, as nibabel does. Look at them, and pass axes, "
-            "e.g. axes='RSA' (right, superior, anterior), where that is wrong."
+            f"{Path(silent[0].path).name}: taken for {silent[0].axes}, as nibabel does. Where that is wrong pass the "
+            f"true ones, for right, superior, anterior {option('axes', 'RSA')}."
         )
     return said
 
@@ -194,13 +197,13 @@ def _read_one(
     affine = grids.corrected_affine(header, stored.shape, axes, voxel_mm)
     grids.check_plausible(affine, stored.shape)
     image, image_affine = grids.reorient(stored, affine)
-    fits = ""
+    fits: list[str] = []
     if axes is None and not (trusted or MADE & said.keys()):  # what somebody knows, or a network made, is not doubted
         told = "".join(nib.aff2axcodes(affine))
-        found = orientation.fit(image, nib.affines.voxel_sizes(image_affine), told)
-        fits = "" if found == told else found
+        found = orientation.fits(image, nib.affines.voxel_sizes(image_affine), told)
+        fits = [] if told in found else found
     if fits and auto:
-        affine = grids.corrected_affine(header, stored.shape, fits, voxel_mm)
+        affine = grids.corrected_affine(header, stored.shape, fits[0], voxel_mm)
         image, image_affine = grids.reorient(stored, affine)
     labels = None if labels is None else grids.reorient(labels, affine)[0]
     wanted = None if grid == "native" else Grid.named(grid)
@@ -232,7 +235,7 @@ def _read_one(
         high=max(float(image.max()), 0.0) if padded else float(image.max()),
         air=air,
         kept=kept,
-        fits=fits,
+        fits=" ".join(fits),
     )
     digest = scan_digest(image, labels, image_affine)
     return Scan(files.subject, files.session, image, labels, np.array(image_affine), files.suffix, origin, digest)

@@ -13,12 +13,15 @@ import numpy as np
 from nibabel import orientations
 from nibabel.affines import apply_affine, voxel_sizes
 
+from labkit.fields import option
+
 STUDY_SHAPE = (64, 64, 40)
 STUDY_ZOOMS = (0.375, 0.375, 0.5)  # mm
 STUDY_AXES = ("R", "S", "A")
 HEAD_MM = (8.0, 100.0)
 """Plausible length of what is imaged of a rodent's head, mm: outside it the header's voxel size is not believed."""
 
+REAL_SIZE = option("voxel_mm", STUDY_ZOOMS)
 
 VOXEL_MM = (0.005, 5.0)
 """Plausible voxel sizes along an axis, mm: from microscopy of a brain to the thickest slices."""
@@ -71,7 +74,7 @@ def check_plausible(affine: np.ndarray, shape: Sequence[int]) -> None:
         told = tuple(float(f"{size:.3g}") for size in sizes)
         raise ScanFaultError(
             f"implausible voxel size {told} mm: along each axis {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are possible; if "
-            "the header is wrong, pass voxel_mm=(x, y, z)"
+            f"the header is wrong, pass the true one, e.g. {REAL_SIZE}"
         )
     middle = apply_affine(affine, (np.asarray(shape, float) - 1) / 2)
     if not (np.abs(middle) <= FARTHEST_MM).all():
@@ -113,7 +116,7 @@ def head_box(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
         zooms = tuple(round(float(z), 4) for z in voxel_sizes(affine))
         raise ScanFaultError(
             f"implausible voxel size {zooms} mm: the head would be {longest:.0f} mm long, a rodent's imaged head is "
-            f"{HEAD_MM[0]:.0f} to {HEAD_MM[1]:.0f} mm; if the header is wrong, pass voxel_mm=(x, y, z)"
+            f"{HEAD_MM[0]:.0f} to {HEAD_MM[1]:.0f} mm; if the header is wrong, pass the true one, e.g. {REAL_SIZE}"
         )
     return low, high
 

@@ -43,7 +43,7 @@ class Origin:
     high: float
     air: float = 0.0  # what the file has where there is nothing, and its scan 0: see `air_of`
     kept: float = 1.0  # share of what is bright in the file that lies in the cohort's grid
-    fits: str = ""  # axes that fit the embedded anatomy clearly better than those above, if any do
+    fits: str = ""  # axes that fit the embedded anatomy clearly better than those above, the best first, with spaces
 
     @classmethod
     def from_json(cls, content: dict) -> Origin:

@@ -20,12 +20,17 @@ from labkit.data.grids import STUDY_AXES, axis_change
 SIDE, REACH = 28, 2.3
 """Voxels of the cubes that are compared, and how far they reach from the middle, in standard deviations of place."""
 
+SYMMETRY = 0.5
+"""What being like one's mirror image from left to right counts beside a correlation: 0.94 to 0.99 in rats and mice,
+along other axes 0.79 to 0.93. A head in a wide field, on thick slices, is like the reference from four sides else."""
+
 SHIFT = 3
 """Voxels that a scan's middle may be apart from the reference's."""
 
 CLEARLY = 0.03
-"""By how much another way's correlation has to be higher to be believed: at half of it none of 20 rats each (phantom,
-sigma, with and without skull, with noise, with the coil below), 25 mice and a real rat gave a false alarm."""
+"""By how much another way has to fit better to be believed. Of 23 wrong ways each of 8 rats of either simulator, with
+and without skull, with noise, with the coil below, of 25 mice and of a real rat, 93 to 100 % were told, all with the
+right axes first, and no right one was doubted."""
 
 LEAST = 0.75
 """Correlation below which an image is like no head that is known here, and nothing is said of it: of plain ellipsoids
@@ -35,18 +40,24 @@ FILE = "orientation.npy"
 """Mean head and mean brain of simulated rats, uint8 (2, S, S, S), written by :func:`references`."""
 
 
-def fit(image: np.ndarray, zooms: Iterable[float], stored_axes: str) -> str:
+def fits(image: np.ndarray, zooms: Iterable[float], stored_axes: str) -> list[str]:
     """The axes that fit a stored array best, of an image (X, Y, Z) with axes right, superior, anterior by its header.
 
-    `stored_axes` are those of the file's array by that header, which are the answer, too, where no other way fits
-    clearly better. Ways that differ by which end is rostral are the hardest to tell.
+    `stored_axes` are those of the file's array by that header, and the whole answer where no other way fits clearly
+    better. The best is first; behind it are those that are hardly worse, where sections alone cannot tell: mostly which
+    end is rostral.
     """
-    turns = _turns()
-    found = _correlations(coarse(image, tuple(zooms)))
-    best, header = int(found.argmax()), float(found[turns.index(((0, 1, 2), (1, 1, 1)))])
-    if found[best] < LEAST or found[best] - header < CLEARLY:
-        return stored_axes
-    return _axes_of(stored_axes, turns[best])
+    turns, cube = _turns(), coarse(image, tuple(zooms))
+    found = _correlations(cube)
+    like = found.max()
+    found += SYMMETRY * _symmetries(cube)[[order[0] for order, _ in turns]]
+    header = float(found[turns.index(((0, 1, 2), (1, 1, 1)))])
+    if like < LEAST or found.max() - header < CLEARLY:
+        return [stored_axes]
+    near = [place for place in np.argsort(-found) if found.max() - found[place] < CLEARLY]
+    if len(near) > 2:  # what is alike from many sides says nothing
+        return [stored_axes]
+    return [_axes_of(stored_axes, turns[place]) for place in near]
 
 
 def coarse(image: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
@@ -110,6 +121,17 @@ def _correlations(cube: np.ndarray) -> np.ndarray:
         [np.fft.ifftn(_references() * np.fft.fftn(turned(standard, turn)), axes=(1, 2, 3)).real[near].max()
          for turn in _turns()]
     )  # fmt: skip
+
+
+def _symmetries(cube: np.ndarray) -> np.ndarray:
+    """Along each axis, how like a cube is to its mirror image, wherever the mirror stands; (3,)."""
+    standard = _standard(cube)
+    spectrum, found = np.fft.fftn(standard), []
+    for axis in range(3):
+        moved = np.fft.ifftn(spectrum * np.conj(np.fft.fftn(np.flip(standard, axis)))).real
+        moved = moved.max(axis, keepdims=True)
+        found.append(float(moved.flat[0]))
+    return np.array(found)
 
 
 def _axes_of(stored_axes: str, turn: tuple[tuple[int, ...], tuple[int, ...]]) -> str:

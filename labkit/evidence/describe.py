@@ -30,6 +30,12 @@ simulated rats are: the field of view cuts off the olfactory bulbs, the medulla 
 LEAST_OF_SIGMA = 0.5
 """Brains with a smaller part of SIGMA's volume than this are not compared with it: a mouse's has a quarter."""
 
+ODD = 3.5
+"""Deviations from the median from which a scan is called odd: one in two thousand of a normal distribution."""
+
+LEAST_SPREAD = 0.02
+"""Where scans differ by less than this in likeness, or by 2 % in brightness or volume, none of them is odd for it."""
+
 DORSAL_PART = 0.25
 """Part of the brain's height that counts as its dorsal end, and as much as its ventral end."""
 
@@ -107,6 +113,59 @@ def scan_table(cohort: Iterable[Scan]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def outliers(cohort: Sequence[Scan]) -> pd.DataFrame:
+    """What sets a scan apart from the others of its cohort, the odd ones first.
+
+    A number does where it lies more than :data:`ODD` median absolute deviations, as large as a standard deviation would
+    be, from the median (Iglewicz & Hoaglin 1993), a word where more than half of the scans share another and fewer
+    than a quarter this one.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a scan, indexed by :func:`scan_name`: its ``place`` in the cohort; ``brightness`` (99.5th percentile, the
+        file's unit); ``bright mm3``, the volume of what is not dark; ``likeness``, the correlation of the scan, seen
+        coarsely, with the mean of the others (NaN of fewer than three); ``odd``, how far out it is; and ``apart``, why,
+        in words, empty for most.
+    """
+    import pandas as pd
+
+    table = scan_table(cohort)
+    coarse = np.stack([_coarse(scan.image) for scan in cohort])
+    others = (coarse.sum(0) - coarse) / max(len(coarse) - 1, 1)
+    rows = pd.DataFrame({"place": range(len(table))}, index=[scan_name(scan) for scan in cohort])
+    rows["brightness"] = [float(np.percentile(scan.image, 99.5)) for scan in cohort]
+    rows["bright mm3"] = [voxel_mm3(scan) * int((scan.image > head_threshold(scan.image)).sum()) for scan in cohort]
+    few = len(coarse) < 3
+    rows["likeness"] = np.nan if few else [np.corrcoef(*pair)[0, 1] for pair in zip(coarse, others, strict=True)]
+    words: list[list[str]] = [[] for _ in rows.index]
+    odd = np.zeros(len(rows))
+    for name in ("brightness", "bright mm3", "likeness"):
+        values = rows[name].to_numpy() if name == "likeness" else np.log(np.maximum(rows[name], 1e-30)).to_numpy()
+        apart = values - np.median(values)
+        scale = max(1.4826 * float(np.median(np.abs(apart))), LEAST_SPREAD)
+        far = (-apart if name == "likeness" else np.abs(apart)) / scale  # too like the others there is not
+        odd = np.fmax(odd, far)
+        for place in np.flatnonzero(far > ODD):
+            one, usual = (f"{x:.0f}" if x > 100 else f"{x:.2g}" for x in (rows[name].iloc[place], rows[name].median()))
+            words[place].append(f"{name} {one}, usually {usual}")
+    for name in ("file voxels", "file mm", "file axes", "file type", "labels"):
+        shares = table[name].map(table[name].value_counts(normalize=True))
+        for place in np.flatnonzero((shares < 0.25) & (shares.max() > 0.5)):
+            odd[place] += 2 * ODD  # no matter of degree
+            words[place].append(f"{name} {table[name][place]}")
+    rows["odd"], rows["apart"] = odd, ["; ".join(some) for some in words]
+    return rows.sort_values("odd", ascending=False, kind="stable")
+
+
+def _coarse(image: np.ndarray) -> np.ndarray:
+    """A scan as from far away, one number for each of 16^3 blocks."""
+    from scipy import ndimage
+
+    blurred = ndimage.uniform_filter(image.astype(np.float32), 4)
+    return ndimage.zoom(blurred, [16 / side for side in image.shape], order=1).ravel()
 
 
 def compare_headers(written: nifti.nib.Nifti1Image, original: Scan) -> pd.DataFrame:

@@ -16,7 +16,14 @@ from labkit.figures.judging import (
     result_figures,
 )
 from labkit.figures.learning import code_statistics, loss_curves, reconstructions, samples_over_time
-from labkit.figures.pairs import contact_sheet, mean_and_variance, reconstruction_errors, slice_pairs, viewer
+from labkit.figures.pairs import (
+    cohort_sheet,
+    contact_sheet,
+    mean_and_variance,
+    reconstruction_errors,
+    slice_pairs,
+    viewer,
+)
 from labkit.figures.quality import (
     attribute_distributions,
     copy_distances,
@@ -35,7 +42,7 @@ from labkit.figures.segmentation import (
     predictions,
     teacher_labels,
 )
-from labkit.figures.slices import mean_and_sd, one_slice, slice_series, three_planes
+from labkit.figures.slices import lies_otherwise, mean_and_sd, one_slice, slice_series, three_planes
 from labkit.figures.style import PLANES, plane_called
 from labkit.figures.transforms import augmentations
 from labkit.figures.traversals import direction_cards, effects, film_strip, traversals
@@ -45,6 +52,7 @@ __all__ = [
     "attribute_distributions",
     "augmentations",
     "code_statistics",
+    "cohort_sheet",
     "confidence_and_learning",
     "contact_sheet",
     "copy_distances",
@@ -62,6 +70,7 @@ __all__ = [
     "intensity_histograms",
     "intensity_window",
     "judged_scans",
+    "lies_otherwise",
     "loss_curves",
     "low_data",
     "mean_and_sd",

@@ -161,6 +161,45 @@ def reconstruction_errors(real: Sequence[Scan], back: Sequence[Scan], plane: str
 
 
 @style.drawn
+def cohort_sheet(cohort: Sequence[Scan], plane: str = "sagittal", most: int = 40) -> Figure:
+    """The middle section of each scan of a cohort, those that differ most from the others first, named in red.
+
+    Parameters
+    ----------
+    cohort : sequence of Scan
+        All of them, as what is usual is learned from them (:func:`labkit.evidence.describe.outliers`).
+    plane : {"coronal", "sagittal", "horizontal"}
+        Which sections.
+    most : int
+        Scans that are shown at most.
+
+    Notes
+    -----
+    Each scan has a window of its own, so that anatomy is seen whatever the gain; an odd brightness is named.
+    """
+    scans = _some(cohort)
+    first, cut = describe.outliers(scans)[:most], style.plane_called(plane)
+    columns = min(8, len(first))
+    left, right, bottom, top = style.extent_mm(scans[0].affine, scans[0].image.shape, cut)
+    figure, grid = style.picture_grid(-(-len(first) // columns), columns, 0.5, 1.25 * (top - bottom) / (right - left))
+    for ax, (name, row) in zip(grid.flat, first.iterrows(), strict=False):
+        scan = scans[row["place"]]
+        low, high = intensity_window([scan])
+        index = (scan.image.shape[cut.axis] - 1) // 2
+        style.show_section(ax, scan.image, scan.affine, cut, index, vmin=low, vmax=high)
+        why = ", ".join(words.split()[0] for words in row["apart"].split("; ") if words)
+        ax.set_title(
+            f"{name}\n{why}" if first["apart"].any() else name, fontsize=8, pad=2, color="firebrick" if why else "black"
+        )
+    style.bare(grid.flat)
+    for ax in list(grid.flat)[len(first) :]:
+        ax.set_visible(False)
+    of = f"the {len(first)} of {len(scans)} that differ most" if len(first) < len(scans) else f"all {len(scans)}"
+    figure.suptitle(f"{plane}, {cut.left} on the left, {cut.top} on top: {of}, each in its own window", fontsize=10)
+    return figure
+
+
+@style.drawn
 def contact_sheet(scans: Sequence[Scan], plane: str = "coronal", columns: int = 4) -> Figure:
     """The section through the middle of the grid of each scan, in one window."""
     scans = _some(scans)

@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from nibabel import orientations
 from nibabel.affines import apply_affine
 
 from labkit.data.cohort import Scan
+from labkit.data.grids import STUDY_AXES, axis_change, grid_affine
 from labkit.data.labels import TISSUE_NAMES
 from labkit.evidence import describe
 from labkit.evidence.brightness import intensity_window
@@ -60,6 +62,46 @@ def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = Non
         style.write_on(display.axes["x"].ax, 0.02, 0.98, describe.scan_name(scan), ha="left", va="top", size=10)
     shown = f"intensity {style.number(low)} (black) to {style.number(high)} (white)"
     figure.suptitle(f"{title}: {shown}" if title else shown, y=1, va="top", fontsize=10)
+    return figure
+
+
+@style.drawn
+def lies_otherwise(scan: Scan) -> Figure:
+    """A scan as its header has it lie, above, and with the axes that fit the study's anatomy best, below.
+
+    Parameters
+    ----------
+    scan : Scan
+        One whose ``origin.fits`` names such axes: what :func:`labkit.open_cohort` warns of.
+
+    Raises
+    ------
+    ValueError
+        Its header fits.
+    """
+    if not scan.origin.fits:
+        raise ValueError(f"{describe.scan_name(scan)} lies as its header says: there are no axes that fit better")
+    study = "".join(STUDY_AXES)
+    image, zooms = np.asarray(scan.image), np.asarray(scan.zooms)
+    best = scan.origin.fits.split()[0]
+    for change in (axis_change(study, scan.origin.axes), axis_change(best, study)):
+        image, moved = orientations.apply_orientation(image, change), np.empty(3)
+        moved[change[:, 0].astype(int)] = zooms
+        zooms = moved
+    rows = {
+        scan.origin.axes: (scan.image, scan.affine),
+        best: (image, grid_affine(image.shape, tuple(zooms))),
+    }
+    low, high = intensity_window([scan])
+    figure, grid = plt.subplots(2, 3, figsize=(WIDTH, 0.62 * WIDTH), squeeze=False, layout="compressed")
+    for axes, (words, (array, affine)) in zip(grid, rows.items(), strict=True):
+        for ax, (name, cut) in zip(axes, PLANES.items(), strict=True):
+            style.show_section(ax, array, affine, cut, (array.shape[cut.axis] - 1) // 2, vmin=low, vmax=high)
+            style.name_sides(ax, cut)
+            ax.set_title(f"{name}, axes {words}", fontsize=9)
+    style.bare(grid.flat)
+    said = f"{describe.scan_name(scan)}: by its header ({scan.origin.axes}), and as it fits better ({best})"
+    figure.suptitle(said, fontsize=10)
     return figure
 
 

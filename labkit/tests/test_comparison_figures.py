@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -65,6 +66,17 @@ def test_reconstructions_of_other_animals_are_refused(cohorts):
     assert [ax.get_title() for ax in figure.axes if ax.get_title().startswith("RMSE")] == ["RMSE 0.000"] * 2
     with pytest.raises(ValueError, match="same animals"):
         figures.reconstruction_errors(real[:2], real[1:3])
+
+
+def test_the_odd_ones_of_a_cohort_stand_first_in_red_with_what_sets_them_apart(cohorts):
+    scans = [replace(scan, subject=f"rat{place}") for place, scan in enumerate(list(cohorts[0]) * 3)]
+    scans[5] = replace(scans[5], image=scans[5].image * 9)
+    scans[2] = replace(scans[2], origin=replace(scans[2].origin, axes="LPS"))
+    figure = figures.cohort_sheet(scans, most=4)
+    titles = [ax.get_title().split("\n") for ax in figure.axes]
+    assert titles[0][0] == "rat5" and "brightness" in titles[0][1] and titles[1][0] == "rat2" and "file" in titles[1][1]
+    assert {ax.title.get_color() for ax in figure.axes[:2]} == {"firebrick"}
+    assert f"the 4 of {len(scans)} that differ most" in figure.get_suptitle()
 
 
 def test_a_contact_sheet_has_every_scan_once(cohorts):

@@ -10,6 +10,7 @@ from labkit.data.cohort import Cohort, Scan
 from labkit.data.grids import grid_affine
 from labkit.data.labels import TISSUE_NAMES
 from labkit.data.nifti import Origin
+from labkit.data.sources import open_cohort
 from labkit.evidence import describe
 
 SIDE, ZOOMS = 16, (1.0, 0.5, 2.0)  # mm; unequal, so that a mix-up of axes shows
@@ -194,3 +195,20 @@ def test_the_reference_volumes_are_those_of_the_published_maps(mirror):
         assert along.sum() == pytest.approx(describe.SIGMA_MM3[name], abs=1)
         share = np.clip((10 - np.abs(anterior + 3.0)) / 0.15 + 0.5, 0, 1)  # of each plane within 20 mm around y = -3
         assert (along * share).sum() == pytest.approx(describe.SIGMA_IN_VIEW_MM3[name], abs=1)
+
+
+def test_what_is_odd_of_a_cohort_is_named_and_nothing_else():
+    scans = list(open_cohort("phantom", n=12))
+    assert (describe.outliers(scans)["apart"] == "").sum() >= 10  # of a dozen the largest may be called large
+    upside_down = replace(scans[4], image=np.ascontiguousarray(scans[4].image[:, ::-1]))
+    scans[4], scans[7] = upside_down, replace(scans[7], image=scans[7].image / 5)
+    labels = np.where(scans[9].labels == 3, 57, scans[9].labels).astype(np.uint8)
+    scans[9] = replace(scans[9], labels=labels)
+    found = describe.outliers(scans)
+    assert set(found["place"][:3]) == {4, 7, 9}
+    apart = {place: words for place, words in zip(found["place"], found["apart"], strict=True)}
+    assert apart[4].startswith("likeness 0.") and apart[7].startswith("brightness") and apart[9] == "labels 0, 1, 2, 57"
+    brightness = found.set_index("place")["brightness"]
+    assert brightness[7] == pytest.approx(np.percentile(scans[7].image, 99.5))
+    alone = describe.outliers(scans[:1])
+    assert alone["odd"].tolist() == [0] and alone["apart"].tolist() == [""] and alone["likeness"].isna().all()

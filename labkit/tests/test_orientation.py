@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import labkit
+from labkit import figures
 from labkit.data import orientation
+from labkit.data.grids import corrected_affine
 
 TURNS = orientation._turns()
 
@@ -37,9 +39,11 @@ def test_every_way_to_lie_is_told_and_the_right_one_never_doubted(rats):
     rng, told = np.random.default_rng(0), []
     for rat in rats[8:]:
         for image in kinds(rat, rng).values():
-            assert orientation.fit(image, rat.zooms, "RSA") == "RSA"
-            found = orientation._correlations(orientation.coarse(image, rat.zooms))
-            told.append(found.max() - np.delete(found, TURNS.index(((0, 1, 2), (1, 1, 1)))) >= orientation.CLEARLY)
+            assert orientation.fits(image, rat.zooms, "RSA") == ["RSA"]
+            for turn in TURNS[1:]:
+                zooms = tuple(rat.zooms[axis] for axis in turn[0])
+                found = orientation.fits(orientation.turned(image, turn), zooms, "RSA")
+                told.append(found != ["RSA"])
     assert np.mean(told) > 0.95
 
 
@@ -47,7 +51,7 @@ def test_every_way_to_lie_is_told_and_the_right_one_never_doubted(rats):
 def test_the_axes_that_are_told_put_a_scan_right_again(rats, turn):
     rat = rats[8]
     zooms = tuple(rat.zooms[axis] for axis in turn[0])
-    found = orientation.fit(orientation.turned(rat.image, turn), zooms, "RSA")
+    (found,) = orientation.fits(orientation.turned(rat.image, turn), zooms, "RSA")
     codes = nib.orientations.axcodes2ornt(tuple(found)), nib.orientations.axcodes2ornt(("R", "S", "A"))
     change = nib.orientations.ornt_transform(*codes)
     back = nib.orientations.apply_orientation(orientation.turned(rat.image, turn), change)
@@ -77,12 +81,34 @@ def test_a_folder_says_which_axes_fit_and_takes_them_where_it_is_asked_to(rats, 
 def test_the_mice_and_a_real_rat_are_not_doubted(mirror):
     scans = [*labkit.open_cohort("mice")[:6]]
     for scan in scans:
-        assert orientation.fit(scan.image, scan.zooms, "RSA") == "RSA"
+        assert orientation.fits(scan.image, scan.zooms, "RSA") == ["RSA"]
     path = next((mirror / "scans").glob("*.nii.gz"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cohort = labkit.open_cohort(path.parent)
     assert cohort[0].origin.fits == ""
+
+
+def test_a_real_rat_in_a_wide_field_on_thick_slices_is_put_right(mirror, tmp_path):
+    path = next((mirror / "scans").glob("*.nii.gz"))
+    image = nib.load(path)
+    stored, true = np.asanyarray(image.dataobj), "".join(nib.aff2axcodes(image.affine))
+    wrong = corrected_affine(image.header, stored.shape, "RSP", None)  # sections exchanged
+    nib.save(nib.Nifti1Image(stored, wrong), tmp_path / path.name)
+    with pytest.warns(UserWarning, match=f"with axes {true} they fit .*hardly worse: [RLAPSI]{{3}}; mind which end"):
+        turned = labkit.open_cohort(tmp_path)
+    best, other = turned[0].origin.fits.split()
+    assert (
+        best == true and other[2] == true[2] and {*best[:2]} != {*other[:2]}
+    )  # it is the same turned about: head to tail
+    with pytest.warns(UserWarning, match="taken for that"):
+        right = labkit.open_cohort(tmp_path, axes="auto")
+    as_scanned = labkit.open_cohort(path.parent)[0]
+    assert np.corrcoef(right[0].image.ravel(), as_scanned.image.ravel())[0, 1] > 0.98
+    drawn = figures.lies_otherwise(turned[0])
+    assert [ax.get_title().rpartition(" ")[2] for ax in drawn.axes] == ["RSP"] * 3 + [true] * 3
+    with pytest.raises(ValueError, match="lies as its header says"):
+        figures.lies_otherwise(as_scanned)
 
 
 def test_all_ways_to_lie_are_24():

@@ -4,6 +4,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,7 @@ from labkit import files, recording, runs
 from labkit.data.cohort import Cohort
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
-from labkit.training import DivergedError, default_n_train, folds, split, train
+from labkit.training import DivergedError, default_n_train, default_run_folder, folds, split, train
 from labkit.variants import VARIANTS, resolve
 
 FAST = {"iterations": 6, "checkpoint_every": 3, "sample_every": 3, "log_every": 2, "ema_decay": 0.5, "device": "cpu"}
@@ -133,7 +134,7 @@ def test_another_setting_other_data_and_resume_false_are_refused(rats, tmp_path)
     train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
     with pytest.raises(RunError, match="variant.latent_dim: 500 there, 20 asked"):
         train("sigmarat2", rats, "smoke", tmp_path / "run", latent_dim=20, **FAST)
-    with pytest.raises(RunError, match="cohort.fingerprint"):
+    with pytest.raises(RunError, match=r"configuration:\n  cohort.n: 7 there, 6 asked\n  train.subjects: 5 there, 4"):
         train("sigmarat2", rats.subset(range(6)), "smoke", tmp_path / "run", **FAST)
     with pytest.raises(RunError, match="resume=False"):
         train("sigmarat2", rats, "smoke", tmp_path / "run", resume=False, **FAST)
@@ -280,3 +281,19 @@ def test_an_executed_notebook_is_told_where_its_training_stands(rats, tmp_path, 
 @pytest.mark.parametrize(("left", "words"), [(7200, "2 hours"), (5000, "83 minutes"), (80, "80 seconds")])
 def test_time_left_is_told_in_units_that_are_read(left, words):
     assert recording._line(0, left, 1.0, "x") == f"iteration 0 of {left}: x; 1 iterations a second, {words} left"
+
+
+def test_default_folders_tell_apart_all_that_was_asked(tmp_path):
+    variant, scale = resolve("sigmarat2", "smoke")
+    phantom = {"source": "phantom", "n": 210, "seed": 0, "grid": "study", "axes": None, "skip_bad": True}
+
+    def name(recipe=None, **overrides):
+        cohort = SimpleNamespace(name="rats", recipe=recipe)
+        return default_run_folder(variant, cohort, scale, 0, overrides).name
+
+    usual = "sigmarat2-rats-smoke-s0"
+    assert name(phantom) == name() == name({"source": "mice", "n": None, "grid": "56x40x64@0.3"}) == usual
+    assert name(phantom | {"n": 8, "seed": 3}) == usual + "-n=8-rats=3"
+    assert name(phantom | {"source": "/x", "n": None}, n_train=4, fold=1) == usual + "-fold=1-n_train=4"
+    raw = {"source": "/x/raw", "axes": "RSA", "voxel_mm": [0.3, 0.3, 0.5], "entities": {"echo": "1"}, "grid": "native"}
+    assert name(raw) == usual + "-axes=RSA-entities=echo1-grid=native-voxel_mm=0.3x0.3x0.5"
