@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import platform
 import signal
@@ -20,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +38,9 @@ FIXED_CODES, FIXED_SCANS, HELD_OUT = 8, 4, 16
 
 SECONDS_A_LINE = 10
 """At least, between two lines of a training in a notebook that is executed."""
+
+PICTURES = "fixed codes; scans beside reconstructions"
+"""The samples' name on a TensorBoard."""
 
 HELD_OUT_COLUMNS = ("held_out_mse", "mean_scan_mse", "held_out_code_sd")
 """Measured with the samples: error of held-out reconstructions, that of the mean training scan, spread of codes."""
@@ -80,6 +85,7 @@ class Recorder:
         self.row_began, self.seconds_apart = self.started, 0.0
         self.about = {"started": datetime.now(UTC).isoformat(timespec="milliseconds"), **provenance(self.device)}
         self.first = 0
+        self._show: Callable[[int, Path], None] = lambda iteration, montage: None  # until a sitting has a board
 
     def resume(self) -> int:
         """Put the last checkpoint into learner and random state; gives the iteration it was made at, 0 if none."""
@@ -155,7 +161,9 @@ class Recorder:
             back = torch.cat([networks["G_encoded"](part) for part in codes.split(parts)])
         fixed = self.watched_scans[:FIXED_SCANS]
         zooms = Run(self.folder).file_template.cube_zooms(self.learner.scale.size)
-        save_samples(self.folder / "samples", iteration, random, fixed, back[:FIXED_SCANS], zooms)
+        montage = save_samples(self.folder / "samples", iteration, random, fixed, back[:FIXED_SCANS], zooms)
+        if montage is not None:
+            self._show(iteration, montage)
         if self.is_held_out:  # a training scan's reconstruction must not pass for a held-out one's
             error = (back - self.watched_scans).square().mean().item()
             measured = (error, self.mean_scan_mse, codes.std().item())
@@ -224,13 +232,32 @@ class Recorder:
 
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[Callable[[dict[str, float]], None]]:
+        """Every row's numbers, held-out ones among them, the fixed samples, and settings to compare runs by."""
         try:
             from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
         except ImportError:
             warnings.warn("tensorboard is not installed: losses go to losses.csv only", stacklevel=2)
             yield lambda row: None
             return
         with SummaryWriter(str(self.folder / "events"), purge_step=self.first + 1) as board:
+            config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            settings = {
+                "seed": config["seed"],
+                "cohort": config["cohort"]["name"],
+                **config["scale"],
+                **config["variant"],
+            }
+            for summary in hparams(settings | {"scale": config["scale"]["name"]}, dict.fromkeys(HELD_OUT_COLUMNS, 0.0)):
+                board.file_writer.add_summary(summary)  # the board takes the metrics from the curves of the same names
+
+            def show(iteration: int, montage: Path) -> None:
+                from PIL import Image
+
+                with Image.open(montage) as image:
+                    board.add_image(PICTURES, np.asarray(image), iteration, dataformats="HW")
+
+            self._show = show
 
             def write(row: dict[str, float]) -> None:
                 for name, value in row.items():
@@ -330,7 +357,6 @@ def _short(value: float) -> str:
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit, versions and device of this process."""
     import nibabel
-    import numpy
 
     here = Path(__file__).parent
     try:
@@ -347,7 +373,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "labkit": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "nibabel": nibabel.__version__,
         "device": torch.cuda.get_device_name(device) if on_cuda else platform.machine(),
         "threads": torch.get_num_threads(),

@@ -233,7 +233,7 @@ def default_run_folder(
 ) -> Path:
     """``runs/<model>-<cohort>-<scale>-s<seed>``, with what was asked for otherwise behind it, of the cohort first."""
     recipe = cohort.recipe or {}
-    source = recipe.get("source")
+    source = str(recipe.get("source"))
     usual = {"n": PAPER_N if source in SIMULATED else None, "grid": GRIDS.get(source, "study")}
     apart = {"source", "skip_bad", "departures"}  # named already, or of no account for which scans these are
     opened = {key: value for key, value in recipe.items() if key not in apart and value and value != usual.get(key)}

@@ -1,3 +1,4 @@
+import io
 import signal
 import subprocess
 import sys
@@ -53,7 +54,20 @@ def test_every_variant_leaves_a_run_that_others_can_use(rats, tmp_path, model):
         run.config["held_out"]["subjects"]
     )
     assert run.provenance["sittings"][0]["torch"] == torch.__version__
-    assert list((run.path / "events").iterdir())
+
+
+def test_the_board_has_held_out_curves_the_fixed_samples_and_settings_to_compare_by(rats, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST, lr=3e-4)
+    board = event_accumulator.EventAccumulator(str(run.path / "events")).Reload()
+    curve = {point.step: point.value for point in board.Scalars("held_out_mse")}
+    assert curve == pytest.approx(run.losses["held_out_mse"].dropna().to_dict(), rel=1e-4) and set(curve) == {4, 6}
+    pictures = board.Images("fixed codes; scans beside reconstructions")
+    assert [picture.step for picture in pictures] == [3, 6]
+    shown = np.asarray(Image.open(io.BytesIO(pictures[-1].encoded_image_string)).convert("L"))
+    assert np.array_equal(shown, np.asarray(Image.open(run.path / "samples" / "iteration-000006.png")))
+    started = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"latent_dim" in started and b"lr" in started and b"smoke" in started
 
 
 def test_fixed_samples_start_at_iteration_zero_as_nifti_and_montage(rats, tmp_path):
