@@ -204,7 +204,15 @@ def tidy(page: str) -> str:
         return whole
 
     head = re.sub(r"<script\b[^>]*>.*?</script>", once, head, flags=re.DOTALL)
+    body = re.sub(r"<table\b.*?</table>", lambda found: scoped(found[0]), body, flags=re.DOTALL)
     return head + end + body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+
+
+def scoped(table: str) -> str:
+    """A table whose header cells say what they are of, for those who hear it."""
+    head, end, body = table.rpartition("</thead>")
+    named = r"<th\b(?![^>]*\bscope=)"
+    return re.sub(named, '<th scope="col"', head) + end + re.sub(named, '<th scope="row"', body)
 
 
 def build(work: Path, target: Path, final: Path) -> None:

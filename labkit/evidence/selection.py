@@ -79,15 +79,39 @@ def by_fold(runs: list[Run]) -> list[list[Run]]:
     return list(parts.values())
 
 
-def named(runs: list[Run]) -> dict[str, Run]:
-    """Runs by name: the model's where each has another, otherwise the folder's; none twice."""
-    models = [run.variant.name for run in runs]
-    names = models if len(set(models)) == len(models) else [run.path.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.path) for run in runs]
+def named(runs: list[Run], names: Sequence[str] | str | None = None) -> dict[str, Run]:
+    """Runs by name, none twice: those given, with commas or one by one; else as short as they tell the runs apart.
+
+    That is the model where each run has another, or the model with the few settings that differ between the runs
+    (``"sigmarat2 seed 1"``); otherwise the folder.
+    """
     if len({run.path.resolve() for run in runs}) < len(runs):
-        raise ValueError(f"the same run twice: {', '.join(names)}; name each once")
-    return dict(zip(names, runs, strict=True))
+        raise ValueError(f"the same run twice: {', '.join(run.path.name for run in runs)}; name each once")
+    models, folders = [run.variant.name for run in runs], [run.path.name for run in runs]
+    given = [part.strip() for part in names.split(",")] if isinstance(names, str) else list(names or ())
+    if given and (len(set(given)) != len(runs) or len(given) != len(runs) or not all(given)):
+        raise ValueError(f"names={names!r}: needed are {len(runs)} different names, of {', '.join(folders)} in turn")
+    for words in (given, models, _by_settings(runs), folders):
+        if words and len(set(words)) == len(words):
+            return dict(zip(words, runs, strict=True))
+    return {str(run.path): run for run in runs}
+
+
+MANY_SETTINGS = 3
+"""More settings than this say less of a run than its folder."""
+
+
+def _by_settings(runs: list[Run]) -> list[str]:
+    """Of each run its model, and the settings that differ between runs of that model."""
+    flat = [{"seed": run.config["seed"], **run.config["scale"], **run.config["variant"]} for run in runs]
+    words = []
+    for own in flat:
+        kin = [other for other in flat if other["name"] == own["name"]]  # the variant's, written over the scale's
+        apart = [key for key in own if any(other.get(key) != own[key] for other in kin)]
+        if len(apart) > MANY_SETTINGS:
+            return []
+        words.append(" ".join([own["name"], *(f"{key} {own[key]}" for key in apart)]))
+    return words
 
 
 def check_same_training(runs: dict[str, Run]) -> None:

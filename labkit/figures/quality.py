@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 NOTICED = 2.0  # standard deviations of the floor
 REACH = 10.0
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#882255", "#999933", "#332288")
+"""Of runs: Okabe and Ito's, but for the one that marks suspects, and three of Tol's muted ones."""
 WATCHED = (
     ("RMSE", "paper"),
     ("MMD", "released"),
@@ -226,16 +227,18 @@ def embedding_map(study: Study, name: str = "PCA") -> Figure:
         raise ValueError(f"no embedding is called {name!r}; there are {', '.join(yardstick.embedded)}")
     embed = yardstick.embedded[name]
     real = np.concatenate([side.features(name, embed) for side in (yardstick.reference, yardstick.other)])
-    count = len(study.comparisons)
-    figure, axes = plt.subplots(1, count, figsize=(WIDTH, WIDTH / max(count, 2) + 0.6), squeeze=False,
+    columns = min(len(study.comparisons), 4)
+    rows = -(-len(study.comparisons) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * WIDTH / max(columns, 2) + 0.6), squeeze=False,
                                 layout="constrained", sharex=True, sharey=True)  # fmt: skip
-    for ax, ((run, comparison), colour) in zip(axes[0], _coloured(study), strict=True):
+    for ax in list(axes.flat)[len(study.comparisons) :]:
+        ax.set_visible(False)
+    for ax, ((run, comparison), colour) in zip(axes.flat, _coloured(study), strict=False):
         made = comparison.made.features(name, embed)
         ax.plot(*real[:, :2].T, "o", color="black", markersize=4, fillstyle="none", label="real")
         ax.plot(*made[:, :2].T, "o", color=colour, markersize=4, alpha=0.8, markeredgewidth=0, label=run)
-        ax.set_title(run)
-        ax.set_xlabel("1st component")
-    axes[0, 0].set_ylabel("2nd component")
+        ax.set_title(run, fontsize=9)
+    style.name_axes(axes, "1st component", "2nd component")
     figure.suptitle("open circles: real; dots: synthetic", fontsize=9)
     return figure
 

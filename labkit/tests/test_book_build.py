@@ -104,6 +104,13 @@ def test_a_page_loads_plotly_if_it_draws_and_mathjax_if_it_has_equations(book):
     assert book.tidy(head + body) == f'<head><script src="_static/mathjax/m.js"></script></head>{body}'
 
 
+def test_header_cells_of_a_table_say_whether_they_are_of_a_column_or_of_a_row(book):
+    head = '<table><thead><tr><th>a</th><th scope="colgroup">b</th></tr></thead>'
+    table = head + '<tbody><tr><th class="x">c</th></tr></tbody>'
+    expected = table.replace("<th>a", '<th scope="col">a').replace('<th class="x">', '<th scope="row" class="x">')
+    assert book.tidy(f"<head></head>{table}</table><th>") == f"<head></head>{expected}</table><th>"
+
+
 def test_scripts_stand_on_a_page_once_and_none_is_for_another_host(book):
     page = (
         '<head><script>const THEBE_JS_URL = "https://x"</script><script defer="defer" src="m.js"></script>'

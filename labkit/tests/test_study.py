@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +13,7 @@ from labkit.evidence.metrics import faults, study
 from labkit.evidence.metrics.controls import CONTROLS
 from labkit.evidence.metrics.study import Study, separate_best
 from labkit.evidence.sample import Sample, at_resolution
-from labkit.evidence.selection import find_runs
+from labkit.evidence.selection import find_runs, named
 from labkit.tests.rats import ellipsoids
 from labkit.tests.test_training import FAST
 from labkit.training import train
@@ -187,3 +189,34 @@ def test_a_fold_without_one_of_the_models_is_named(rats, tmp_path):
             for model, fold in (("sigmarat2", 0), ("adni", 0), ("sigmarat2", 1))]  # fmt: skip
     with pytest.raises(ValueError, match="runs of 2 folds, but not the same models in each"):
         Study(runs, n=8)
+
+
+def some_run(model="sigmarat2", folder="a", **settings):
+    variant = {"name": model, **{key: value for key, value in settings.items() if key not in ("seed", "size")}}
+    config = {
+        "seed": settings.get("seed", 0),
+        "scale": {"name": "smoke", "size": settings.get("size", 16)},
+        "variant": variant,
+    }
+    return SimpleNamespace(variant=SimpleNamespace(name=model), path=Path("runs") / folder, config=config)
+
+
+def test_runs_are_called_by_what_tells_them_apart_or_as_one_likes():
+    def names(*runs, called=None):
+        return list(named(list(runs), called))
+
+    a, b, c = some_run(), some_run(folder="b", seed=1), some_run("adni", "c", seed=1)
+    assert names(a, c) == ["sigmarat2", "adni"]
+    assert names(a, b, c) == ["sigmarat2 seed 0", "sigmarat2 seed 1", "adni"]
+    longer = some_run(folder="d", latent_dim=1000)
+    assert names(a, some_run(folder="d", size=32)) == ["sigmarat2 size 16", "sigmarat2 size 32"]
+    many = some_run(folder="e", **{f"w{place}": 1 for place in range(4)}, seed=3)
+    assert names(longer, b)[0] == "sigmarat2 seed 0 latent_dim 1000"
+    assert names(a, many) == ["a", "e"]  # too many to say
+    assert names(a, some_run(folder="f")) == ["a", "f"]  # nothing differs
+    assert names(a, b, called="short, long") == names(a, b, called=["short", "long"]) == ["short", "long"]
+    for wrong in ("one", "one,one", "one,", "one,two,three"):
+        with pytest.raises(ValueError, match="needed are 2 different names, of a, b in turn"):
+            names(a, b, called=wrong)
+    with pytest.raises(ValueError, match="the same run twice: a, a"):
+        names(a, some_run())

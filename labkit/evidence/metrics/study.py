@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -68,11 +69,14 @@ class Study:
     reader : labkit.evidence.metrics.measures.Reader, optional
         A segmentation network that measures, too: that of the experiment (chapter 5) in one of the runs learned from
         the same training animals (:func:`labkit.evidence.segmentation.reader.find_reader`).
+    names : sequence of str or str, optional
+        How the runs are called in tables and figures, in their order, with commas or one by one. Default the model
+        where each has another, with the settings that differ where not (:func:`labkit.evidence.selection.named`).
 
     Attributes
     ----------
     runs : dict of str to Run
-        By name: the model's where each has another, otherwise the folder's.
+        By name.
     folds : list of Study
         One a fold, this one among them; empty where there is one.
     yardstick : Yardstick
@@ -94,14 +98,15 @@ class Study:
         seed: int = 0,
         size: int = 64,
         reader: Reader | None = None,
+        names: Sequence[str] | str | None = None,
     ) -> None:
         n, seed = whole("n", n, NEIGHBOURS + 1, "how many synthetic scans a run"), whole("seed", seed, 0)
         opened, *others = by_fold(find_runs(runs))
         if others and real is not None:
             raise ValueError("runs of several folds are measured with what each held out: leave cohort (real) out")
-        self.folds = [self, *(Study(some, None, n, seed, size) for some in others)] if others else []
+        self.folds = [self, *(Study(some, None, n, seed, size, names=names) for some in others)] if others else []
         reader = None if others else reader  # its network learned from animals that other folds hold out
-        self.runs = named(opened)
+        self.runs = named(opened, names)
         self.n, self.seed, self.size = n, seed, size
         first = opened[0]
         check_same_training(self.runs)
@@ -258,8 +263,9 @@ class Study:
             return ["font-weight: bold" if column == best.get(row.name, "") else other for column in row.index]
 
         look = "text-align: left; white-space: pre; font-size: 0.8em; padding: 0.2em 0.6em 0.2em 0"
-        # the interval below its value
+        # the interval below its value, and short, so that four models stand beside each other on a page
         broken = board.map(lambda text: text.replace(" (", "\n(").replace(" held-out", "\nheld-out"))
+        broken = broken.map(lambda text: re.sub(r"(?<=\d) to (?=\d)", "–", text))
         styler = broken.style.apply(marked, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
         return styler.set_caption(f"{self._share(len(board) - len(absent))}. Measured with {self.rests_on}")
 
