@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -30,8 +31,10 @@ def whole_file(path: Path, sync: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
+        partial, usual = Path(folder) / path.name, Path(folder) / ".usual"
         yield partial
+        usual.touch()  # as readable for others as any new file here; some libraries make theirs for their owner alone
+        partial.chmod(usual.stat().st_mode)
         if sync:
             with partial.open("rb+") as handle:
                 os.fsync(handle.fileno())
@@ -57,6 +60,35 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():  # another process was quicker; moved onto it, this one would end up inside
             raise FileExistsError(f"{folder} appeared while it was being written: another process made it")
         os.rename(fresh, folder)
+
+
+SUMS = "SHA256SUMS"
+"""Lists what a folder was filled with; ``sha256sum -c`` reads it, too."""
+
+
+def seal(folder: Path) -> None:
+    """List every file of a folder with its digest, but for :data:`SUMS` itself and the card, which is renewed."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"{digest(folder / name)}  {name}" for name in files if name not in (SUMS, "README.md")]
+    write_text(folder / SUMS, "\n".join(lines) + "\n")
+
+
+def changes(folder: Path) -> list[str]:
+    """What is no longer as :func:`seal` found it, in words: files that are missing, other ones, and scans more."""
+    if not (folder / SUMS).exists():  # filled before there were such lists
+        return []
+    listed = dict(line.split("  ", 1)[::-1] for line in (folder / SUMS).read_text(encoding="utf-8").splitlines())
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.nii*")}
+    said = [f"{name} is missing" for name in listed if not (folder / name).is_file()]
+    said += [f"{name} has another content" for name, sum_ in listed.items()
+             if (folder / name).is_file() and digest(folder / name) != sum_]  # fmt: skip
+    return said + [f"{name} was not made with the others" for name in sorted(there - listed.keys())]
+
+
+def digest(path: Path) -> str:
+    """Content hash (sha256) of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
 from labkit.data.sources import open_cohort
 from labkit.fields import whole
-from labkit.files import located, new_folder, progress_bar, write_json
+from labkit.files import changes, located, new_folder, progress_bar, seal, write_json
 from labkit.runs import Run, RunError, choose_device, load_run
 
 DESCRIPTION = "dataset_description.json"
@@ -254,14 +254,11 @@ def generate(
     run.file_template.check_grid(scans)
     made = _made(run, n, seed, truncation, like)
     folder = located(out_dir) if out_dir else default_folder(run, n, seed, truncation, like)
-    if folder.exists():
-        check_made(folder, made)
-        return open_cohort(folder, **file_template.opening)
-    codes = draw_codes(run, n, seed, truncation=truncation)
-    network = run.generator(choose_device(device))
-    _check_unchanged(run, made)
-    with new_folder(folder) as fresh:
-        index = 0
+
+    def write(fresh: Path) -> None:
+        codes, index = draw_codes(run, n, seed, truncation=truncation), 0
+        network = run.generator(choose_device(device))
+        _check_unchanged(run, made)
         for volumes, labels in labelled_batches(network, codes, f"generating {n} scans"):
             for place, volume in enumerate(volumes):
                 own = None if labels is None else labels[place]
@@ -270,6 +267,8 @@ def generate(
         if getattr(network, "has_labels", False) and run.file_template.label_names:
             bids.write_label_names(fresh, {0: "background", **run.file_template.label_names})
         _write_description(fresh, run, made)
+
+    fill(folder, made, write)
     return open_cohort(folder, **file_template.opening)
 
 
@@ -315,13 +314,11 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
         located(out_dir) if out_dir else run.path / "reconstructed" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:8]}"
     )
     opening = FileTemplate.of([cohort[0]]).opening
-    if folder.exists():
-        check_made(folder, made)
-        return open_cohort(folder, **opening)
-    volumes = decode(run, encode(run, cohort, device), "encoded", device)
-    _check_unchanged(run, made)
     names = cohort.bids_labels()
-    with new_folder(folder) as fresh:
+
+    def write(fresh: Path) -> None:
+        volumes = decode(run, encode(run, cohort, device), "encoded", device)
+        _check_unchanged(run, made)
         for scan, volume in zip(progress_bar(cohort, "writing reconstructions"), volumes, strict=True):
             image = nifti.restore(volume, scan.image.shape, nifti.on_grid(scan.origin, scan.image.shape))
             _check_not_constant(image, f"the scan of {scan.subject}")
@@ -330,6 +327,8 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
             bids.save_scan(fresh, path, image, None)
             _write_sidecar(fresh / path, {"Reconstruction": True, **_air(scan.origin)})
         bids.write_description(fresh, f"Reconstructions by {made['run']}", "derivative", **_generated_by(run), **made)
+
+    fill(folder, made, write)
     return open_cohort(folder, **opening)
 
 
@@ -379,17 +378,37 @@ def _check_unchanged(run: Run, made: dict[str, Any]) -> None:
         raise RunError(f"{run.path.name} got new weights just now, it is still being trained: start again")
 
 
-def check_made(folder: Path, made: Mapping[str, Any]) -> None:
-    """Refuse a data set that holds anything but what is asked for; what the run's folder is called does not count."""
+def fill(folder: Path, made: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder; one that is there has to be just what it would write.
+
+    `made` is what decides its content, and stands in its description; what the run's folder is called does not count.
+
+    Raises
+    ------
+    FileExistsError
+        The folder holds something else, or what was made there has been changed since.
+    """
+    if not folder.exists():
+        try:
+            with new_folder(folder) as fresh:
+                write(fresh)
+                seal(fresh)
+            return
+        except FileExistsError:
+            if not folder.exists():
+                raise
+            # another process was quicker: what it made is looked at as what was there
     try:
         there = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError):
         there = {}
-    differing = [f"{key}: {there.get(key)!r} there, {value!r} asked" for key, value in made.items()
-                 if key != "run" and there.get(key) != value]  # fmt: skip
-    if differing:
+    apart = [f"{key}: {there.get(key)!r} there, {value!r} asked" for key, value in made.items()
+             if key != "run" and there.get(key) != value]  # fmt: skip
+    apart = apart or changes(folder)
+    if apart:
+        more = [f"and {len(apart) - 10} more"] if len(apart) > 10 else []
         raise FileExistsError(
-            f"{folder} is there already and holds something else:\n  " + "\n  ".join(differing)
+            f"{folder} is there already and holds something else:\n  " + "\n  ".join(apart[:10] + more)
             + "\nChoose a new out_dir, or remove that folder."
         )  # fmt: skip
 

@@ -105,9 +105,21 @@ class Recorder:
         self.first = iteration
         return iteration
 
+    def _warn_of_threads(self) -> None:
+        """Sums over other numbers of threads are rounded otherwise."""
+        path = self.folder / "provenance.json"
+        before = Run(self.folder).provenance["sittings"][-1].get("threads") if path.exists() else None
+        if self.first and before not in (None, self.about["threads"]) and self.device.type == "cpu":
+            warnings.warn(
+                f"{self.folder} was trained with {before} threads and goes on with {self.about['threads']}: its last "
+                f"bits will not be those of a run left alone; OMP_NUM_THREADS={before} keeps them",
+                stacklevel=3,
+            )
+
     @contextlib.contextmanager
     def sitting(self) -> Iterator[None]:
         """Signals are collected instead of dying of them, so that an iteration ends and a checkpoint is written."""
+        self._warn_of_threads()
         with _stop_signals(self.asked_to_stop), self._progress() as self._bar, self._tensorboard() as self._board:
             self._note_sitting(self.first)
             self.held_out_terms = {}  # of iteration 0, which has no row
@@ -169,6 +181,17 @@ class Recorder:
             measured = (error, self.mean_scan_mse, codes.std().item())
             self.held_out_terms = dict(zip(HELD_OUT_COLUMNS, measured, strict=True))
         self.seconds_apart += time.perf_counter() - began
+
+    def renew(self, iteration: int) -> None:
+        """Write the networks in use anew where they are not those of the checkpoint, which was written before them.
+
+        A sitting notes an iteration when both are written; killed in between, or on a full disk, it did not.
+        """
+        path = self.folder / "provenance.json"
+        noted = Run(self.folder).provenance["sittings"][-1]["to"] if path.exists() else 0
+        if iteration and (noted != iteration or not (self.folder / runs.MODELS).exists()):
+            save_state(self.folder / runs.MODELS, self.learner.in_use(self.known))
+            self._note_sitting(iteration)
 
     def checkpoint(self, iteration: int) -> None:
         """Write all that is needed to go on bit for bit, and the networks in use; rows not yet due are kept in it."""

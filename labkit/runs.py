@@ -17,9 +17,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
+import platform
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,9 @@ from labkit.atlas import Atlas, AtlasEncoder, AtlasGenerator
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import CohortError, open_cohort
-from labkit.fields import from_dict
-from labkit.files import load_state, located, runs_folder, top
+from labkit.fields import from_dict, known
+from labkit.files import digest, load_state, located, runs_folder, top
+from labkit.variants import MODELS as MODEL_NAMES
 from labkit.variants import AtlasSettings, Scale, Variant, asdict
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -70,8 +72,13 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder} is being trained by another process (number {holder}): wait for it, stop it, or choose "
                 "another run_dir"
             ) from error
+        except OSError as error:  # some network file systems lock nothing
+            warnings.warn(
+                f"{folder} cannot be locked ({error.strerror}): see to it yourself that no other process trains there",
+                stacklevel=3,
+            )
         handle.truncate(0)
-        handle.write(str(os.getpid()))
+        handle.write(f"{os.getpid()} on {platform.node() or 'an unnamed machine'}")
         handle.flush()
         yield
     finally:
@@ -138,6 +145,7 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def settings_of(values: Mapping[str, Any]) -> Variant | AtlasSettings:
     """A model's settings, read back from JSON."""
+    known("model", values.get("name", ""), MODEL_NAMES)  # it becomes part of names and pages
     return from_dict(AtlasSettings, values) if values["name"] == "atlas" else from_dict(Variant, values)
 
 
@@ -239,8 +247,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Content hash (sha256) of the weights in use: two runs with the same one generate the same scans."""
-        with self._written(MODELS).open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return digest(self._written(MODELS))
 
     @property
     def file_template(self) -> FileTemplate:

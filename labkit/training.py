@@ -146,6 +146,7 @@ def train(
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
         iteration = recorder.resume()
+        recorder.renew(iteration)
         if iteration == 0:
             recorder.sample(iteration)
         last = iteration >= size.iterations

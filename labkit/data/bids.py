@@ -219,6 +219,9 @@ def label(text: str) -> str:
 
 def scan_path(subject: str, session: str = "", suffix: str = "boldref", description: str = "") -> Path:
     """Relative BIDS path of a scan, e.g. ``sub-0003/func/sub-0003_task-rest_boldref.nii.gz``."""
+    for part in (subject, *session.replace("-", "_").split("_"), suffix, description):
+        if not re.fullmatch(r"[^\W_]*", part):  # anything else could lead out of the folder, or into another name
+            raise ValueError(f"{part!r} cannot be a part of a BIDS name: letters and digits alone can")
     kind = "func" if suffix in ("bold", "boldref", "sbref") else "anat"
     if kind == "func" and "task-" not in session:  # BIDS wants a task; the study's series are resting state
         session = "_".join(part for part in (session, "task-rest") if part)
@@ -249,6 +252,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def _cell(value: object) -> str:
     if value is None or value == "":
         return "n/a"
+    if isinstance(value, str):
+        text = re.sub(r"[\t\r\n]+", " ", value)  # the format has no quotes
+        return f"'{text}" if text[0] in "=+@" else text  # or a spreadsheet would compute it
     if isinstance(value, (float, np.floating)):
         return f"{value:.6g}"
     return str(value)
@@ -296,7 +302,9 @@ def write_label_names(folder: Path, names: Mapping[int, str], description: str =
 
 
 def save_scan(folder: Path, path: Path, image: nifti.nib.Nifti1Image, labels: nifti.nib.Nifti1Image | None) -> None:
-    """Save a scan at its relative `path` under `folder`, its labels beside it."""
+    """Save a scan at its relative `path` under `folder`, its labels beside it; ValueError if it leads out of it."""
+    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} leads out of {folder}")
     if labels is not None:
         stem = path.name.rsplit("_", 1)[0]
         nifti.save(labels, folder / path.with_name(f"{stem}_dseg.nii.gz"))

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -136,6 +137,61 @@ def test_a_finished_folder_is_opened_and_another_is_refused(run, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "made").rglob("*")}
     with pytest.raises(FileExistsError, match="seed: 0 there, 1 asked"):
         generate(run, 2, tmp_path / "made", seed=1)
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced", "added", "sidecar"])
+def test_a_made_folder_that_was_changed_since_is_not_taken_for_what_was_made(run, rats, tmp_path, change):
+    made = generate(run, 3, tmp_path / "made")
+    path = Path(made[1].origin.path)
+    if change == "deleted":
+        path.unlink()
+    elif change == "replaced":
+        shutil.copy(rats[0].origin.path, path)
+    elif change == "added":
+        shutil.copy(path, path.with_name("sub-mine_T2w.nii.gz"))
+    else:
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text("{}")
+    words = {"deleted": "is missing", "added": "sub-mine_T2w.nii.gz was not made with"}.get(change, "another content")
+    with pytest.raises(FileExistsError, match=f"holds something else:\n.*{words}(.|\n)*remove that folder"):
+        generate(run, 3, tmp_path / "made")
+    with pytest.raises(FileExistsError, match="seed: 0 there, 1 asked"):
+        generate(run, 3, tmp_path / "made", seed=1)
+
+
+def test_sums_of_a_made_folder_are_of_all_its_files_but_the_card_which_is_renewed(run, rats, tmp_path):
+    for made in (generate(run, 2, tmp_path / "made"), reconstruct(run, rats[:2], tmp_path / "back")):
+        lines = dict(line.split("  ")[::-1] for line in (made.folder / "SHA256SUMS").read_text().splitlines())
+        assert lines == {
+            name: sum_ for name, sum_ in files(made.folder).items() if name not in ("SHA256SUMS", "README.md")
+        }
+    (tmp_path / "made" / "README.md").write_text("renewed")
+    assert len(generate(run, 2, tmp_path / "made")) == 2
+
+
+def test_of_several_that_generate_the_same_at_once_each_gets_it(run, tmp_path, monkeypatch):
+    real, others = generation.seal, []
+
+    def slow(fresh):  # while it is about to finish, another one makes the folder
+        if not others:
+            others.append(fresh)
+            generate(run, 2, tmp_path / "made")
+        real(fresh)
+
+    monkeypatch.setattr(generation, "seal", slow)
+    assert len(generate(run, 2, tmp_path / "made")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize("text", ["x/../../../out", "..", "a b", "T2w\n", "<script>"])
+def test_a_run_from_others_cannot_make_files_be_written_elsewhere(run, tmp_path, text):
+    theirs = tmp_path / "deep" / "down" / "run"
+    shutil.copytree(run.path, theirs, ignore=shutil.ignore_patterns("synthetic", "reconstructed"))
+    file = theirs / "file_template.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"suffix": text}))
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match="cannot be a part of a BIDS name"):
+        generate(load_run(theirs), 2)
+    assert files(tmp_path) == before
 
 
 def test_an_interrupted_generation_leaves_no_folder(run, tmp_path, monkeypatch):

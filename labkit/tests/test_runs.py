@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -73,13 +75,48 @@ def test_a_second_process_is_kept_out_and_the_lock_dies_with_its_holder(tmp_path
     holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline().strip() == "held"
-        with pytest.raises(RunError, match=f"another process \\(number {holder.pid}\\)"), runs.locked(tmp_path):
+        with (
+            pytest.raises(RunError, match=f"another process \\(number {holder.pid} on {platform.node()}\\)"),
+            runs.locked(tmp_path),
+        ):
             pass
     finally:
         holder.kill()
         holder.wait()
     with runs.locked(tmp_path):
         pass
+
+
+def test_a_file_system_that_locks_nothing_is_said_and_used(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(*words):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.warns(UserWarning, match="cannot be locked .No locks available.: see to it yourself"),
+        runs.locked(tmp_path),
+    ):
+        pass
+
+
+def test_files_are_as_readable_for_others_as_the_umask_has_it(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.save_state(tmp_path / "state.safetensors", {"x": torch.zeros(2)})
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
+        "state.safetensors": "0o640", "a.json": "0o640"
+    }  # fmt: skip
+
+
+def test_a_run_of_a_model_that_there_is_not_is_refused():
+    values = asdict(VARIANTS["adni"]) | {"name": "<script>alert(1)</script>"}
+    with pytest.raises(ValueError, match="unknown model .*allowed are adni"):
+        runs.settings_of(values)
 
 
 def test_another_configuration_is_refused_with_what_differs(tmp_path):

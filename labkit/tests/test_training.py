@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -93,6 +94,47 @@ def test_resume_continues_bit_for_bit(rats, tmp_path, model):
     train(model, rats, "smoke", tmp_path / "parts", **FAST | {"iterations": 3})
     parts = train(model, rats, "smoke", tmp_path / "parts", **FAST)
     assert same(whole, parts)
+
+
+@pytest.mark.parametrize("model", ["sigmarat2", "atlas"])
+@pytest.mark.parametrize("left", ["nothing", "of an earlier checkpoint"])
+def test_cut_off_between_a_checkpoints_two_files_a_run_is_made_whole_when_it_is_opened(
+    rats, tmp_path, monkeypatch, left, model
+):
+    options = {"iterations": 6, "checkpoint_every": 3, "device": "cpu"}
+    whole = train(model, rats, "smoke", tmp_path / "whole", **options)
+    save, killed = files.save_state, [tmp_path / "run" / runs.MODELS] * (1 if left == "nothing" else 2)
+
+    def cut_off(path, state):
+        if path in killed and killed.pop() and not killed:
+            raise OSError("as if killed, or the disk were full")
+        save(path, state)
+
+    monkeypatch.setattr(recording, "save_state", cut_off)
+    with pytest.raises(OSError, match="as if killed"):
+        train(model, rats, "smoke", tmp_path / "run", **options)
+    monkeypatch.undo()
+    done = load_run(tmp_path / "run").iteration
+    assert done == (3 if left == "nothing" else 6) and (tmp_path / "run" / runs.MODELS).exists() == (done == 6)
+    if model != "atlas":  # whose steps follow from how many are asked for
+        other = train(model, rats, "smoke", tmp_path / "other", **options | {"iterations": done})
+        opened = train(model, rats, "smoke", tmp_path / "run", **options | {"iterations": done})  # finished, so far
+        assert same(other, opened) and opened.fingerprint == other.fingerprint
+    assert train(model, rats, "smoke", tmp_path / "run", **options).fingerprint == whole.fingerprint
+
+
+def test_going_on_with_another_number_of_threads_is_said(rats, tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 3})
+    monkeypatch.setattr(recording.torch, "get_num_threads", lambda: threads + 3)
+    with pytest.warns(
+        UserWarning, match=f"with {threads} threads and goes on with {threads + 3}.*OMP_NUM_THREADS={threads}"
+    ):
+        train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST)  # finished: only opened
 
 
 SITTING = """

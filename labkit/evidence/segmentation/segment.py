@@ -21,8 +21,8 @@ from labkit.evidence.segmentation.experiment import Experiment
 from labkit.evidence.segmentation.network import MODEL_FILE, inputs, probabilities
 from labkit.evidence.segmentation.reader import find_network
 from labkit.fields import known
-from labkit.files import located, new_folder, progress_bar
-from labkit.generation import check_made
+from labkit.files import located, progress_bar
+from labkit.generation import fill
 from labkit.runs import Run, load_run
 
 
@@ -89,23 +89,15 @@ def segment(
     folder = located(out_dir) if out_dir else default
     made = {"Scans": cohort.fingerprint}
     made["LabelledBy"] = hashlib.sha256((found.folder / MODEL_FILE).read_bytes()).hexdigest()
-    if out_dir and folder.exists():
-        check_made(folder, made)
-    if not folder.exists():
+
+    def write(fresh: Path) -> None:
         images, box = inputs(cohort, found.plan)
         chances = (probabilities([found.network], image[None], box) for image in images)
         labels = (found.plan.maps(chance.max(1, keepdim=True).indices)[0] for chance in chances)
-        tissues = found.plan.labels == TISSUE_LABELS
-        _write(
-            folder,
-            cohort,
-            labels,
-            LABEL_NAMES if tissues else generator.file_template.label_names,
-            **made,
-            Arm=arm,
-            Seed=seed,
-            Run=generator.path.name,
-        )
+        names = LABEL_NAMES if found.plan.labels == TISSUE_LABELS else generator.file_template.label_names
+        _write(fresh, cohort, labels, names, **made, Arm=arm, Seed=seed, Run=generator.path.name)
+
+    fill(folder, made, write)
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
 
 
@@ -118,23 +110,23 @@ def _by_atlas(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None) -> Co
     default = run.path / "segmented" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:10]}"
     folder = located(out_dir) if out_dir else default
     made = {"Scans": cohort.fingerprint, "LabelledBy": run.fingerprint}
-    if out_dir and folder.exists():
-        check_made(folder, made)
-    if not folder.exists():
+
+    def write(fresh: Path) -> None:
         encoder, scans = run.encoder(), cohort.volumes(run.scale.size)
         labels = (map_ for part in scans.split(8) for map_ in encoder.labels(part))
-        _write(folder, cohort, labels, run.file_template.label_names, **made, Run=run.path.name)
+        _write(fresh, cohort, labels, run.file_template.label_names, **made, Run=run.path.name)
+
+    fill(folder, made, write)
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
 
 
-def _write(folder: Path, cohort: Cohort, labels: Iterable[Tensor], label_names: dict[int, str], **about: Any) -> None:
+def _write(fresh: Path, cohort: Cohort, labels: Iterable[Tensor], label_names: dict[int, str], **about: Any) -> None:
     """The cohort's own files with label maps (1, S, S, S) beside them."""
     names = cohort.bids_labels()
-    with new_folder(folder) as fresh:
-        for scan, cube in zip(progress_bar(cohort, "segmenting"), labels, strict=True):
-            original = nib.Nifti1Image.from_image(nib.load(scan.origin.path))  # every voxel of the file
-            path = bids.scan_path(names[scan.subject], scan.session, scan.suffix)
-            bids.save_scan(fresh, path, original, scan.restore_labels(cube))
-        if label_names:
-            bids.write_label_names(fresh, {0: "background", **label_names})
-        cohort.write_about(fresh, f"{cohort.name}, segmented", "derivative", **about)
+    for scan, cube in zip(progress_bar(cohort, "segmenting"), labels, strict=True):
+        original = nib.Nifti1Image.from_image(nib.load(scan.origin.path))  # every voxel of the file
+        path = bids.scan_path(names[scan.subject], scan.session, scan.suffix)
+        bids.save_scan(fresh, path, original, scan.restore_labels(cube))
+    if label_names:
+        bids.write_label_names(fresh, {0: "background", **label_names})
+    cohort.write_about(fresh, f"{cohort.name}, segmented", "derivative", **about)
