@@ -27,6 +27,7 @@ from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, execute, fitted,
 import labkit
 from labkit import figures, training
 from labkit.data import common_grid
+from labkit.markup import plain
 
 
 def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work: Path) -> str:
@@ -43,7 +44,7 @@ def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work:
         "device": known["device"],
         "executed in": f"{known['seconds']:.0f} s",
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = "\n".join(f"| {name} | {plain(value)} |" for name, value in rows.items())
     links = (
         f"Notebook: {{download}}`as in the repository <notebooks/{page.notebook}.ipynb>`, "
         f"{{download}}`executed <notebooks/executed/{page.stem}.ipynb>`"
@@ -154,7 +155,7 @@ def write_page(
 def write_left_out(stem: str, reason: str, target: Path) -> None:
     """A page in place of a chapter that this cohort does not allow."""
     title = nbformat.read(BOOK / f"{stem}.ipynb", 4).cells[0].source.splitlines()[0]
-    text = f"{title}\n\nThis chapter was left out: {reason.rstrip('.')}.\n"
+    text = f"{title}\n\nThis chapter was left out: {plain(reason.rstrip('.'))}.\n"
     (target / f"{stem}.md").write_text(text, encoding="utf-8")
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.files import write_text
+from labkit.markup import one_line, plain, table
 
 if TYPE_CHECKING:  # runs and what stands on them may use this file
     from labkit.runs import Run
@@ -22,9 +22,6 @@ if TYPE_CHECKING:  # runs and what stands on them may use this file
 CARD = "README.md"
 METRICS = "metrics.json"
 LOSSES = "losses.csv"
-LONGEST = 1000
-"""Characters of a data set's own words that a card repeats."""
-
 SHOWN = ("trace ratio", "precision", "recall", "classifier AUC")
 """Measures whose values a card shows; the run's ``metrics.md`` has all."""
 
@@ -60,25 +57,6 @@ def write_card(run: Run, fingerprint: str, folder: Path | None = None, made: Map
     text = "\n\n".join([_front_matter(run, made, labels), title, warning, *parts]) + "\n"
     write_text((folder or run.path) / CARD, text)
     return text
-
-
-def one_line(value: object) -> str:
-    """Text of a file as one printable line, at most :data:`LONGEST` characters."""
-    text = " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in str(value)).split())
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-def plain(value: object) -> str:
-    """Text of a file for Markdown, table cells included: read as it stands, whatever marks or tags it holds."""
-    text = re.sub(r"([\\`*\[\]|#~$])", r"\\\1", one_line(value))
-    return escape(re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text), quote=False)
-
-
-def table(rows: Mapping[str, str] | Iterable[Iterable[str]], *header: str) -> str:
-    """A Markdown table of cells that are Markdown already; a mapping has its keys on the left."""
-    lines = [list(row) for row in (rows.items() if isinstance(rows, Mapping) else rows)]
-    head = list(header) or [""] * 2
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 
 def _front_matter(run: Run, made: Mapping[str, Any] | None, labels: bool) -> str:

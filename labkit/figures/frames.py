@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import zlib
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ import numpy as np
 from labkit.data.grids import STUDY_SHAPE, STUDY_ZOOMS
 from labkit.data.volumes import cube_side, cube_zooms, padding
 from labkit.figures.style import PLANES, section
+from labkit.markup import script_json
 
 PIXELS_PER_MM = 7
 GAP = 4  # pixels between planes
@@ -153,7 +153,7 @@ class Card:
         sheet = png(np.vstack(self.pictures))
         name = f"card-{zlib.crc32(sheet + self.label.encode()):08x}"
         height, width = self.size
-        words = json.dumps(self.words, ensure_ascii=False).replace("</", "<\\/")
+        words = script_json(self.words)
         label, first = html.escape(self.label), html.escape(self.words[self.start], quote=True)
         place = 100 * self.start / max(1, len(self.words) - 1)
         return (

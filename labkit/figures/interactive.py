@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from labkit.figures.frames import image_html
 from labkit.files import in_live_kernel
+from labkit.markup import script_json
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,7 +53,7 @@ class Interactive:
         self.still.savefig(picture, format="png", dpi=130, bbox_inches="tight")
         # the same figure has the same name in every build, and two on a page differ
         name = f"interactive-{zlib.crc32(picture.getvalue()):08x}"
-        carried = json.dumps({"data": content["data"], "layout": content["layout"]}).replace("</", "<\\/")
+        carried = script_json({"data": content["data"], "layout": content["layout"]})
         return (
             f'<div id="{name}" class="interactive-figure"><div></div>'
             f"{image_html(picture.getvalue(), self.alt, 'max-width:100%')}"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import labkit
-from labkit import cards
+from labkit import markup
 from labkit.data import bids
 from labkit.evidence.metrics.study import Study
 from labkit.recording import card
@@ -179,9 +179,9 @@ def test_text_of_files_stays_text(run, tmp_path):
 
 
 def test_cells_read_as_the_text_they_hold():
-    assert cards.plain("T2w_run_1 & _x_") == "T2w_run_1 &amp; \\_x\\_"
-    assert cards.one_line(" a\r\n\tb\x00c ") == "a b c"
-    assert len(cards.one_line("x" * 5000)) == cards.LONGEST
+    assert markup.plain("T2w_run_1 & _x_") == "T2w_run_1 &amp; \\_x\\_"
+    assert markup.one_line(" a\r\n\tb\x00c ") == "a b c"
+    assert len(markup.one_line("x" * 5000)) == markup.LONGEST
 
 
 def test_a_run_from_before_cards_goes_on_and_learns_what_its_data_say(rats, run):

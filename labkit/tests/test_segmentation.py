@@ -193,6 +193,19 @@ def test_finished_arms_are_not_trained_again_and_an_interruption_loses_one_at_mo
     monkeypatch.setattr(experiment, "train_network", counted)
     Experiment(run, quick, "r100,r25", out_dir=tmp_path / "arms").go_on()
     assert not trained
+    arm, seed = left.jobs[1]
+    (left.arm_folder(arm, seed) / "model.safetensors").unlink()
+    assert left.missing() == [(arm, seed)] and len(left.scores) == (len(left.jobs) - 1) * len(left.test) * 4
+    file = left.arm_folder(*left.jobs[0]) / "scores.csv"
+    for text in (
+        file.read_text().replace("CSF", "<b>CSF</b>"),
+        file.read_text().replace("dice", "x"),
+        "",
+        "a,b\n1,2\n",
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="is not the scores of whole brain, white matter, .*: remove its folder"):
+            left.scores  # noqa: B018
 
 
 def test_teachers_keep_what_they_are_sure_of():

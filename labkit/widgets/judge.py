@@ -18,6 +18,7 @@ from labkit.evidence.judging.trials import QUESTIONS, TASKS
 from labkit.figures import frames
 from labkit.figures.judging import result_figures
 from labkit.files import in_live_kernel
+from labkit.markup import script_json
 from labkit.widgets.browser import figure_html
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ class JudgePage:
         """The page's part."""
         session = self.session
         stubs = json.dumps([session.stub(trial) for trial in session.trials], ensure_ascii=False)
-        shown = json.dumps([pictures(session, trial.number) for trial in session.trials])
+        shown = script_json([pictures(session, trial.number) for trial in session.trials])
         hidden = base64.b64encode(stubs.encode("utf-8")).decode("ascii")
-        words = json.dumps(without_truth(session), ensure_ascii=False).replace("</", "<\\/")
+        words = script_json(without_truth(session))
         return (
             f"<style>{_asset('judge.css')}</style>"
             f"<div><p>{html.escape(TASKS[session.task])} This test needs JavaScript.</p></div>"

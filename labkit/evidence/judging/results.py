@@ -16,6 +16,7 @@ from labkit.evidence.judging import answers, statistics
 from labkit.evidence.judging.trials import QUESTIONS, REAL, SIDES, truth
 from labkit.evidence.metrics import intervals
 from labkit.files import located, write_json
+from labkit.markup import plain, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -296,7 +297,7 @@ class Results:
         """Every rater's result in a sentence, for a notebook."""
         from IPython.display import Markdown
 
-        return Markdown("\n".join(f"- {self.sentence(rater)}" for rater in self.raters))
+        return Markdown("\n".join(f"- {plain(self.sentence(rater))}" for rater in self.raters))
 
     def sentence(self, rater: str) -> str:
         """A rater's result in words."""
@@ -316,7 +317,7 @@ class Results:
 def padded(table: pd.DataFrame, caption: str = "") -> Styler:
     """A table for a notebook: two decimals, space between columns, a dash where there is no number."""
     look = [{"selector": "th, td", "props": "text-align: left; padding: 0.2em 0.8em 0.2em 0"}]
-    return table.style.format(precision=2, na_rep="–").set_table_styles(look).set_caption(caption)
+    return styled(table, 2, caption=caption).set_table_styles(look)
 
 
 def _graded(own: pd.DataFrame) -> float:

@@ -22,6 +22,7 @@ from labkit.evidence.selection import by_fold, check_same_training, find_runs, n
 from labkit.fields import whole
 from labkit.files import progress_bar, write_json, write_text
 from labkit.generation import generate, reconstruct
+from labkit.markup import plain, styled
 from labkit.recording import card
 from labkit.runs import Run
 
@@ -266,8 +267,9 @@ class Study:
         # the interval below its value, and short, so that four models stand beside each other on a page
         broken = board.map(lambda text: text.replace(" (", "\n(").replace(" held-out", "\nheld-out"))
         broken = broken.map(lambda text: re.sub(r"(?<=\d) to (?=\d)", "–", text))
-        styler = broken.style.apply(marked, axis=1).set_table_styles([{"selector": "th, td", "props": look}])
-        return styler.set_caption(f"{self._share(len(board) - len(absent))}. Measured with {self.rests_on}")
+        caption = f"{self._share(len(board) - len(absent))}. Measured with {self.rests_on}"
+        styler = styled(broken, na="", caption=caption).apply(marked, axis=1)
+        return styler.set_table_styles([{"selector": "th, td", "props": look}])
 
     def _share(self, rows: int) -> str:
         """How many of the rows that were looked at a table shows."""
@@ -280,7 +282,10 @@ class Study:
         """
         board, best = self.leaderboard(metrics), self.best(metrics)
         absent = {(one.metric, one.flavour) for one in self.left_out(metrics)}
-        lines = ["| metric | flavour | " + " | ".join(board.columns) + " |", "|---" * (2 + len(board.columns)) + "|"]
+        lines = [
+            "| metric | flavour | " + " | ".join(map(plain, board.columns)) + " |",
+            "|---" * (2 + len(board.columns)) + "|",
+        ]
         for key, row in board.iterrows():
             cells = [f"**{value}**" if column == best.get(key, "") else value for column, value in row.items()]
             cells = [f"*{value}*" if value and key in absent else value for value in cells]

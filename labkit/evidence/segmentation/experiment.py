@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from labkit.evidence.segmentation.network import (
     examples,
     full_labels,
     inputs,
+    is_finished,
     load_network,
     plan_called,
     probabilities,
@@ -180,7 +181,7 @@ class Experiment:
 
     def missing(self) -> list[tuple[Arm, int]]:
         """Jobs without a result yet."""
-        return [(arm, seed) for arm, seed in self.jobs if not (self.arm_folder(arm, seed) / SCORES_FILE).exists()]
+        return [(arm, seed) for arm, seed in self.jobs if not is_finished(self.arm_folder(arm, seed))]
 
     def go_on(self) -> Experiment:
         """Train and test what is missing; interrupt whenever you like, finished arms are not trained again."""
@@ -200,10 +201,11 @@ class Experiment:
         tables, there = [], {arm.name for arm in self.arms}
         for name in (name for name in CURVES if name in there):
             for steps in (max(1, round(part * self.plan.steps)) for part in (0.25, 0.5, 1, 2)):
-                path = self.arm_folder(ARMS[name], seed, steps) / SCORES_FILE
-                if not path.exists():
+                folder = self.arm_folder(ARMS[name], seed, steps)
+                if not is_finished(folder):
                     self._one(ARMS[name], seed, steps)
-                means = pd.read_csv(path).groupby("tissue", sort=False)["dice"].mean().reset_index()
+                scores = read_scores(folder / SCORES_FILE, self.tissues)
+                means = scores.groupby("tissue", sort=False)["dice"].mean().reset_index()
                 tables.append(means.assign(arm=name, steps=steps))
         return pd.concat(tables, ignore_index=True)[["arm", "steps", "tissue", "dice"]]
 
@@ -344,9 +346,8 @@ class Experiment:
 
         tables = []
         for arm, seed in self.jobs:
-            path = self.arm_folder(arm, seed) / SCORES_FILE
-            if path.exists():
-                tables.append(read_scores(path).assign(arm=arm.name, seed=seed))
+            if is_finished(folder := self.arm_folder(arm, seed)):
+                tables.append(read_scores(folder / SCORES_FILE, self.tissues).assign(arm=arm.name, seed=seed))
         if not tables:
             raise ValueError("no arm is finished yet: call go_on() first")
         return pd.concat(tables, ignore_index=True)
@@ -392,11 +393,19 @@ class Experiment:
         return [self.folder / name for name in contents]
 
 
-def read_scores(path: Path) -> pd.DataFrame:
-    """A table of scores."""
+def read_scores(path: Path, tissues: Iterable[str]) -> pd.DataFrame:
+    """A table of scores; ValueError where it is none of these tissues."""
     import pandas as pd
 
-    return pd.read_csv(path, dtype={"subject": str, "session": str}).fillna({"session": ""})
+    try:
+        table = pd.read_csv(path, dtype={"subject": str, "session": str, "tissue": str}).fillna({"session": ""})
+        table = table.astype(dict.fromkeys(SCORES, float))
+        fits = set(table["tissue"]) == set(tissues)
+    except (ValueError, KeyError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{path} is not the scores of {', '.join(tissues)}: remove its folder to train the arm anew")
+    return table
 
 
 def find_atlas(run: Run) -> Run | None:

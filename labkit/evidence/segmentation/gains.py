@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from labkit.markup import styled
+
 if TYPE_CHECKING:
     import pandas as pd
     from pandas.io.formats.style import Styler
@@ -159,8 +161,8 @@ def shown(table: pd.DataFrame) -> Styler:
     """A table of :func:`differences` for a notebook: rounded, a row a comparison."""
     p = dict.fromkeys(("p", "p_holm"), lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}")
     signed = dict.fromkeys(("difference", "ci_low", "ci_high"), _signed)
-    return table.style.hide(axis="index").format(
-        {**p, **signed, "detectable": "{:.4f}", "seeds_sd": "{:.4f}"}, na_rep=""
+    return styled(table, formats={**p, **signed, "detectable": "{:.4f}", "seeds_sd": "{:.4f}"}, na="").hide(
+        axis="index"
     )
 
 

@@ -21,6 +21,13 @@ from labkit.fields import known
 from labkit.files import load_state
 
 MODEL_FILE, ABOUT_FILE, SCORES_FILE = "model.safetensors", "arm.json", "scores.csv"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether all of an arm is there: network, what it was trained on, and scores."""
+    return all((folder / name).exists() for name in (MODEL_FILE, ABOUT_FILE, SCORES_FILE))
+
+
 """What a trained arm's folder holds; the scores are written last and say that the arm is finished."""
 
 SPARE = 1.15

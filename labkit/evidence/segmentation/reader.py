@@ -19,6 +19,7 @@ from labkit.evidence.segmentation.network import (
     SCORES_FILE,
     Plan,
     from_json,
+    is_finished,
     load_network,
     padded_box,
     probabilities,
@@ -96,7 +97,8 @@ class TrainedNetwork(NamedTuple):
 def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> TrainedNetwork | None:
     """The newest network of an arm in a generator's run, or in one experiment's folder, if any; needs no data."""
     name = f"{arm}-seed{seed}/{SCORES_FILE}"
-    found = [*folder.glob(f"segmentation/*/{name}"), *folder.glob(name)]
+    there = [*folder.glob(f"segmentation/*/{name}"), *folder.glob(name)]
+    found = [path for path in there if is_finished(path.parent)]
     if not found:
         return None
     newest = max(found, key=lambda path: path.stat().st_mtime).parent

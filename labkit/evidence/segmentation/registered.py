@@ -33,7 +33,7 @@ def scores(experiment: Experiment) -> pd.DataFrame:
                 atlas = experiment.atlas_with(arms_animals(experiment.train, arm.real, seed))
                 numbers = atlas.register(experiment.test) if numbers is None else numbers
                 write_text(kept, score(atlas.label(numbers), experiment.test, experiment.tissues).to_csv(index=False))
-            tables.append(read_scores(kept).assign(arm=arm.name, seed=seed))
+            tables.append(read_scores(kept, experiment.tissues).assign(arm=arm.name, seed=seed))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -25,6 +25,7 @@ from labkit.evidence.segmentation.experiment import Experiment
 from labkit.evidence.segmentation.network import full_labels, padded_box, probabilities
 from labkit.evidence.segmentation.scores import dice
 from labkit.files import progress_bar
+from labkit.markup import styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,4 +123,4 @@ def shown(table: pd.DataFrame) -> Styler:
     found = table.assign(text=texts).sort_values("comparison", ascending=False, kind="stable")
     rows = ["comparison", "source", "n"]
     wide = found.pivot_table(index=rows, columns="tissue", values="text", aggfunc="first", sort=False)
-    return wide.style.set_caption(f"Dice, by {table['networks'].max()} networks: mean over scans, 95 % interval")
+    return styled(wide, na="", caption=f"Dice, by {table['networks'].max()} networks: mean over scans, 95 % interval")
