@@ -33,7 +33,7 @@ from labkit import networks, sharing
 from labkit.atlas import Atlas, AtlasEncoder, AtlasGenerator
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
-from labkit.data.sources import CohortError, open_cohort
+from labkit.data.sources import SIMULATED, CohortError, open_cohort
 from labkit.fields import from_dict, known
 from labkit.files import digest, load_state, located, runs_folder, top
 from labkit.variants import MODELS as MODEL_NAMES
@@ -270,6 +270,7 @@ class Run:
         recipe = self.config["cohort"].get("recipe")
         if recipe is None:
             raise RunError(f"{self.path.name} was trained on scans chosen by hand: pass that cohort yourself")
+        self._check_recipe(recipe)
         try:
             cohort = open_cohort(recipe["source"], **{key: value for key, value in recipe.items() if key != "source"})
         except CohortError as error:
@@ -295,6 +296,16 @@ class Run:
         self._check_cohort(cohort)
         animals = set(self.config[which]["subjects"])
         return cohort.subset(index for index, subject in enumerate(cohort.subjects) if subject in animals)
+
+    def _check_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Refuse, before rats are simulated or files read, what could not be the run's cohort."""
+        parts = sum(len(self.config[part]["subjects"]) for part in ("train", "held_out"))
+        simulated = recipe.get("source") in SIMULATED  # of a folder unusable files may have been left out
+        if self.config["cohort"]["n"] != parts or simulated and recipe.get("n") != parts:
+            raise RunError(
+                f"{self.path / 'config.json'} contradicts itself: {self.config['cohort']['n']} scans in the cohort, "
+                f"n={recipe.get('n')} in its recipe, {parts} trained on or held out"
+            )
 
     def _check_cohort(self, cohort: Cohort) -> None:
         trained = self.config["cohort"]
@@ -387,7 +398,12 @@ class Run:
         return dict(zip(self.config["train"]["digests"], codes, strict=True))
 
     def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str) -> Any:
-        network = kind(self.variant, self.scale)
+        settings = self.variant, self.scale
+        with torch.device("meta"):  # where networks take no memory, however large they would be
+            outline = {name: tensor.shape for name, tensor in kind(*settings).state_dict().items()}
+        if outline != {name: tensor.shape for name, tensor in weights.items()}:
+            raise RunError(f"{self.path / MODELS} does not hold the networks that config.json describes")
+        network = kind(*settings)
         network.load_state_dict(weights)
         return network.to(device).eval()
 

@@ -59,6 +59,9 @@ RELATIVE = {"G/": "G_encoded/"}
 MOST = 2**15 - 1
 """Steps that a number may be away from zero."""
 
+LARGEST = 1 << 30
+"""Bytes that packed weights may become: a few megabytes can be made to hold any number of equal ones."""
+
 STEP = " step"
 """Ends the name of a tensor's steps."""
 
@@ -100,7 +103,12 @@ def unpack(packed: bytes) -> dict[str, Any]:
     from safetensors.torch import load
 
     try:
-        content = lzma.decompress(packed)
+        unpacking = lzma.LZMADecompressor()
+        content = unpacking.decompress(packed, max_length=LARGEST)
+        if not unpacking.eof:
+            raise DamagedFileError(
+                f"packed weights end early, or hold more than {LARGEST >> 20} MiB: get the file again"
+            )
         length = int.from_bytes(content[:8], "little")
         rest = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["state"])
         kept = load(content)

@@ -72,7 +72,7 @@ class Variant:
     """
 
     name: str
-    latent_dim: int = number(1, default=500)
+    latent_dim: int = number(1, 16384, default=500)
     generator_norm: str = one_of("batch", "instance", "none")
     generator_spectral: bool = False
     generator_slope: float = number(0, 0.999, default=0.01)
@@ -158,14 +158,14 @@ class AtlasSettings:
     feels_length: ClassVar[bool] = True  # see Variant
 
     name: str = "atlas"
-    latent_dim: int = number(1, default=500)
-    iterations: int = number(1)
-    batch_size: int = number(1, default=4)
+    latent_dim: int = number(1, 16384, default=500)
+    iterations: int = number(1, 1e9)
+    batch_size: int = number(1, 4096, default=4)
     coarse_share: float = number(0, 1, default=0.5)
     template_factor: int = one_of(1, 2, default=2)
-    knot_spacing: int = number(1, default=3)
-    flow_spacing: int = number(1, default=3)
-    brightness_spacing: int = number(1, default=8)
+    knot_spacing: int = number(1, 256, default=3)
+    flow_spacing: int = number(1, 256, default=3)
+    brightness_spacing: int = number(1, 256, default=8)
     squarings: int = number(1, 10, default=4)
     appearances: int = number(0, 20, default=8)
     lr: float = number(1e-6, 1, default=0.25)
@@ -212,15 +212,15 @@ class Scale:
 
     name: str
     size: int = one_of(16, 32, 64, 128, 256)
-    base_channels: int = number(1)
-    batch_size: int = number(1, default=4)
-    iterations: int = number(1)
+    base_channels: int = number(1, 512)
+    batch_size: int = number(1, 4096, default=4)
+    iterations: int = number(1, 1e9)
     precision: str = one_of("fp32", "bf16", "auto", default="auto")
     lr_factor: float = number(1e-3, 1e3, default=1.0)
     ema_decay: float = number(0, 0.9999999, default=0.999)
-    log_every: int = number(1)
-    sample_every: int = number(1)
-    checkpoint_every: int = number(1)
+    log_every: int = number(1, 1e9)
+    sample_every: int = number(1, 1e9)
+    checkpoint_every: int = number(1, 1e9)
 
     def __post_init__(self) -> None:
         check(self)

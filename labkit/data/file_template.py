@@ -25,6 +25,10 @@ SYNTHETIC = "synthetic: made by a generator, no animal was scanned"
 """What a written header says of itself."""
 
 
+MOST_VOXELS = 2048
+"""Along an axis of a file that is written: a description that somebody sent must not ask for terabytes."""
+
+
 @dataclass(frozen=True)
 class FileTemplate:
     """Grid, header and intensity ranges of scans, without names, paths or free text of them."""
@@ -124,6 +128,9 @@ class FileTemplate:
         ranges = tuple((float(low), float(high)) for low, high in content["ranges"])
         names = {int(label): str(name) for label, name in content.get("label_names", {}).items()}
         shape, resampled = tuple(content["shape"]), content.get("resampled", origin.resampled)
+        for sides in (shape, origin.shape):
+            if len(sides) != 3 or not all(isinstance(side, int) and 2 <= side <= MOST_VOXELS for side in sides):
+                raise ValueError(f"a scan of {sides} voxels: three sides of 2 to {MOST_VOXELS}")
         return cls(shape, content["suffix"], nifti.on_grid(origin, shape), ranges, names, resampled)
 
 

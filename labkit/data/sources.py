@@ -26,6 +26,9 @@ NAMED = (*SIMULATED, "mice")
 GRIDS = {"mice": "56x40x64@0.3"}
 """Of cohorts whose usual grid is not the study's: for mice 16.8 x 12 x 19.2 mm, at twice the scans' voxel size."""
 
+MOST_RATS = 10_000
+"""That are simulated: a run that somebody sent may ask for any number."""
+
 PAPER_N = 210
 """Scans in the paper's real data set, and in a simulated cohort unless told otherwise."""
 
@@ -114,6 +117,8 @@ def open_cohort(
     try:
         grid = common_grid.asked(GRIDS.get(str(source), "study") if grid is None else grid)
         n = None if n is None else whole("n", n, 1, "the number of scans (None for all)")
+        if simulated and (n or 0) > MOST_RATS:
+            raise ValueError(f"n={n}: at most {MOST_RATS} rats are simulated; a tenth of a second and 1 MB each")
         seed = whole("seed", seed, 0)
         departed = _departures(departures)
     except ValueError as fault:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import labkit
-from labkit import generation
+from labkit import CohortError, generation
 from labkit.data import volumes
 from labkit.data.file_template import FileTemplate, without_identity, written_range
 from labkit.data.volumes import resize
@@ -192,6 +192,47 @@ def test_a_run_from_others_cannot_make_files_be_written_elsewhere(run, tmp_path,
     with pytest.raises(ValueError, match="cannot be a part of a BIDS name"):
         generate(load_run(theirs), 2)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        (
+            "config.json",
+            {"scale": {"base_channels": 100_000}},
+            "base_channels is 100000, allowed is a whole number from 1",
+        ),
+        ("config.json", {"scale": {"base_channels": 512}}, "does not hold the networks that config"),
+        ("config.json", {"variant": {"latent_dim": 10**9}}, "latent_dim is 1000000000, allowed is a whole number"),
+        ("file_template.json", {"shape": [100_000] * 3}, "three sides of 2 to 2048"),
+        ("file_template.json", {"origin": {"shape": [100_000] * 3}}, "three sides of 2 to 2048"),
+    ],
+)
+def test_sizes_that_somebody_sent_are_bounded_before_memory_is_asked_for(
+    run, tmp_path, monkeypatch, file, change, message
+):
+    theirs = tmp_path / "run"
+    shutil.copytree(run.path, theirs, ignore=shutil.ignore_patterns("synthetic", "reconstructed"))
+    content = json.loads((theirs / file).read_text())
+    for key, value in change.items():
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    (theirs / file).write_text(json.dumps(content))
+    before = files(theirs)
+    with pytest.raises((ValueError, RunError), match=message):
+        generate(load_run(theirs), 2)
+    assert files(theirs) == before
+
+
+def test_a_recipe_for_other_rats_than_the_run_had_is_refused_before_they_are_made(run, tmp_path):
+    theirs = tmp_path / "run"
+    shutil.copytree(run.path, theirs, ignore=shutil.ignore_patterns("synthetic", "reconstructed"))
+    config = json.loads((theirs / "config.json").read_text())
+    config["cohort"]["recipe"] = {"source": "phantom", "n": 5000, "seed": 3}
+    (theirs / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match="contradicts itself: 7 scans in the cohort, n=5000 in its recipe, 7 trained on"):
+        load_run(theirs).cohort()
+    with pytest.raises(CohortError, match="n=100000: at most 10000 rats are simulated"):
+        labkit.open_cohort("phantom", n=100_000)
 
 
 def test_an_interrupted_generation_leaves_no_folder(run, tmp_path, monkeypatch):

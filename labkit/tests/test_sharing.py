@@ -104,6 +104,16 @@ def test_damaged_weights_are_said_to_be_damaged(content):
         sharing.unpack(content)
 
 
+def test_packed_weights_that_would_fill_the_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(sharing, "LARGEST", 1 << 20)
+    bomb = sharing.lzma.compress(bytes(1 << 26))
+    assert len(bomb) < 20_000
+    with pytest.raises(DamagedFileError, match="hold more than 1 MiB"):
+        sharing.unpack(bomb)
+    with pytest.raises(DamagedFileError, match="end early"):
+        sharing.unpack(sharing.lzma.compress(b"x" * 100)[:-20])
+
+
 def test_an_interrupted_unpacking_leaves_nothing_behind(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = packed(run, tmp_path / "small")

@@ -101,7 +101,7 @@ def test_values_as_a_command_line_gives_them_are_understood(given, kept):
         (("adni", "smoke"), {"lr": 0}, ["lr", "0"]),
         (("adni", "smoke"), {"lambda1": float("nan")}, ["lambda1", "nan"]),
         (("adni", "smoke"), {"beta1": 1}, ["beta1", "1"]),
-        (("adni", "smoke"), {"latent_dim": 2.5}, ["latent_dim", "2.5", "a whole number from 1 up"]),
+        (("adni", "smoke"), {"latent_dim": 2.5}, ["latent_dim", "2.5", "a whole number from 1 to"]),
         (("adni", "smoke"), {"latent_dim": True}, ["latent_dim", "True"]),
         (("adni", "smoke"), {"generator_spectral": 1}, ["generator_spectral", "true and false"]),
         (("adni", "smoke"), {"batch_size": 1}, ["batch_size is 1", "BatchNorm", "code_norm"]),
