@@ -192,13 +192,22 @@ def test_first_answers_count(fresh):
     (line,), left_out = answers.read(fresh.path("ana"))
     assert line["answer"] == "real"
     assert left_out == [f"{fresh.path('ana').name}:2: a second answer of ana to trial 1"]
-    later, earlier = (
-        line | {"time": f"2026-01-0{day}T00:00:00+00:00", "answer": a} for day, a in ((2, "real"), (1, "synthetic"))
-    )
-    for name, one in (("a", later), ("b", earlier)):
-        answers.append(fresh.folder / f"{name}.jsonl", one)
-    (kept,), _ = answers.read([fresh.folder / "a.jsonl", fresh.folder / "b.jsonl"])
-    assert kept == earlier  # whatever the files are called
+
+
+def test_no_file_overrules_another_whatever_time_it_says(fresh):
+    mine = fresh.line(fresh.trials[0], "ana", "real")
+    other = fresh.line(fresh.trials[1], "ana", "real")
+    theirs = mine | {"time": "1970-01-01T00:00:00+00:00", "answer": "synthetic"}
+    for name, lines in (("mine", [mine, other]), ("theirs", [theirs]), ("copy", [other | {"time": "x"}])):
+        for line in lines:
+            answers.append(fresh.folder / f"{name}.jsonl", line)
+    for order in (("mine", "theirs"), ("theirs", "mine")):
+        kept, left_out = answers.read([fresh.folder / f"{name}.jsonl" for name in order])
+        assert kept == [other]
+        (said,) = left_out
+        assert said.startswith(f"{order[1]}.jsonl:1: a second answer of ana to trial 1, which contradicts {order[0]}")
+    kept, left_out = answers.read([fresh.folder / "mine.jsonl", fresh.folder / "copy.jsonl"])
+    assert kept == [mine, other] and left_out == ["copy.jsonl:1: a second answer of ana to trial 2"]
 
 
 def test_a_line_has_what_a_reader_of_the_file_alone_needs(fresh):

@@ -87,14 +87,16 @@ def append(path: str | os.PathLike, line: dict[str, Any]) -> None:
 def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[dict[str, Any]], list[str]]:
     """Read files of answers, or folders of ``*.jsonl``, of one rater or of several: the lines, and what was left out.
 
-    Lines are in the files' order; of a trial that a rater answered twice in a session, the earlier answer counts. Left
-    out, as ``file:number`` and why, are half a line (a crash while writing), and a second, different answer of one
-    rater to one trial, which two people under one name would give, too. ValueError for lines that are whole but wrong,
-    all named: nothing is left out in silence. FileNotFoundError where there are none.
+    Lines are in the files' order. Left out, as ``file:number`` and why, are half a line (a crash while writing); of
+    several answers of a rater to a trial in one file all but the first; and of such answers in several files, where
+    they differ, all: two people under one name would give them, and so would a file that was made to overrule another,
+    whatever time stands in it. ValueError for lines that are whole but wrong, all named: nothing is left out in
+    silence. FileNotFoundError where there are none.
     """
     files = _files([paths] if isinstance(paths, str | os.PathLike) else list(paths))
-    lines: dict[tuple, tuple[str, dict[str, Any]]] = {}
+    lines: dict[tuple, tuple[Path, str, dict[str, Any]]] = {}
     left_out, wrong = [], []
+    contradicted: set[tuple] = set()
     for path in files:
         for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if not text.strip():
@@ -109,14 +111,19 @@ def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[list[d
                 wrong.append(f"{where}: {problem}")
                 continue
             key = tuple(line[name] for name in ("session", "kind", "rater", "trial"))
-            first, other = sorted([lines.get(key, (where, line)), (where, line)], key=lambda one: one[1]["time"])
-            lines[key] = first
-            if other[1] != first[1]:
-                left_out.append(f"{other[0]}: a second answer of {line['rater']} to trial {line['trial'] + 1}")
+            first, there, before = lines.setdefault(key, (path, where, line))
+            if before == line:
+                continue
+            said = f"{where}: a second answer of {line['rater']} to trial {line['trial'] + 1}"
+            if first == path or key in contradicted or before["answer"] == line["answer"]:
+                left_out.append(said)
+            else:
+                contradicted.add(key)
+                left_out.append(f"{said}, which contradicts {there}: neither counts")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError("these lines are no answers: " + "; ".join(wrong[:5]) + more)
-    return [line for _, line in lines.values()], left_out
+    return [line for key, (_, _, line) in lines.items() if key not in contradicted], left_out
 
 
 def _files(paths: list[str | os.PathLike]) -> list[Path]:
