@@ -101,6 +101,10 @@ PROGRESS = re.compile(r"^iteration \d+ of \d+: .* left\n", re.MULTILINE)
 """What a training says while it runs, for those who wait and not for those who read."""
 
 
+KERNEL_FILE = re.compile(r"[^\s\"']*/ipykernel_\d+/\d+\.py")
+"""What a kernel calls the cell that a warning comes from."""
+
+
 def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> nbformat.NotebookNode:
     """Take the folders of the machine that built it, and its progress, out of a notebook: a page is given to others."""
     names = {str(work): ".", str(ROOT): ".", str(Path.home()): "~"}
@@ -109,6 +113,7 @@ def without_paths(notebook: nbformat.NotebookNode, cohort: str, work: Path) -> n
     folders = sorted((folder for folder in names if len(folder) > 1), key=len, reverse=True)
 
     def cleaned(text: str, guard: str = "") -> str:
+        text = KERNEL_FILE.sub("a cell above", text)
         for folder in folders:
             text = re.sub(rf"{guard}{re.escape(folder)}(?![\w-])", lambda _, name=names[folder]: name, text)
         return text

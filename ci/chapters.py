@@ -175,13 +175,18 @@ def _papermill(page: Page, source: Path, done: Path, limit: int) -> None:
     try:
         papermill.execute_notebook(
             # not with its cwd: that is the whole process's, and another thread's chapter would set it back in between
-            str(source), str(done), page.parameters, kernel_name="python3", execution_timeout=limit,
+            literal(source), literal(done), page.parameters, kernel_name="python3", execution_timeout=limit,
             progress_bar=False, log_output=False,
             # a kernel on this machine is no danger for being reached without encryption, of which it warns
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         sys.exit(f"{page.stem}, cell {error.exec_count}, failed: {error.ename}: {error.evalue}\n\n{error.source}")
+
+
+def literal(path: Path) -> str:
+    """A path as papermill takes it, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def merged(source: nbformat.NotebookNode, executed: nbformat.NotebookNode) -> nbformat.NotebookNode:

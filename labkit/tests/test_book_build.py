@@ -89,6 +89,20 @@ def test_a_page_names_no_folder_of_the_machine_that_built_it(book, monkeypatch):
     assert book.without_paths(page, above, work).cells[0].source == f"./runs and {book.ROOT.parent.name}/x"
 
 
+def test_a_warning_on_a_page_names_no_file_of_the_kernel(book):
+    said = "/tmp/ipykernel_4711/123456.py:3: UserWarning: 2 of 9 scans\n  scans = open_cohort()\n"
+    cells = [new_code_cell("open()", outputs=[new_output("stream", name="stderr", text=said)])]
+    (cell,) = book.without_paths(new_notebook(cells=cells), "phantom", book.ROOT / "build").cells
+    assert cell.outputs[0].text == said.replace("/tmp/ipykernel_4711/123456.py", "a cell above")
+
+
+def test_a_folder_with_braces_is_no_template(chapters, tmp_path):
+    from papermill.parameterize import parameterize_path
+
+    path = tmp_path / "of {x} and }y{" / "a.ipynb"
+    assert parameterize_path(chapters.literal(path), {}) == str(path)
+
+
 def test_a_page_has_no_progress_of_a_training_and_keeps_what_was_said_beside_it(book):
     line = "iteration 5 of 9: mse 0.1, W 2; 3 iterations a second, 2 seconds left\n"
     texts = [line, f"before\n{line}{line}after\n", "iteration 5 is the best\n"]
