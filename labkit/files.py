@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,21 @@ T = TypeVar("T")
 
 CHAPTER = "02_train.ipynb"
 """By which the folder of the chapters is known."""
+
+
+SCRATCH = ".writing-"
+"""Begins the names of folders in which something is written that is not complete yet."""
+
+DAY = 86_400
+"""Seconds after which nobody is writing any more."""
+
+
+def sweep(folder: Path, age: float = DAY) -> None:
+    """Remove scratch folders of writers who were killed; `age` in seconds, 0 where nobody else can be writing."""
+    for left in folder.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or gone in between
+            if time.time() - left.stat().st_mtime >= age:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -30,7 +47,7 @@ def whole_file(path: Path, sync: bool = False) -> Iterator[Path]:
         Wait until the disk has it, so that not even a power cut leaves half a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=path.parent) as folder:
         partial, usual = Path(folder) / path.name, Path(folder) / ".usual"
         yield partial
         usual.touch()  # as readable for others as any new file here; some libraries make theirs for their owner alone
@@ -53,7 +70,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         raise FileExistsError(f"{folder} is there already: choose a new folder, or remove it first")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as writing:
+    sweep(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder.parent) as writing:
         fresh = Path(writing) / "fresh"
         fresh.mkdir()
         yield fresh

@@ -24,7 +24,7 @@ from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import GRIDS, PAPER_N, SIMULATED, open_cohort
 from labkit.fields import whole
-from labkit.files import located, runs_folder, write_json
+from labkit.files import located, runs_folder, sweep, write_json
 from labkit.losses import draw_mix
 from labkit.recording import DivergedError, Recorder, card
 from labkit.registration import AtlasFit
@@ -128,6 +128,8 @@ def train(
         variant = replace(variant, appearances=min(variant.appearances, len(train_part) // SCANS_AN_APPEARANCE))
     config = _config(variant, size, seed, cohort, train_part, held_out)
     with runs.locked(folder):
+        for own in (folder, folder / "samples"):
+            sweep(own, 0)  # who holds the lock writes there alone
         runs.check_config(folder, config)
         if not resume and (folder / runs.CHECKPOINT).exists():
             raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")

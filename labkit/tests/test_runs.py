@@ -101,6 +101,19 @@ def test_a_file_system_that_locks_nothing_is_said_and_used(tmp_path, monkeypatch
         pass
 
 
+def test_scratch_of_killed_writers_goes_when_nobody_can_be_writing_there(tmp_path):
+    old, new = tmp_path / ".writing-old", tmp_path / ".writing-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    os.utime(old, (0, 0))
+    with files.new_folder(tmp_path / "made") as fresh:
+        (fresh / "a").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-new", "made"]
+    files.sweep(tmp_path, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
 def test_files_are_as_readable_for_others_as_the_umask_has_it(tmp_path):
     before = os.umask(0o027)
     try:
