@@ -89,9 +89,23 @@ def test_the_conda_environment_has_the_same_python_constraints_and_extras():
     assert re.fullmatch(r"-e \.\[(.*)\]", editable)[1].split(",") == INSTALLED
 
 
+def test_every_pin_has_the_hash_of_its_file_and_nothing_else_is_taken_but_what_torch_runs_gpus_with():
+    lines = [line for line in (ROOT / "ci" / "hashes.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"\S+==[\w.+]+ --hash=sha256:[0-9a-f]{64}", line)] == []
+    pins = [line.split()[0] for line in lines]
+    assert len(set(pins)) == len(pins)
+    versions = {canonicalize_name(name): version for name, _, version in (pin.partition("==") for pin in pins)}
+    assert {"torch==2.13.0", "torch==2.13.0+cpu"} <= set(pins)
+    apart = {name for name, version in VERSION_OF.items() if versions.get(name, "").removesuffix("+cpu") != version}
+    assert apart == set()
+    more = versions.keys() - VERSION_OF.keys()
+    assert {name for name in more if not name.startswith(("cuda-", "nvidia-"))} == {"pip", "triton"}
+
+
 def test_the_scripts_install_with_the_constraints_and_every_extra_but_one():
     text = (ROOT / "ci" / "environment").read_text("utf-8")
     assert f"extras={','.join(INSTALLED)}${{1:+,$1}}" in text and '-c ci/constraints.txt -e ".[$extras]"' in text
+    assert text.count("--require-hashes") == 3 and "--no-deps --no-build-isolation -e ." in text  # one of them is said
     assert "make_environment live" in (ROOT / "ci" / "live").read_text("utf-8")
     floor = re.search(r"sys\.version_info < \((\d+), (\d+)\)", text)
     assert PROJECT["requires-python"] == f">={floor[1]}.{floor[2]}"
