@@ -40,6 +40,7 @@ class AtlasLearner:
     Examples
     --------
     >>> scans = torch.rand(3, 1, 16, 16, 16)
+    >>> from labkit.variants import ATLAS_SCALES
     >>> learner, rng = AtlasLearner(scans, ATLAS_SCALES["smoke"]), torch.Generator().manual_seed(0)
     >>> sorted(learner.step(learner.draw(rng)))
     ['bending', 'loss', 'mse', 'speed']

@@ -16,7 +16,7 @@ from labkit.data.manifest import data_folder
 from labkit.data.nifti import Origin
 from labkit.files import whole_file
 
-FORMAT = 9
+FORMAT = 10
 """Raised whenever what an entry holds, or how files are read, changes."""
 
 

@@ -92,7 +92,7 @@ def air_of(array: np.ndarray) -> float:
     """
     if np.count_nonzero(array) < 0.8 * array.size:
         return 0.0
-    least, dark, bright = (float(value) for value in np.percentile(array, (0.1, 5, 99.5)))
+    least, dark, bright = (float(value) for value in np.percentile(array, (0.1, 12, 99.5)))
     reach = 0.1 * (bright - dark)
     return max(float(array.min()), least - reach) if dark - least <= reach and abs(least) > reach else 0.0
 

@@ -59,6 +59,29 @@ def test_a_module_begins_with_an_example_that_runs(name):
     assert check(module, name, dict(vars(module))) > 0
 
 
+def with_examples() -> list[str]:
+    """Modules in which something else than what labkit's facade shows has an example."""
+    top = Path(labkit.__file__).parent
+    paths = sorted(path for path in top.rglob("*.py") if "tests" not in path.relative_to(top).parts)
+    return [
+        ".".join(("labkit", *path.relative_to(top).with_suffix("").parts)).removesuffix(".__init__")
+        for path in paths
+        if ">>>" in path.read_text(encoding="utf-8")
+    ]
+
+
+@pytest.mark.parametrize("name", with_examples())
+def test_examples_of_helpers_run_too(name, around):
+    module, shown = importlib.import_module(name), {*PUBLIC, *METHODS}
+    names = vars(module) | around
+    tests = doctest.DocTestFinder().find(module, name, globs=names)
+    runner, said = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), []
+    for test in tests:
+        if test.name.removeprefix(f"{name}.") not in shown:
+            runner.run(test, out=said.append)
+    assert runner.failures == 0, "".join(said)
+
+
 def test_the_page_of_ten_calls_runs_as_it_stands(tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "book" / "ten_calls.md"
     if not page.exists():

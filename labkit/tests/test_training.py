@@ -241,7 +241,8 @@ def test_the_default_folder_says_what_is_in_it(rats, tmp_path, monkeypatch):
 
 
 def test_a_handful_of_rats_is_trained_on_whole_and_nothing_is_called_held_out(rats, tmp_path):
-    run = train("sigmarat2", rats.subset(range(3)), "smoke", tmp_path / "run", **FAST | {"iterations": 3})
+    with pytest.warns(UserWarning, match="3 animals are too few to hold any out: all are trained on"):
+        run = train("sigmarat2", rats.subset(range(3)), "smoke", tmp_path / "run", **FAST | {"iterations": 3})
     assert len(run.config["train"]["subjects"]) == 3 and run.config["held_out"]["subjects"] == []
     assert run.losses["held_out_mse"].isna().all()
 
