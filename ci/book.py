@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -101,7 +102,7 @@ PROGRESS = re.compile(r"^iteration \d+ of \d+: .* left\n", re.MULTILINE)
 """What a training says while it runs, for those who wait and not for those who read."""
 
 
-KERNEL_FILE = re.compile(r"[^\s\"']*/ipykernel_\d+/\d+\.py")
+KERNEL_FILE = re.compile(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py")
 """What a kernel calls the cell that a warning comes from."""
 
 
