@@ -1,7 +1,10 @@
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+import labkit
 from labkit.data import bids
 
 
@@ -176,3 +179,45 @@ def test_of_several_label_maps_the_one_that_is_asked_for_by_its_desc_is_taken(tm
 def test_flat_files_have_label_maps_by_desc_too(tmp_path):
     touch(tmp_path, "rat1_T2w.nii", "rat1_T2w_dseg.nii", "rat1_T2w_desc-hand_dseg.nii")
     assert bids.find_scans(tmp_path, labels="hand")[0][0].labels.name == "rat1_T2w_desc-hand_dseg.nii"
+
+
+def test_a_table_cannot_be_broken_by_what_stands_in_it_nor_make_a_spreadsheet_compute(tmp_path):
+    rows = [
+        {"name": "a\tb\nc", "n": -3},
+        {"name": "=cmd()", "n": 0.5},
+        {"name": "@x", "n": "-3"},
+        {"name": None, "n": 1},
+    ]
+    bids.write_table(tmp_path / "a.tsv", rows)
+    assert (tmp_path / "a.tsv").read_text().splitlines() == [
+        "name\tn",
+        "a b c\t-3",
+        "'=cmd()\t0.5",
+        "'@x\t-3",
+        "n/a\t1",
+    ]
+
+
+def test_a_scan_whose_name_has_a_newline_is_an_animal_as_any_other(tmp_path):
+    rats = labkit.open_cohort("phantom", n=2)
+    for rat, name in zip(rats, ("a\nb", "=c"), strict=True):
+        nib.save(rat.nifti(), tmp_path / f"{name}.nii.gz")
+    cohort = labkit.open_cohort(tmp_path)
+    assert cohort.subjects == ("=c", "a\nb")
+    assert len(labkit.open_cohort(cohort.write(tmp_path / "again"))) == 2
+    assert (tmp_path / "again" / "participants.tsv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("part", ["../x", "a/b", "", "a b"])
+def test_no_part_of_a_name_leads_elsewhere(tmp_path, part):
+    for place in (
+        {"subject": part or ".."},
+        {"subject": "1", "suffix": part or "."},
+        {"subject": "1", "session": part or "/"},
+    ):
+        with pytest.raises(ValueError, match="cannot be a part of a BIDS name"):
+            bids.scan_path(**place)
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4))
+    with pytest.raises(ValueError, match="leads out of"):
+        bids.save_scan(tmp_path / "in", Path("..") / "out.nii.gz", image, None)
+    assert not list(tmp_path.rglob("*.nii.gz"))
