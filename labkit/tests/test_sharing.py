@@ -83,6 +83,17 @@ def test_the_repositorys_runs_have_short_names(run, tmp_path, monkeypatch):
         labkit.load_run("reference/good")
 
 
+@pytest.mark.skipif(not sharing.REPOSITORY.is_dir(), reason="packed runs are those of a checkout")
+@pytest.mark.parametrize("name", ["sigmarat2", "atlas"])
+def test_the_runs_that_come_with_the_repository_make_scans(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = labkit.generate(f"reference/{name}", 2, "made")
+    assert made.shape == (64, 64, 40) and all(scan.image.std() > 0.1 * scan.image.max() for scan in made)
+    assert made.labelled == (name == "atlas")
+    held_out = labkit.load_run(f"reference/{name}").config["held_out"]["subjects"]
+    assert len(held_out) == 36 and labkit.load_run(f"reference/{name}").scale.name == "reference"
+
+
 def test_steps_are_a_share_of_a_channels_spread_and_few_numbers_stay_as_they_are():
     rng, sizes = torch.Generator().manual_seed(0), torch.logspace(-3, 2, 6)[:, None, None]
     weights = torch.randn(6, 40, 3, generator=rng) * sizes
