@@ -83,7 +83,7 @@ def test_the_repositorys_runs_have_short_names(run, tmp_path, monkeypatch):
         labkit.load_run("reference/good")
 
 
-@pytest.mark.skipif(not sharing.REPOSITORY.is_dir(), reason="packed runs are those of a checkout")
+@pytest.mark.skipif(not sharing.REPOSITORY.parent.is_dir(), reason="packed runs are those of a checkout")
 @pytest.mark.parametrize("name", ["sigmarat2", "atlas"])
 def test_the_runs_that_come_with_the_repository_make_scans(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
