@@ -316,7 +316,12 @@ class Results:
 
 def padded(table: pd.DataFrame, caption: str = "") -> Styler:
     """A table for a notebook: two decimals, space between columns, a dash where there is no number."""
-    look = [{"selector": "th, td", "props": "text-align: left; padding: 0.2em 0.8em 0.2em 0"}]
+    look = [
+        {
+            "selector": "th, td",
+            "props": "text-align: left; padding: 0.2em 0.8em 0.2em 0; max-width: 8rem; font-size: 0.9em",
+        }
+    ]
     return styled(table, 2, caption=caption).set_table_styles(look)
 
 

@@ -263,7 +263,7 @@ class Study:
             other = "color: #595959" if row.name in absent else ""
             return ["font-weight: bold" if column == best.get(row.name, "") else other for column in row.index]
 
-        look = "text-align: left; white-space: pre; font-size: 0.8em; padding: 0.2em 0.6em 0.2em 0"
+        look = "text-align: left; white-space: pre; font-size: 0.77em; padding: 0.2em 0.4em 0.2em 0"
         # the interval below its value, and short, so that four models stand beside each other on a page
         broken = board.map(lambda text: text.replace(" (", "\n(").replace(" held-out", "\nheld-out"))
         broken = broken.map(lambda text: re.sub(r"(?<=\d) to (?=\d)", "–", text))
