@@ -27,6 +27,7 @@ from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, execute, fitted,
 
 import labkit
 from labkit import figures, training
+from labkit.cards import CONTROLS, as_good
 from labkit.data import common_grid
 from labkit.markup import plain
 
@@ -182,6 +183,51 @@ def tour(folders: list[Path], target: Path) -> None:
     distances = (train.volumes(32) - made[-1].volumes(32)).square().mean((1, 2, 3, 4))
     scans = [(runs[0].held_out(cohort) or cohort)[0], *(one[0] for one in made), train[int(distances.argmin())]]
     figures.three_planes(scans).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
+
+
+FINDINGS = "<!-- findings -->"
+"""Where the first page has what this book found."""
+
+
+def findings(runs: dict[str, Path], scale: str) -> str:
+    """What the chapters found of the models, a sentence a question; nothing where nothing was measured."""
+    files = {model: folder / "metrics.json" for model, folder in runs.items()}
+    measured = {model: json.loads(file.read_text(encoding="utf-8")) for model, file in files.items() if file.exists()}
+    measured = {model: content for model, content in measured.items() if content.get("verdicts")}
+    if not measured:
+        return ""
+    good = {model: as_good(content["verdicts"]) for model, content in measured.items()}
+    controls = {name: as_good(cells)[0] for name, cells in next(iter(measured.values())).get("controls", {}).items()}
+    of, best = max(of for _, of in good.values()), max(good, key=lambda model: good[model])
+    others = ", ".join(f"`{model}` in {count}" for model, (count, _) in good.items() if model != best)
+    nothing = max(controls, key=lambda name: controls[name], default="")
+    said = f"Of {of} measures `{best}` is as good as real in {good[best][0]}" + (f", {others}" if others else "")
+    said += (
+        f"; of what learned nothing, {plain(CONTROLS.get(nothing, nothing))} in {controls[nothing]}" if nothing else ""
+    )
+    lines = [f"**Are they real?** {said} ([chapter 4](04_quality), which says what these can see)."]
+    copies: dict[str, list[str]] = {}
+    for model, content in measured.items():
+        verdict = content["verdicts"].get("copies", "")
+        share = [int(number) for number in re.findall(r"\d+", verdict)]
+        words = "no sign of it" if len(share) == 2 and share[0] == share[1] else "not testable with so few animals"
+        words = "it seems so" if len(share) == 2 and share[0] < share[1] else words
+        copies.setdefault(words, []).append(f"`{model}`")
+    each = "; ".join(f"{words} ({', '.join(models)})" for words, models in copies.items())
+    lines.append(f"**Are they copies of training animals?** {each[0].upper() + each[1:]} ([chapter 4](04_quality)).")
+    concluded = [path for folder in runs.values() for path in sorted(folder.glob("segmentation/*/conclusions.txt"))]
+    text = concluded[-1].read_text(encoding="utf-8").splitlines() if concluded else []
+    whose = {"s": "An alpha-GAN's scans, labelled by a teacher", "a": "an atlas's scans with its own labels"}
+    added = [re.match(r"r(\d+)\+([sa])\d+ against r\1, [^:]*: (.*)", line) for line in text]
+    gains = {(line[2], line[1]): line[3].rstrip(".") for line in added if line}
+    # of an alpha-GAN beside all real scans, as in the paper; of an atlas beside the fewest, where it has most to give
+    kinds = [(kind, shares) for kind in whose if (shares := sorted((s for k, s in gains if k == kind), key=int))]
+    told = [f"{whose[kind]}, beside {share} % of the real ones: {plain(gains[kind, share])}" for kind, share in
+            ((kind, shares[-1] if kind == "s" else shares[0]) for kind, shares in kinds)]  # fmt: skip
+    lines += (
+        [f"**Do they help a segmentation network?** {'; '.join(told)} ([chapter 5](05_segmentation))."] if told else []
+    )
+    return f"## What this book found\n\nAt `{scale}` scale:\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
 SEARCH_FROM_DISK = """
@@ -422,6 +468,9 @@ def main() -> None:
     write_chapters(args, work, target)
     executed = time.monotonic() - began
     diagrams.write(target / "assets")
+    page = target / "intro.md"
+    found = findings({model: (work / model).resolve() for model in args.models}, args.scale)
+    page.write_text(page.read_text(encoding="utf-8").replace(FINDINGS, found), encoding="utf-8")
     tour([work / model for model in pictured(args.models)], target)
     build(work, target, args.to)
     size = sum(path.stat().st_size for path in args.to.rglob("*") if path.is_file())

@@ -197,7 +197,7 @@ def _verdict(run: Run, fingerprint: str, made: Mapping[str, Any] | None) -> str:
     if why:
         return head + why
     verdicts = {group: cell for group, cell in metrics["verdicts"].items() if cell and group != "copies"}
-    passed, of = _passed(verdicts)
+    passed, of = as_good(verdicts)
     real, simulated = metrics["real"], " (here simulated)" if _data(run).get("Simulated") else ""
     text = (
         f"**{passed} of {of} measures** say *as good as real*: their interval reaches the floor, which is what real "
@@ -206,7 +206,7 @@ def _verdict(run: Run, fingerprint: str, made: Mapping[str, Any] | None) -> str:
         "trained on. Few "
         "animals have wide intervals, which are easily reached"
     )
-    learned_nothing = [f"{plain(CONTROLS.get(name, name))} {_passed(cells)[0]}" for name, cells in
+    learned_nothing = [f"{plain(CONTROLS.get(name, name))} {as_good(cells)[0]}" for name, cells in
                        metrics.get("controls", {}).items()]  # fmt: skip
     text += f": of what learned nothing, {', '.join(learned_nothing)}.\n\n" if learned_nothing else ".\n\n"
     if made and (made["truncation"] != 1 or made["like"] != "training scans"):
@@ -221,7 +221,7 @@ def _verdict(run: Run, fingerprint: str, made: Mapping[str, Any] | None) -> str:
     return head + text + "\n\nAll rows, with intervals, are in `metrics.md` in the run's folder."
 
 
-def _passed(verdicts: Mapping[str, str]) -> tuple[int, int]:
+def as_good(verdicts: Mapping[str, str]) -> tuple[int, int]:
     """How many measures pass, and of how many, by cells such as ``"3 of 6"``; copies are told apart from them."""
     counts = [re.findall(r"\d+", cell) for group, cell in verdicts.items() if group != "copies"]
     passed, of = (sum(int(pair[place]) for pair in counts if len(pair) == 2) for place in (0, 1))

@@ -1,6 +1,7 @@
 """What ci/book does beside executing: the cache's key, outputs put back into edited prose, pages tidied."""
 
 import importlib.util
+import json
 import re
 import sys
 import tempfile
@@ -118,6 +119,31 @@ def test_a_page_loads_plotly_if_it_draws_and_mathjax_if_it_has_equations(book):
     assert book.tidy(f"{head}<p>words</p>") == "<head></head><p>words</p>"
     body = '<span class="math notranslate">x</span><script defer src="_static/plotly/p.js"></script>'
     assert book.tidy(head + body) == f'<head><script src="_static/mathjax/m.js"></script></head>{body}'
+
+
+def test_the_first_page_says_what_was_found_in_sentences(book, tmp_path):
+    def run(model, six, copies):
+        folder = tmp_path / model
+        (folder / "segmentation" / "x").mkdir(parents=True)
+        verdicts = {"the paper's six": six, "distributions": "10 of 31", "copies": copies}
+        controls = {"mean": {"distributions": "3 of 31"}, "Gaussian": {"distributions": "30 of 31"}}
+        (folder / "metrics.json").write_text(json.dumps({"verdicts": verdicts, "controls": controls}))
+        return folder
+
+    runs = {"sigmarat2": run("sigmarat2", "2 of 6", "2 of 2"), "atlas": run("atlas", "6 of 6", "1 of 4")}
+    (runs["sigmarat2"] / "segmentation" / "x" / "conclusions.txt").write_text(
+        "r100 against r100-plain, conventional augmentation: nothing that this design can see.\n"
+        "r100+s200 against r100, synthetic scans added: white matter −0.04 (−0.05 to −0.03).\n"
+        "r100+a50 against r100, scans of an atlas with its own labels added: less.\n"
+        "r5+a200 against r5, scans of an atlas with its own labels added: <b>CSF</b> +0.09.\n"
+    )
+    real, copied, useful = book.findings(runs, "laptop").splitlines()[4:]
+    assert "Of 37 measures `atlas` is as good as real in 16, `sigmarat2` in 12; of what learned nothing" in real
+    assert real.count(" in 30 ") == 1
+    assert "No sign of it (`sigmarat2`); it seems so (`atlas`)" in copied
+    assert "beside 100 % of the real ones: white matter −0.04" in useful and "CSF" in useful and "<b>" not in useful
+    assert "beside 5 % of the real ones" in useful and "less" not in useful
+    assert book.findings({"adni": tmp_path / "none"}, "smoke") == ""
 
 
 def test_header_cells_of_a_table_say_whether_they_are_of_a_column_or_of_a_row(book):
