@@ -217,11 +217,15 @@ def label(text: str) -> str:
     return re.sub(r"[^0-9A-Za-z]", "", text) or "x"
 
 
+NOT_IN_NAMES = set('<>:"|?*/\\')
+"""What no file's name has everywhere, and what parts paths."""
+
+
 def scan_path(subject: str, session: str = "", suffix: str = "boldref", description: str = "") -> Path:
     """Relative BIDS path of a scan, e.g. ``sub-0003/func/sub-0003_task-rest_boldref.nii.gz``."""
-    for part in (subject, *session.replace("-", "_").split("_"), suffix, description):
-        if not re.fullmatch(r"[^\W_]*", part):  # anything else could lead out of the folder, or into another name
-            raise ValueError(f"{part!r} cannot be a part of a BIDS name: letters and digits alone can")
+    for part in (subject, *session.split("_"), suffix, description):
+        if part.startswith(".") or set(part) & NOT_IN_NAMES or not part.isprintable():
+            raise ValueError(f"{part!r} cannot be a part of a file's name: it could lead elsewhere")
     kind = "func" if suffix in ("bold", "boldref", "sbref") else "anat"
     if kind == "func" and "task-" not in session:  # BIDS wants a task; the study's series are resting state
         session = "_".join(part for part in (session, "task-rest") if part)

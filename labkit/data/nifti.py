@@ -45,6 +45,12 @@ class Origin:
     kept: float = 1.0  # share of what is bright in the file that lies in the cohort's grid
     fits: str = ""  # axes that fit the embedded anatomy clearly better than those above, the best first, with spaces
 
+    @property
+    def better_axes(self) -> str:
+        """Axes that fit best, where they are others than those that are believed; else empty."""
+        best = self.fits.split(" ")[0]
+        return "" if best == self.axes else best
+
     @classmethod
     def from_json(cls, content: dict) -> Origin:
         """An origin that was kept as JSON, which knows no tuples."""

@@ -72,18 +72,18 @@ def lies_otherwise(scan: Scan) -> Figure:
     Parameters
     ----------
     scan : Scan
-        One whose ``origin.fits`` names such axes: what :func:`labkit.open_cohort` warns of.
+        One whose ``origin.better_axes`` names such axes: what :func:`labkit.open_cohort` warns of.
 
     Raises
     ------
     ValueError
         Its header fits.
     """
-    if not scan.origin.fits:
+    best = scan.origin.better_axes
+    if not best:
         raise ValueError(f"{describe.scan_name(scan)} lies as its header says: there are no axes that fit better")
     study = "".join(STUDY_AXES)
     image, zooms = np.asarray(scan.image), np.asarray(scan.zooms)
-    best = scan.origin.fits.split()[0]
     for change in (axis_change(study, scan.origin.axes), axis_change(best, study)):
         image, moved = orientations.apply_orientation(image, change), np.empty(3)
         moved[change[:, 0].astype(int)] = zooms

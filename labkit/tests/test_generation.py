@@ -182,14 +182,14 @@ def test_of_several_that_generate_the_same_at_once_each_gets_it(run, tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-@pytest.mark.parametrize("text", ["x/../../../out", "..", "a b", "T2w\n", "<script>"])
+@pytest.mark.parametrize("text", ["x/../../../out", "..", "T2w\n", "<script>"])
 def test_a_run_from_others_cannot_make_files_be_written_elsewhere(run, tmp_path, text):
     theirs = tmp_path / "deep" / "down" / "run"
     shutil.copytree(run.path, theirs, ignore=shutil.ignore_patterns("synthetic", "reconstructed"))
     file = theirs / "file_template.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"suffix": text}))
     before = files(tmp_path)
-    with pytest.raises(ValueError, match="cannot be a part of a BIDS name"):
+    with pytest.raises(ValueError, match="cannot be a part of a file's name"):
         generate(load_run(theirs), 2)
     assert files(tmp_path) == before
 

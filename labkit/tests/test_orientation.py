@@ -105,6 +105,9 @@ def test_a_real_rat_in_a_wide_field_on_thick_slices_is_put_right(mirror, tmp_pat
         right = labkit.open_cohort(tmp_path, axes="auto")
     as_scanned = labkit.open_cohort(path.parent)[0]
     assert np.corrcoef(right[0].image.ravel(), as_scanned.image.ravel())[0, 1] > 0.98
+    assert right[0].origin.better_axes == "" and turned[0].origin.better_axes == true
+    with pytest.raises(ValueError, match="lies as its header says"):
+        figures.lies_otherwise(right[0])
     drawn = figures.lies_otherwise(turned[0])
     assert [ax.get_title().rpartition(" ")[2] for ax in drawn.axes] == ["RSP"] * 3 + [true] * 3
     with pytest.raises(ValueError, match="lies as its header says"):
