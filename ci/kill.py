@@ -11,7 +11,6 @@ stay: the next writer removes them when they are a day old. The exit status is 1
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import signal
 import subprocess
@@ -21,6 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from labkit.files import digest
 
 PREPARE = """
 import labkit
@@ -67,7 +68,7 @@ def content(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not any(part in name for part in TIMES):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[name] = digest(path)
         if path.name == "losses.csv":
             rows = [line.split(",") for line in path.read_text().splitlines()]
             kept = [i for i, column in enumerate(rows[0]) if not column.endswith(("_s", "_mib"))]

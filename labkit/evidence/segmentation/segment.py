@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from labkit.evidence.segmentation.experiment import Experiment
 from labkit.evidence.segmentation.network import MODEL_FILE, inputs, probabilities
 from labkit.evidence.segmentation.reader import find_network
 from labkit.fields import known
-from labkit.files import located, progress_bar
+from labkit.files import digest, located, progress_bar
 from labkit.generation import fill
 from labkit.runs import Run, load_run
 
@@ -88,7 +87,7 @@ def segment(
     default = found.folder.parent / "segmented" / f"{cohort.fingerprint[:10]}-{arm}-seed{seed}"
     folder = located(out_dir) if out_dir else default
     made = {"Scans": cohort.fingerprint}
-    made["LabelledBy"] = hashlib.sha256((found.folder / MODEL_FILE).read_bytes()).hexdigest()
+    made["LabelledBy"] = digest(found.folder / MODEL_FILE)
 
     def write(fresh: Path) -> None:
         images, box = inputs(cohort, found.plan)
