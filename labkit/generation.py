@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit import __version__, cards
+from labkit.capture import convolving
 from labkit.data import bids, nifti
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
@@ -51,7 +52,8 @@ def in_batches(network: nn.Module, inputs: Tensor, show: str = "") -> Iterator[T
     With a progress bar if `show` has words for one.
     """
     for part, full in _parts(network, inputs, show):
-        with torch.no_grad():  # around the pass alone: around the yield it would reach into the caller
+        # around the pass alone: around the yield it would reach into the caller
+        with torch.no_grad(), convolving(full.device, benchmark=False):
             out = network(full).float().cpu()[: len(part)]
         yield out
 
@@ -62,7 +64,8 @@ def labelled_batches(network: nn.Module, codes: Tensor, show: str = "") -> Itera
         yield from ((volumes, None) for volumes in in_batches(network, codes, show))
         return
     for part, full in _parts(network, codes, show):
-        volumes, labels = (made.cpu()[: len(part)] for made in network.labelled(full))
+        with convolving(full.device, benchmark=False):
+            volumes, labels = (made.cpu()[: len(part)] for made in network.labelled(full))
         yield volumes.float(), labels
 
 

@@ -310,9 +310,19 @@ class Run:
     def _check_cohort(self, cohort: Cohort) -> None:
         trained = self.config["cohort"]
         if cohort.fingerprint != trained["fingerprint"]:
+            same = cohort.recipe is not None and cohort.recipe == trained["recipe"]
+            cure = "open that cohort, with the same n"
+            if same and cohort.recipe.get("source") in SIMULATED:
+                cure = (
+                    "the same rats, but not to the last grey level. Another version of labkit simulated them, or of "
+                    "numpy or scipy, whose rounding moves one voxel in a thousand by one level: provenance.json names "
+                    "the run's versions"
+                )
+            elif same:
+                cure = "its files have changed since, or are read in another way: open them as they were"
             raise RunError(
                 f"{self.path.name} was trained on {trained['n']} scans of {trained['name']}, fingerprint "
-                f"{trained['fingerprint'][:12]}, not on {cohort!r}: open that cohort, with the same n"
+                f"{trained['fingerprint'][:12]}, not on {cohort!r}: {cure}"
             )
 
     def summary(self):

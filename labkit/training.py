@@ -1,4 +1,4 @@
-"""The main job: train one variant on one cohort, watched, interruptible, continuing bit for bit.
+"""The main job: train one variant on one cohort, watched, interruptible, continuing bit for bit (on a CPU).
 
 An iteration is :func:`labkit.updates.step`; what a run writes is :mod:`labkit.recording`'s; here is the loop.
 """

@@ -27,7 +27,9 @@ def rats(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(rats, tmp_path_factory):
-    return labkit.train("atlas", rats, "smoke", tmp_path_factory.mktemp("runs") / "atlas", n_train=8, iterations=60)
+    return labkit.train(
+        "atlas", rats, "smoke", tmp_path_factory.mktemp("runs") / "atlas", n_train=8, iterations=60, device="cpu"
+    )
 
 
 def test_a_run_of_an_atlas_has_what_every_run_has(rats, run):
@@ -51,10 +53,10 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(rats, run, tmp_path, monkeypatch
 
     monkeypatch.setattr(AtlasFit, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        labkit.train("atlas", rats, "smoke", tmp_path / "cut", n_train=8, iterations=60)
+        labkit.train("atlas", rats, "smoke", tmp_path / "cut", n_train=8, iterations=60, device="cpu")
     assert labkit.load_run(tmp_path / "cut").iteration == 26
     monkeypatch.setattr(AtlasFit, "step", step)
-    again = labkit.train("atlas", rats, "smoke", tmp_path / "cut", n_train=8, iterations=60)
+    again = labkit.train("atlas", rats, "smoke", tmp_path / "cut", n_train=8, iterations=60, device="cpu")
     mine, whole = (load_state(one.path / MODELS, "cpu")["atlas"] for one in (again, run))
     assert mine.keys() == whole.keys() and all(torch.equal(mine[name], whole[name]) for name in mine)
 
@@ -77,10 +79,10 @@ def test_scans_come_with_noise_and_labels_and_the_same_code_gives_the_same_scan(
 
 def test_training_scans_have_the_codes_of_the_fit_and_others_are_encoded(rats, run):
     mine, others = run.train_part(rats), run.held_out(rats)
-    codes = labkit.encode(run, mine)
+    codes = labkit.encode(run, mine, "cpu")
     atlas = run.encoder().atlas
     assert torch.allclose(codes, atlas.codes(atlas.state["numbers"]))
-    both = labkit.encode(run, rats)
+    both = labkit.encode(run, rats, "cpu")
     places = [rats.digests.index(digest) for digest in mine.digests]
     assert torch.equal(both[places], codes)
     back = labkit.decode(run, labkit.encode(run, others), "encoded")
@@ -127,3 +129,23 @@ def test_an_atlas_looks_for_copies_in_its_own_coordinates_too(tmp_path):
     rows = {row.flavour for row in copied._copies()}
     assert {*AUDITED, *p} == rows
     assert not Comparison(copied.yardstick, train).atlas_audits  # nobody's codes
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model", ["sigmarat2", "atlas"])
+def test_cuda_verbs_give_what_a_cpu_gives(model, rats, tmp_path):
+    options = {} if model == "atlas" else {"precision": "fp32"}
+    run = labkit.train(model, rats, "smoke", tmp_path / "run", n_train=8, iterations=20, device="cuda", **options)
+    assert run.provenance["sittings"][-1]["device"] == torch.cuda.get_device_name()
+    with pytest.raises(labkit.RunError, match="pass device='cuda'"):
+        labkit.train(model, rats, "smoke", run.path, n_train=8, iterations=24, device="cpu", **options)
+    went_on = labkit.train(model, rats, "smoke", run.path, n_train=8, iterations=24, device="cuda", **options)
+    assert went_on.iteration == 24
+    there, here = (labkit.generate(run, 4, tmp_path / device, device=device) for device in ("cuda", "cpu"))
+    for a, b in zip(there, here, strict=True):
+        apart = np.abs(np.asarray(a.image, float) - b.image).mean() / np.std(b.image)
+        assert apart < 0.01, f"scans of the same code differ by {apart:.3f} of their spread"
+        assert model != "atlas" or (a.labels == b.labels).mean() > 0.999
+    held = run.held_out(rats)
+    back = [labkit.decode(run, labkit.encode(run, held, device), "encoded", device).cpu() for device in ("cuda", "cpu")]
+    assert (back[0] - back[1]).square().mean() < 1e-3 * back[1].var()

@@ -100,18 +100,18 @@ def test_optimisers_are_capturable_only_while_recorded():
     assert not any(g["capturable"] for o in learner.optimisers.values() for g in o.param_groups)
 
 
-@pytest.mark.parametrize("benchmark", [True, False])
-def test_float32_convolutions_are_exact_within_and_settings_are_given_back(benchmark):
+@pytest.mark.parametrize("timing", [True, False])
+def test_float32_convolutions_are_exact_within_and_settings_are_given_back(timing):
     cudnn = torch.backends.cudnn
 
     def settings():
         return cudnn.benchmark, cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
 
     before = settings()
-    with capture.convolving(torch.device("cpu"), benchmark):
+    with capture.convolving(torch.device("cpu"), timing):
         assert settings() == before
-    with capture.convolving(torch.device("cuda"), benchmark):
-        assert settings() == (benchmark, "ieee" if hasattr(cudnn, "conv") else False)
+    with capture.convolving(torch.device("cuda"), timing):
+        assert settings() == (timing, "ieee" if hasattr(cudnn, "conv") else False)
     assert settings() == before
 
 

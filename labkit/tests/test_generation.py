@@ -11,6 +11,7 @@ import torch
 import labkit
 from labkit import CohortError, generation
 from labkit.data import volumes
+from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate, without_identity, written_range
 from labkit.data.volumes import resize
 from labkit.evidence.sample import Sample
@@ -276,7 +277,7 @@ def test_reconstructions_keep_their_animals_names_and_grids(rats, run, tmp_path)
     image = nib.load(sorted((tmp_path / "back").rglob("*.nii.gz"))[0])
     assert image.shape == nib.load(held_out[0].origin.path).shape and b"reconstructed" in bytes(image.header["descrip"])
     expected = run.generator(codes="encoded")(run.encoder()(held_out.volumes(16)))
-    assert torch.allclose(decode(run, encode(run, held_out), "encoded"), expected, atol=1e-5)
+    assert torch.allclose(decode(run, encode(run, held_out, "cpu"), "encoded", "cpu"), expected, atol=1e-5)
 
 
 def test_a_run_opens_its_cohort_again_and_notices_a_change(rats, run, tmp_path):
@@ -285,6 +286,17 @@ def test_a_run_opens_its_cohort_again_and_notices_a_change(rats, run, tmp_path):
     part = train("sigmarat2", rats.subset([0, 2, 3]), "smoke", tmp_path / "part", **FAST)
     with pytest.raises(RunError, match="chosen by hand"):
         part.cohort()
+
+
+@pytest.mark.parametrize(("source", "cure"), [("phantom", "numpy or scipy"), ("folder", "changed since")])
+def test_the_same_recipe_with_other_voxels_says_where_they_can_come_from(source, cure, rats, run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["cohort"] |= {"fingerprint": "0" * 64, "recipe": rats.recipe | {"source": source}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    opened = Cohort(rats.name, rats.folder, rats, recipe=config["cohort"]["recipe"])
+    with pytest.raises(RunError, match=cure):
+        load_run(tmp_path / "run").held_out(opened)
 
 
 def test_the_newest_run_is_the_default(run, tmp_path, monkeypatch):
