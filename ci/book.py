@@ -23,7 +23,7 @@ import nbformat
 import vendor
 import yaml
 from cache import NAMED, ROOT, data_digest, digest, sources_digest
-from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, execute, fitted, git, pages, shown
+from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, comes_trained, execute, fitted, git, pages, shown
 
 import labkit
 from labkit import figures, training
@@ -32,10 +32,10 @@ from labkit.data import common_grid
 from labkit.markup import plain
 
 
-def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str, work: Path) -> str:
-    """What a page ends with: where its numbers come from."""
+def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str) -> str:
+    """What a page ends with: where its numbers come from. Runs are found from where chapters are executed."""
     runs = ",".join(str(page.parameters.get(name, "")) for name in ("run_dir", "run_dirs")).strip(",").split(",")
-    configs = [json.loads((work / run / "config.json").read_text(encoding="utf-8")) for run in runs if run]
+    configs = [labkit.load_run(run).config for run in runs if run]
     prints = [config["train"]["fingerprint"][:12] for config in configs]
     rows = {
         "executed at commit": known["commit"],
@@ -149,7 +149,7 @@ def write_page(
     first.source += f"\n\n{launch(page, args.repository, args.branch)}"
     words = "\n\n".join(filter(None, [shown_animals(args.cohort), BANNERS.get(args.scale)]))
     first.source += f"\n\n```{{note}}\n{words}\n```"
-    end = provenance(page, known, args.scale, args.cohort, work)
+    end = provenance(page, known, args.scale, args.cohort)
     if any("interactive-figure" in str(cell.get("outputs", "")) for cell in notebook.cells):
         end += '\n<script defer src="_static/plotly/plotly.min.js"></script>\n'
     notebook.cells.append(nbformat.v4.new_markdown_cell(end, id="provenance"))
@@ -346,15 +346,17 @@ def replaceable(folder: Path) -> bool:
 def arguments() -> argparse.Namespace:
     """What was asked for, refused before any work if it cannot be done."""
     parser = argparse.ArgumentParser(prog="ci/book", description=__doc__)
-    parser.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
+    parser.add_argument(
+        "--scale",
+        choices=tuple(JOBS),
+        help="default reference, the trained runs that come along; of other animals laptop",
+    )
     parser.add_argument("--cohort", default="phantom", help=f"{', '.join(NAMED)}, or a folder of NIfTI scans")
     parser.add_argument(
         "--grid", help="of the scans: study, native, fitted, or as 56x40x64@0.3; default the cohort's own"
     )
     parser.add_argument("--n", type=int, help="scans of the cohort; default all, of a simulated one what chapters take")
-    parser.add_argument(
-        "--models", default=",".join(MODELS), help="with commas between; others are not trained or shown"
-    )
+    parser.add_argument("--models", help="with commas between; default all, at scale reference those that come trained")
     parser.add_argument(
         "--folds", type=int, default=1, help="trainings of each model, each holding out other animals, for chapter 4"
     )
@@ -364,7 +366,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for runs and executed chapters; default build/book")
     parser.add_argument("--here", default=".", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.models = list(dict.fromkeys(args.models.split(",")))
+    others = args.n, args.grid, args.folds > 1
+    there = comes_trained(args.cohort, args.scale or "reference", *others)
+    args.scale = args.scale or ("reference" if there else "laptop")
+    models = args.models.split(",") if args.models else there if args.scale == "reference" and there else MODELS
+    args.models = list(dict.fromkeys(models))
     if unknown := [model for model in args.models if model not in MODELS]:
         parser.error(f"--models {','.join(unknown)}: allowed are {', '.join(MODELS)}")
     try:
@@ -407,7 +413,7 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
     chapters = pages(args.scale, args.cohort, args.n, args.models, data, args.grid, args.folds)
     trained = [page for page in chapters if page.notebook == "02_train" and page.in_book]
     runs = {page.parameters["model"]: page.parameters["run_dir"] for page in trained}
-    shown_run, common = work / runs[shown(args.models)], digest(sources_digest(), data)
+    shown_run, common = Path(runs[shown(args.models)]), digest(sources_digest(), data)
     keys: dict[str, str] = {}
     done: dict[str, Future[None]] = {}
     fresh = threading.Lock()  # new rats are simulated by the first chapter that asks for them
@@ -445,9 +451,9 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for model, run in runs.items():  # by a name that does not change, for readers and ci/results.py
-        (work / model).unlink(missing_ok=True)
-        (work / model).symlink_to(run)
+        for model, run in runs.items():  # by a name that does not change, for readers and ci/results.py
+            Path(model).unlink(missing_ok=True)
+            Path(model).symlink_to(labkit.load_run(run).path.resolve().relative_to(work))
 
 
 def main() -> None:

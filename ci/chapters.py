@@ -19,14 +19,15 @@ from cache import ROOT, digest, run_digest
 
 from labkit.data.simulate.library import meaning
 from labkit.data.sources import SIMULATED
+from labkit.sharing import REFERENCE, packed_run
 
 BOOK = ROOT / "book"
 MODELS = ("adni", "sigmarat1", "sigmarat2", "atlas")
 
-JOBS = {"smoke": 2, "laptop": 1, "paper": 1}
+JOBS = {"smoke": 2, "reference": 2, "laptop": 1, "paper": 1}
 """Chapters executed at a time: larger ones need the whole machine, and measure how fast it is."""
 
-LIMITS = {"smoke": 1200, "laptop": 86_400, "paper": 1_000_000}
+LIMITS = {"smoke": 1200, "laptop": 86_400, "reference": 1_000_000, "paper": 1_000_000}
 """Seconds a cell may take."""
 
 MEASURING = ("04_quality", "07_judge")
@@ -58,6 +59,13 @@ FEW = {"01_explore": {"n": 8}, "02_train": {"n": 8}}
 """Parameters at smoke scale where rats are simulated; of a folder all scans are taken."""
 
 
+def comes_trained(cohort: str, scale: str, *others: Any) -> list[str]:
+    """Models that the repository has trained on this cohort at this scale, opened as it is by default."""
+    if cohort != "phantom" or scale != "reference" or any(others):
+        return []
+    return [model for model in MODELS if packed_run(f"reference/{model}")]
+
+
 def shown(models: Sequence[str]) -> str:
     """The model that chapters about a single run show."""
     return "sigmarat2" if "sigmarat2" in models else models[-1]
@@ -71,10 +79,12 @@ def pages(
     rats = {"cohort": cohort} | ({"n": n} if n else {}) | ({"grid": grid} if grid else {})
     few = FEW if scale == "smoke" and cohort in SIMULATED else {}
     size = defaultdict(dict, SIZED.get(scale, {}) | few)
+    there = comes_trained(cohort, scale, n, grid, folds > 1)
     training, made_by = {}, digest(run_digest(), data, *_making())
     for fold, model in ((fold, model) for fold in range(folds) for model in models):
         parameters = size["02_train"] | rats | {"model": model, "scale": scale} | ({"fold": fold} if fold else {})
-        parameters["run_dir"] = f"runs/{model}-{digest(made_by, json.dumps(parameters, sort_keys=True))[:8]}"
+        made = f"runs/{model}-{digest(made_by, json.dumps(parameters, sort_keys=True))[:8]}"
+        parameters["run_dir"] = f"reference/{model}" if model in there else made
         stem = f"02_train_{model}" + (f"_fold{fold}" if fold else "")
         training[model, fold] = Page(stem, "02_train", parameters, in_book=not fold)
     runs = {key: page.parameters["run_dir"] for key, page in training.items()}
@@ -118,9 +128,13 @@ def fitted(page: Page, run: Path, cohort: str) -> Page | str:
         from labkit.evidence.segmentation.experiment import Experiment
 
         try:
-            Experiment(trained, seeds=page.parameters.get("seeds"))
+            missing = Experiment(trained, seeds=page.parameters.get("seeds")).missing()
         except ValueError as error:
             return str(error)
+        if missing and packed_run(f"reference/{trained.variant.name}") and trained.path.parent.name == REFERENCE:
+            return (
+                f"it takes hours to train its {len(missing)} networks: papermill book/05_segmentation.ipynb out.ipynb"
+            )
     return page
 
 

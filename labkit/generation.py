@@ -6,6 +6,7 @@ beside the encoder (:meth:`labkit.runs.Run.generator`); `kind` says which, ``"ra
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -24,7 +25,17 @@ from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
 from labkit.data.sources import open_cohort
 from labkit.fields import whole
-from labkit.files import changes, located, new_folder, progress_bar, seal, write_json
+from labkit.files import (
+    DamagedFileError,
+    changes,
+    load_state,
+    located,
+    new_folder,
+    progress_bar,
+    save_state,
+    seal,
+    write_json,
+)
 from labkit.runs import Run, RunError, choose_device, load_run
 
 DESCRIPTION = "dataset_description.json"
@@ -46,15 +57,15 @@ def draw_codes(run: Run, n: int, seed: int = 0, first: int = 0, truncation: floa
     return torch.from_numpy(np.array(rows, np.float32).reshape(n, length)) * truncation
 
 
-def in_batches(network: nn.Module, inputs: Tensor, show: str = "") -> Iterator[Tensor]:
+def in_batches(network: nn.Module, inputs: Tensor, show: str = "", **how: Any) -> Iterator[Tensor]:
     """Pass inputs (N, ...) through a network, :data:`BATCH` at a time, the last batch filled up; outputs on the CPU.
 
-    With a progress bar if `show` has words for one.
+    With a progress bar if `show` has words for one; `how` is passed on.
     """
     for part, full in _parts(network, inputs, show):
         # around the pass alone: around the yield it would reach into the caller
         with torch.no_grad(), convolving(full.device, benchmark=False):
-            out = network(full).float().cpu()[: len(part)]
+            out = network(full, **how).float().cpu()[: len(part)]
         yield out
 
 
@@ -105,10 +116,16 @@ def decode(run: Run, codes: Tensor, kind: str = "random", device: str = "auto", 
     return _gathered(in_batches(network, codes), (1, *(run.scale.size,) * 3))
 
 
-def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
+ENCODINGS = "encodings.safetensors"
+"""Codes that an atlas took a second a scan to find, in its run's folder."""
+
+
+def encode(run: Run, cohort: Cohort, device: str = "auto", coarse: bool = False) -> Tensor:
     """Scans to codes, (N, Z), for ``kind="encoded"``; ValueError for scans on another grid than the run's.
 
-    Of an atlas the codes of its own training scans are those of the fit.
+    Of an atlas the codes of its own training scans are those of the fit, and others are found once and kept in the
+    run's folder. With `coarse`, all of an atlas's are found at half the resolution, in a third of the time, for codes
+    that are compared with each other alone.
 
     Examples
     --------
@@ -117,15 +134,37 @@ def encode(run: Run, cohort: Cohort, device: str = "auto") -> Tensor:
     (8, 500)
     """
     run.file_template.check_grid(cohort)
-    network = run.encoder(choose_device(device))
-    codes, fitted = torch.empty(len(cohort), run.variant.latent_dim), run.fitted_codes(network)
-    new = [place for place, digest in enumerate(cohort.digests) if digest not in fitted]
-    for place in set(range(len(cohort))) - set(new):
-        codes[place] = fitted[cohort.digests[place]]
+    network, of_atlas = run.encoder(choose_device(device)), run.variant.name == "atlas"
+    if coarse and not of_atlas:
+        raise ValueError(f"coarse=True is of an atlas; {run.path.name} is of {run.variant.name}")
+    known = ({} if coarse else run.fitted_codes(network)) | (_kept_codes(run, coarse) if of_atlas else {})
+    new = {digest: place for place, digest in enumerate(cohort.digests) if digest not in known}
     if new:
-        scans = cohort.subset(new).volumes(run.scale.size)
-        codes[new] = torch.cat(list(in_batches(network, scans)))
-    return codes
+        scans = cohort.subset(new.values()).volumes(run.scale.size)
+        found = torch.cat(list(in_batches(network, scans, **({"coarse": True} if coarse else {}))))
+        known |= dict(zip(new, found, strict=True))
+        if of_atlas:
+            _keep_codes(run, coarse, dict(zip(new, found, strict=True)))
+    rows = [known[digest] for digest in cohort.digests]
+    return torch.stack(rows) if rows else torch.empty(0, run.variant.latent_dim)
+
+
+def _kept_codes(run: Run, coarse: bool) -> dict[str, Tensor]:
+    """Codes of scans by digest that were found before, with the weights that the run has."""
+    try:
+        state = load_state(run.path / ENCODINGS)
+        rows = state["coarse" if coarse else "full"] if state["run"] == run.fingerprint else {}
+        return {digest: code for digest, code in rows.items() if code.shape == (run.variant.latent_dim,)}
+    except (FileNotFoundError, DamagedFileError, KeyError, TypeError, AttributeError):
+        return {}  # they can be found again
+
+
+def _keep_codes(run: Run, coarse: bool, codes: dict[str, Tensor]) -> None:
+    """Add to what :func:`_kept_codes` finds; a folder that cannot be written to, or a full disk, keeps nothing."""
+    kept = {kind: _kept_codes(run, kind == "coarse") for kind in ("full", "coarse")}
+    kept["coarse" if coarse else "full"] |= codes
+    with contextlib.suppress(OSError):
+        save_state(run.path / ENCODINGS, {"run": run.fingerprint, **kept})
 
 
 def interpolate(

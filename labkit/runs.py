@@ -8,6 +8,7 @@
         losses.csv          a row a logging interval
         checkpoint.safetensors   everything needed to continue bit for bit
         models.safetensors       encoder and generators for use and sharing
+        encodings.safetensors    of an atlas, codes that were found of scans
         file_template.json       grid, header and intensity ranges of the training scans, for what is generated
         README.md           its card, with what chapters 4 and 5 measured
         samples/            fixed codes and scans as they change: NIfTI and montage

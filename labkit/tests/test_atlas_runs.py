@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 import labkit
+from labkit.atlas import Atlas
 from labkit.evidence.latent import LatentSpace
 from labkit.evidence.metrics.compare import AUDITED, MOVED, Comparison
 from labkit.evidence.metrics.controls import CONTROLS, controls
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.figures import architecture
-from labkit.files import load_state
+from labkit.files import load_state, save_state
 from labkit.registration import AtlasFit
 from labkit.runs import MODELS
 from labkit.tests.brains import onions
@@ -149,3 +151,27 @@ def test_cuda_verbs_give_what_a_cpu_gives(model, rats, tmp_path):
     held = run.held_out(rats)
     back = [labkit.decode(run, labkit.encode(run, held, device), "encoded", device).cpu() for device in ("cuda", "cpu")]
     assert (back[0] - back[1]).square().mean() < 1e-3 * back[1].var()
+
+
+def test_codes_of_an_atlas_are_found_once(rats, run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("encodings*"))
+    run, steps = labkit.load_run(tmp_path / "run"), []
+    descend = Atlas._descend
+    monkeypatch.setattr(Atlas, "_descend", lambda *args: steps.append(1) or descend(*args))
+    held = run.held_out(rats)
+    found, twice = labkit.encode(run, held), labkit.encode(run, held.subset([1, 0, 1]))
+    assert steps and torch.equal(twice, found[[1, 0, 1]])
+    counted = len(steps)
+    coarse = labkit.encode(run, rats, coarse=True)  # others than those of the fit, and of all scans
+    assert len(steps) > counted and not torch.equal(coarse[[list(rats.subjects).index(held.subjects[0])]], found[:1])
+    counted = len(steps)
+    assert torch.equal(labkit.encode(run, rats, coarse=True), coarse) and torch.equal(labkit.encode(run, held), found)
+    assert len(steps) == counted
+    for spoil in (lambda file: file.write_bytes(b"nonsense"), lambda file: file.unlink()):
+        spoil(tmp_path / "run" / "encodings.safetensors")
+        assert torch.equal(labkit.encode(run, held), found)
+    assert len(steps) > counted
+    kept = load_state(tmp_path / "run" / "encodings.safetensors")
+    save_state(tmp_path / "run" / "encodings.safetensors", kept | {"run": "of other weights"})
+    counted = len(steps)
+    assert torch.equal(labkit.encode(run, held), found) and len(steps) > counted

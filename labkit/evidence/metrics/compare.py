@@ -19,7 +19,7 @@ from labkit.evidence.metrics.measures import NEIGHBOURS, NORMALISED, Measurement
 from labkit.evidence.metrics.yardstick import LeftOut, Yardstick
 from labkit.evidence.sample import Sample, check_grid, first_scans, one_scan_an_animal
 from labkit.files import progress_bar
-from labkit.generation import BATCH
+from labkit.generation import encode, in_batches
 from labkit.runs import Run
 
 if TYPE_CHECKING:
@@ -227,13 +227,11 @@ class Comparison:
         planted = torch.from_numpy(memorisation.plant_copies(made.numpy(), copies, rng))
         changed = (planted != made).flatten(1).any(1)
 
-        @torch.no_grad()
-        def codes(cubes: Tensor) -> Tensor:
-            return torch.cat([encoder(part * 2 - 1, coarse=True) for part in cubes.split(BATCH)])
-
-        z, z_held, z_train = codes(made), codes(held_out), codes(train)  # not the fit's own: a copy's are none
+        # of training scans not the fit's own: a copy's are none
+        sides = self.synthetic, self.yardstick.held_out, trained
+        z, z_held, z_train = (encode(self._run, cohort, coarse=True) for cohort in sides)
         z_planted = z.clone()
-        z_planted[changed] = codes(planted[changed])
+        z_planted[changed] = torch.cat(list(in_batches(encoder, planted[changed] * 2 - 1, coarse=True)))
         box = embeddings.brain_box(trained, size)
         leading = max(1, int((encoder.atlas.modes["share"].cumsum(0) <= VARIANCE).sum()))
 
