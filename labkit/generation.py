@@ -154,7 +154,7 @@ def _kept_codes(run: Run, coarse: bool) -> dict[str, Tensor]:
     try:
         state = load_state(run.path / ENCODINGS)
         rows = state["coarse" if coarse else "full"] if state["run"] == run.fingerprint else {}
-        return {digest: code for digest, code in rows.items() if code.shape == (run.variant.latent_dim,)}
+        return {digest: code.float() for digest, code in rows.items() if code.shape == (run.variant.latent_dim,)}
     except (FileNotFoundError, DamagedFileError, KeyError, TypeError, AttributeError):
         return {}  # they can be found again
 

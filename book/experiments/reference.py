@@ -23,7 +23,7 @@ from labkit import sharing
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.study import Study, short
 from labkit.files import load_state, new_folder, save_state, write_json, write_text
-from labkit.generation import decode, draw_codes, encode
+from labkit.generation import ENCODINGS, decode, draw_codes, encode
 from labkit.runs import FILE_TEMPLATE, MODELS, Run
 
 MILESTONES = 1000, 2000, 5000, 10_000
@@ -86,12 +86,13 @@ def pack(run: Run, cohort: Cohort, out: Path) -> dict[str, float]:
     content = sharing.pack(load_state(run.path / MODELS))
     with tempfile.TemporaryDirectory() as scratch:
         packed = with_weights(run, sharing.unpack(content), Path(scratch))
-        held, codes = run.held_out(cohort)[:16], draw_codes(run, 16)
+        held, random = run.held_out(cohort)[:16], draw_codes(run, 16)
         pairs = {
-            "random": (decode(one, codes, "random") for one in (run, packed)),
+            "random": (decode(one, random, "random") for one in (run, packed)),
             "reconstructed": (decode(one, encode(one, held), "encoded") for one in (run, packed)),
         }
         apart = {kind: (a - b).square().mean().sqrt().item() / 2 for kind, (a, b) in pairs.items()}
+        codes = with_codes(packed, cohort)
     if max(apart.values()) > MOST:
         raise SystemExit(f"{run.path.name}: scans of the packed weights differ by {apart}, more than {MOST}")
     config = run.config
@@ -109,11 +110,25 @@ def pack(run: Run, cohort: Cohort, out: Path) -> dict[str, float]:
         (fresh / "samples").mkdir()
         for path in (run.path / "provenance.json", run.path / FILE_TEMPLATE):
             shutil.copy(path, fresh)
+        if codes is not None:
+            (fresh / ENCODINGS).write_bytes(codes)
         for path in evenly(sorted((run.path / "samples").glob("*.png"))):
             shutil.copy(path, fresh / "samples")
         found = {"bytes": sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file()), **apart}
         write_json(fresh / "packed.json", found)
     return found
+
+
+def with_codes(packed: Run, cohort: Cohort) -> bytes | None:
+    """What an atlas takes minutes to find, so that nobody waits for it: codes of the cohort, full and coarse."""
+    if packed.variant.name != "atlas":
+        return None
+    encode(packed, packed.held_out(cohort))
+    encode(packed, cohort, coarse=True)
+    found = load_state(packed.path / ENCODINGS)
+    half = {kind: {digest: code.half() for digest, code in found[kind].items()} for kind in ("full", "coarse")}
+    save_state(packed.path / ENCODINGS, found | half)
+    return (packed.path / ENCODINGS).read_bytes()
 
 
 def evenly(paths: list[Path]) -> list[Path]:

@@ -6,11 +6,13 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from labkit.cards import METRICS
 from labkit.data.cohort import Cohort
@@ -139,10 +141,13 @@ class Study:
         import pandas as pd
 
         measured = self.comparisons | self.controls
-        tables = [
-            comparison.table().assign(model=name)
-            for name, comparison in progress_bar(measured.items(), "measuring runs", len(measured))
-        ]
+        # measuring runs one thread's worth of small steps: what torch leaves of the cores takes other models meanwhile
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // torch.get_num_threads())) as pool:
+            found = pool.map(Comparison.table, measured.values())
+            tables = [
+                table.assign(model=name)
+                for name, table in progress_bar(zip(measured, found, strict=True), "measuring runs", len(measured))
+            ]
         return pd.concat(tables, ignore_index=True)[["model", *Measurement._fields]]
 
     @property
