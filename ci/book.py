@@ -23,7 +23,21 @@ import nbformat
 import vendor
 import yaml
 from cache import NAMED, ROOT, data_digest, digest, sources_digest
-from chapters import BOOK, JOBS, LIMITS, MODELS, Page, code_of, comes_trained, execute, fitted, git, pages, shown
+from chapters import (
+    BOOK,
+    JOBS,
+    LIMITS,
+    MODELS,
+    SECONDS,
+    Page,
+    code_of,
+    comes_trained,
+    execute,
+    fitted,
+    git,
+    pages,
+    shown,
+)
 
 import labkit
 from labkit import figures, training
@@ -182,7 +196,8 @@ def tour(folders: list[Path], target: Path) -> None:
     train, made = runs[0].train_part(cohort), [labkit.generate(run, 1, seed=0) for run in runs]
     distances = (train.volumes(32) - made[-1].volumes(32)).square().mean((1, 2, 3, 4))
     scans = [(runs[0].held_out(cohort) or cohort)[0], *(one[0] for one in made), train[int(distances.argmin())]]
-    figures.three_planes(scans).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
+    names = ["real", *(run.variant.name for run in runs), "training"]
+    figures.three_planes(scans, names=names).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
 
 
 FINDINGS = "<!-- findings -->"
@@ -407,6 +422,25 @@ def _folds(args: argparse.Namespace) -> int:
     return training.folds(animals, training.default_n_train(animals))
 
 
+class TimeLeft:
+    """How long the chapters that are left will take, told whenever one is done, where a scale's are known.
+
+    A slower machine than that of the estimates shows in the first chapters.
+    """
+
+    def __init__(self, scale: str, stems: list[str]) -> None:
+        self.left = {stem: SECONDS.get(scale, {}).get(stem[:2], 0) for stem in stems}
+        self.all, self.began = sum(self.left.values()), time.monotonic()
+
+    def tell(self, stem: str) -> None:
+        """Count a chapter as done."""
+        self.left.pop(stem, None)
+        ahead = sum(self.left.values())
+        if ahead and self.all > ahead:
+            seconds = ahead * (time.monotonic() - self.began) / (self.all - ahead)
+            print(f"  {stem}: done, chapters take about {max(1, round(seconds / 60))} min more", flush=True)
+
+
 def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
     """Put every chapter into the book, or why the cohort forbids it."""
     data = data_digest(args.cohort)
@@ -415,6 +449,7 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
     runs = {page.parameters["model"]: page.parameters["run_dir"] for page in trained}
     shown_run, common = Path(runs[shown(args.models)]), digest(sources_digest(), data)
     keys: dict[str, str] = {}
+    left = TimeLeft(args.scale, [page.stem for page in chapters])
     done: dict[str, Future[None]] = {}
     fresh = threading.Lock()  # new rats are simulated by the first chapter that asks for them
 
@@ -432,6 +467,7 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
         keys[page.stem] = digest(common, own, parameters, *(keys[other] for other in page.after))
         with fresh if suited.parameters.get("cohort") == "fresh" else contextlib.nullcontext():
             notebook, known = execute(suited, work, keys[page.stem], LIMITS[args.scale])
+        left.tell(page.stem)
         if not page.in_book:
             return
         write_page(suited, notebook, known, target, args, work)

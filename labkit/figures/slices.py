@@ -24,7 +24,12 @@ ROW, HEAD = 1.8, 0.25  # inches: one scan in three planes, the line above all
 
 
 @style.drawn
-def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = None, title: str = "") -> Figure:
+def three_planes(
+    scans: Iterable[Scan],
+    window: tuple[float, float] | None = None,
+    title: str = "",
+    names: Sequence[str] | None = None,
+) -> Figure:
     """A row a scan: sagittal, coronal and horizontal section through the middle of its brain, drawn by nilearn.
 
     Parameters
@@ -35,6 +40,8 @@ def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = Non
         Intensities shown black and white. Default: one window for all rows, :func:`.intensity_window`.
     title : str
         Over the rows; the window is always written there.
+    names : sequence of str, optional
+        Of the rows; default those of the scans.
 
     Returns
     -------
@@ -59,7 +66,8 @@ def three_planes(scans: Iterable[Scan], window: tuple[float, float] | None = Non
         for direction, plane in zip("yxz", PLANES.values(), strict=True):
             _true_to_scale(display.axes[direction].ax)
             style.name_sides(display.axes[direction].ax, plane)
-        style.write_on(display.axes["x"].ax, 0.02, 0.98, describe.scan_name(scan), ha="left", va="top", size=10)
+        name = names[row] if names else describe.scan_name(scan)
+        style.write_on(display.axes["x"].ax, 0.02, 0.98, name, ha="left", va="top", size=10)
     shown = f"intensity {style.number(low)} (black) to {style.number(high)} (white)"
     figure.suptitle(f"{title}: {shown}" if title else shown, y=1, va="top", fontsize=10)
     return figure

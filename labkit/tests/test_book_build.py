@@ -166,7 +166,7 @@ def test_scripts_stand_on_a_page_once_and_none_is_for_another_host(book):
     assert book.tidy(page) == expected
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "reference", "paper"])
 def test_every_chapter_is_a_page_and_comes_after_what_it_needs(book, scale):
     pages = book.pages(scale, "phantom", None)
     stems = [page.stem for page in pages]
@@ -269,6 +269,59 @@ def test_a_chapter_suits_the_cohort_or_is_left_out(chapters, monkeypatch, held_o
             assert found.parameters == page.parameters | {"cohort": "fresh"}
         else:
             assert isinstance(found, str) and expected[page.stem] in found
+
+
+def test_the_default_book_is_of_the_runs_that_come_trained_and_other_animals_are_trained_on(
+    book, chapters, monkeypatch
+):
+    monkeypatch.setattr(book, "BOOK", Path("nowhere"))
+    asked = lambda *words: (monkeypatch.setattr(sys, "argv", ["ci/book", *words]), book.arguments())[1]  # noqa: E731
+    default = asked()
+    assert default.scale == "reference" and {"sigmarat2", "atlas"} <= set(default.models) <= set(chapters.MODELS)
+    pages = chapters.pages("reference", "phantom", None, default.models)
+    assert [page.parameters["run_dir"] for page in pages if page.notebook == "02_train"] == [
+        f"reference/{model}" for model in default.models
+    ]
+    for words in (["--cohort", "sigma"], ["--n", "20"], ["--scale", "laptop"]):
+        other = asked(*words)
+        assert (other.scale, tuple(other.models)) == ("laptop", chapters.MODELS)
+    assert asked("--scale", "reference", "--n", "20").models == list(chapters.MODELS)  # none of these come trained
+    trained = [page for page in chapters.pages("reference", "phantom", 20, ["atlas"]) if page.notebook == "02_train"]
+    assert trained[0].parameters["run_dir"].startswith("runs/")
+
+
+def test_an_experiment_of_hours_on_a_run_that_came_trained_is_left_out_until_it_is_done(
+    chapters, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (page,) = (page for page in chapters.pages("reference", "phantom", None, ["atlas"]) if page.stem[:2] == "05")
+    missing = [("r100", 0)]
+
+    class Experiment:
+        def __init__(self, run, seeds):
+            self.missing = lambda: missing
+
+    monkeypatch.setattr("labkit.evidence.segmentation.experiment.Experiment", Experiment)
+    found = chapters.fitted(page, Path("reference/atlas"), "phantom")
+    assert isinstance(found, str) and "train its 1 networks: papermill" in found
+    missing.clear()
+    assert chapters.fitted(page, Path("reference/atlas"), "phantom") is page
+
+
+def test_the_time_that_is_left_follows_from_what_was_taken(book, monkeypatch, capsys):
+    clock = iter([0.0, 90.0, 400.0, 400.0])
+    monkeypatch.setattr(book.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(book, "SECONDS", {"reference": {"01": 45, "04": 100, "06": 5}})
+    left = book.TimeLeft("reference", ["01_explore", "04_quality", "06_latent"])
+    for stem in ("01_explore", "04_quality", "06_latent"):
+        left.tell(stem)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "  01_explore: done, chapters take about 4 min more",  # 105 of 150 are left, and 45 took 90 s
+        "  04_quality: done, chapters take about 1 min more",
+    ]
+    book.TimeLeft("smoke", ["01_explore"]).tell("01_explore")  # of which nothing is known
+    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture

@@ -86,6 +86,8 @@ def test_a_figure_does_not_change_the_style_of_others():
 def test_three_planes_has_three_axes_a_rat_and_one_window_for_all():
     cohort = toy_cohort([ramp(), 10 * ramp()])
     figure = figures.three_planes(cohort)
+    named = figures.three_planes([bright_corner(), bright_corner()], names=["real", "made"])
+    assert {"real", "made"} <= {text.get_text() for axes in named.axes for text in axes.texts}
     shown = pictures(figure)
     assert len(shown) == 3 * len(cohort)
     assert {image.get_clim() for image in shown} == {(0.0, 150.0)}
