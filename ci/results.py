@@ -1,14 +1,18 @@
-"""Put the results of a built book into README.md and book/reference/results: a table, times, the picture.
+"""Put the results of built books into README.md and book/reference/results: tables, times, pictures.
 
-    python ci/results.py [BUILD]      default build/book/laptop-sigma, from `ci/book --scale laptop --cohort sigma`
+    python ci/results.py [BUILD] [--pictures BUILD]
 
-Nothing is computed: rows come from the runs' metrics.md, times from their provenance.json.
+BUILD is build/book/laptop-sigma unless named, from `ci/book --scale laptop --cohort sigma`. Pictures are of
+build/book/reference-phantom, from `ci/book`, but for those of chapters that it lacks. Nothing is computed: rows come
+from the runs' metrics.md, times from their provenance.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
+import io
 import json
 import re
 import shutil
@@ -52,7 +56,18 @@ FEW = ("r5+s200", "r5+e200", "r5+a200", "r5+u95", "r5+t200")
 """What is added to a twentieth of the real scans, where there is something to gain."""
 
 WIDTH = 400
-"""Of the picture, pixels."""
+"""Of pictures, pixels."""
+
+PICTURES = {
+    "01_explore": "figures.three_planes",
+    f"02_train_{SHOWN}": "figures.samples_over_time",
+    "03_inspect": "figures.contact_sheet(synthetic",
+    "04_quality": "figures.embedding_map",
+    "05_segmentation": "figures.dose_response",
+    "06_latent": "figures.traversals",
+    "07_judge": "figures.judged_scans",
+}
+"""What draws the picture of a chapter."""
 
 
 def table(metrics: str) -> str:
@@ -91,6 +106,24 @@ def picture() -> str:
     alt = "A real rat, one by sigmarat2, one by atlas, and the training rat nearest to that, in three planes each"
     source = (OUT / "tour.png").relative_to(ROOT).as_posix()
     return f'<img src="{source}" alt="{alt}" width="{WIDTH}" align="right">\n'
+
+
+def pictures(builds: list[Path]) -> None:
+    """A picture of each chapter, from the first of the builds that has it."""
+    for stem, drawn in PICTURES.items():
+        there = [file for build in builds if (file := build / "executed" / f"{stem}.ipynb").exists()]
+        cells = json.loads(there[0].read_text(encoding="utf-8"))["cells"] if there else []
+        shown = [output["data"]["image/png"] for cell in cells if drawn in "".join(cell["source"])
+                 for output in cell["outputs"] if "image/png" in output.get("data", {})]  # fmt: skip
+        if not shown:
+            sys.exit(f"no build has a picture by {drawn} in {stem}: run ci/book first")
+        with Image.open(io.BytesIO(base64.b64decode(shown[0]))) as image:
+            smaller(image.convert("RGB")).quantize(64).save(OUT / f"{stem[:2]}.png", optimize=True)
+
+
+def smaller(image: Image.Image) -> Image.Image:
+    """As wide as the first page shows it."""
+    return image.resize((WIDTH, round(WIDTH * image.height / image.width)), Image.Resampling.LANCZOS)
 
 
 def caption(runs: Path) -> str:
@@ -153,13 +186,15 @@ def main() -> None:
     """Read a build and write what is shown of it."""
     parser = argparse.ArgumentParser(prog="ci/results.py", description=__doc__.splitlines()[0])
     parser.add_argument("build", nargs="?", type=Path, default=ROOT / "build" / "book" / "laptop-sigma")
-    build = parser.parse_args().build
-    tour = build / "source" / "assets" / "tour.png"
+    parser.add_argument("--pictures", type=Path, default=ROOT / "build" / "book" / "reference-phantom")
+    options = parser.parse_args()
+    build, seen = options.build, options.pictures
+    tour = seen / "source" / "assets" / "tour.png"
     if absent := [path for path in (build / SHOWN / "metrics.md", tour) if not path.exists()]:
-        sys.exit(f"{absent[0]} is not there: run ci/book --scale laptop --cohort sigma first")
+        sys.exit(f"{absent[0]} is not there: run ci/book --scale laptop --cohort sigma and ci/book first")
     parts = {
         "picture": picture(),
-        "caption": caption(build),
+        "caption": caption(seen),
         "results": table((build / SHOWN / "metrics.md").read_text(encoding="utf-8")),
         "segmentation": gains(build / SHOWN / "segmentation", build.resolve().name.split("-")[0]),
         "times": times(build),
@@ -172,8 +207,8 @@ def main() -> None:
         (OUT / f"{name}.md").write_text(content, encoding="utf-8")
     shutil.copy(build / SHOWN / "metrics.md", OUT / "metrics.md")
     with Image.open(tour) as image:
-        size = WIDTH, round(WIDTH * image.height / image.width)
-        image.convert("L").resize(size, Image.Resampling.LANCZOS).save(OUT / "tour.png", optimize=True)
+        smaller(image.convert("L")).save(OUT / "tour.png", optimize=True)
+    pictures([seen, build])
     kept = {model: json.loads((build / model / "provenance.json").read_text(encoding="utf-8")) for model in MODELS}
     (OUT / "provenance.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     README.write_text(readme, encoding="utf-8")

@@ -1,6 +1,8 @@
 """What the first page shows of the results is what the runs' files say."""
 
+import base64
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -71,7 +73,14 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "README", tmp_path / "README.md")
     monkeypatch.setattr(script, "OUT", tmp_path / "kept")
     monkeypatch.setattr(script, "ROOT", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["results", str(build)])
+    drawn = io.BytesIO()
+    Image.new("RGB", (800, 600), "red").save(drawn, "png")
+    png = {"output_type": "display_data", "data": {"image/png": base64.b64encode(drawn.getvalue()).decode()}}
+    (build / "executed").mkdir()
+    for stem, source in script.PICTURES.items():
+        cells = [{"source": ["import labkit"], "outputs": []}, {"source": [source, "(x)"], "outputs": [png]}]
+        (build / "executed" / f"{stem}.ipynb").write_text(json.dumps({"cells": cells}))
+    monkeypatch.setattr(sys, "argv", ["results", str(build), "--pictures", str(build)])
     script.main()
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -85,6 +94,11 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
     assert (tmp_path / "kept" / "metrics.md").read_text() == metrics(script)
     with Image.open(tmp_path / "kept" / "tour.png") as picture:
         assert picture.size == (400, 250)
+    for stem in script.PICTURES:
+        with Image.open(tmp_path / "kept" / f"{stem[:2]}.png") as picture:
+            assert picture.size == (400, 300) and picture.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
+    with pytest.raises(SystemExit, match="no build has a picture by figures.three_planes in 01_explore: run ci/book"):
+        script.pictures([tmp_path])
 
 
 def test_what_is_missing_is_named(script, build, monkeypatch):
