@@ -21,6 +21,7 @@ from torch import Tensor
 
 from labkit.files import (
     DamagedFileError,
+    digest,
     flatten,
     located,
     new_folder,
@@ -32,6 +33,9 @@ from labkit.files import (
 
 PACKED = "weights.xz"
 """What a packed run has in the place of its models and its checkpoint."""
+
+SUFFIX = ".xz"
+"""Ends the names of other packed weights within a run, those of segmentation networks."""
 
 REFERENCE = "reference"
 REPOSITORY = Path(__file__).resolve().parents[1] / "book" / "reference" / "runs"
@@ -66,15 +70,18 @@ STEP = " step"
 """Ends the name of a tensor's steps."""
 
 
-def pack(state: Mapping[str, Any]) -> bytes:
-    """Nested tensors, as :func:`labkit.files.save_state` takes them, to a few bits a number."""
+def pack(state: Mapping[str, Any], steps: Mapping[str, float] = STEPS) -> bytes:
+    """Nested tensors, as :func:`labkit.files.save_state` takes them, to a few bits a number.
+
+    `steps` are as :data:`STEPS`; of any name that begins with a key, all names with the empty one.
+    """
     from safetensors.torch import save
 
     tensors, rest = flatten(state)
     kept: dict[str, Tensor] = {}
     for name in sorted(tensors, reverse=True):  # G_encoded before G
         tensor = tensors[name].cpu().contiguous()
-        size = next((size for prefix, size in STEPS.items() if name.startswith(prefix)), None)
+        size = next((size for prefix, size in steps.items() if name.startswith(prefix)), None)
         if name not in GREY and size is None or tensor.ndim < 2 or not tensor.is_floating_point() or not len(tensor):
             kept[name] = tensor
             continue
@@ -142,8 +149,9 @@ def unpacked(packed: Path, models: str) -> Path:
 
     `models` is the name of the file with the weights.
     """
-    content = (packed / PACKED).read_bytes()
-    folder = runs_folder() / REFERENCE / f"{packed.name}-{sha256(content).hexdigest()[:8]}"
+    content, files = (packed / PACKED).read_bytes(), sorted(path for path in packed.rglob("*") if path.is_file())
+    known = sha256("".join(f"{path.relative_to(packed)} {digest(path)}\n" for path in files).encode())
+    folder = runs_folder() / REFERENCE / f"{packed.name}-{known.hexdigest()[:8]}"
     if folder.exists():
         return folder
     state = unpack(content)
@@ -151,6 +159,9 @@ def unpacked(packed: Path, models: str) -> Path:
         with new_folder(folder) as fresh:
             shutil.copytree(packed, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PACKED))
             save_state(fresh / models, state)
+            for path in fresh.rglob(f"*.safetensors{SUFFIX}"):
+                save_state(path.with_suffix(""), unpack(path.read_bytes()))
+                path.unlink()
     except FileExistsError:  # by another process meanwhile: the same
         pass
     return folder

@@ -6,11 +6,15 @@ With --train it trains what is missing at the scale `reference` first (hours for
 it was stopped), and keeps the weights at milestones. Then each run is packed into book/reference/runs/<model>
 (:mod:`labkit.sharing`), refused if scans of the packed weights differ by more than a hundredth of their range, and the
 weights of its milestones are measured on new rats, which nobody trained on or is tested with: curve.csv and table.md.
+With --experiments runs/reference, what chapter 5 found with packed runs (-p run_dir reference/sigmarat2) is packed
+beside them: all scores, and the networks that chapters use.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import shutil
 import tempfile
 from dataclasses import asdict, replace
@@ -22,6 +26,8 @@ import labkit
 from labkit import sharing
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.study import Study, short
+from labkit.evidence.segmentation.network import ABOUT_FILE, LEFT_OUT, MODEL_FILE, SCORES_FILE
+from labkit.evidence.segmentation.reliability import ARM
 from labkit.files import load_state, new_folder, save_state, write_json, write_text
 from labkit.generation import ENCODINGS, decode, draw_codes, encode
 from labkit.runs import FILE_TEMPLATE, MODELS, Run
@@ -35,6 +41,9 @@ ROWS, PICTURES = 100, 5
 
 MOST = 0.01
 """Largest root mean square by which scans of packed weights may differ, as a share of the range."""
+
+NETWORK_STEP = 0.05
+"""Of a segmentation network's weights, in standard deviations of a channel."""
 
 SHOWN = {
     ("Fréchet distance", "PCA"): "Fréchet distance, principal components",
@@ -53,7 +62,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/reference-training"))
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--out", type=Path, default=sharing.REPOSITORY)
+    parser.add_argument(
+        "--experiments", type=Path, help="pack the experiments of chapter 5 in this folder's runs alone"
+    )
     options = parser.parse_args()
+    if options.experiments:
+        for model in options.models.split(","):
+            for run in sorted(options.experiments.glob(f"{model}-*")):
+                pack_experiments(run, options.out / model)
+        return
     cohort = labkit.open_cohort("phantom")
     curves = []
     for model in options.models.split(","):
@@ -117,6 +134,21 @@ def pack(run: Run, cohort: Cohort, out: Path) -> dict[str, float]:
         found = {"bytes": sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file()), **apart}
         write_json(fresh / "packed.json", found)
     return found
+
+
+def pack_experiments(run: Path, out: Path) -> None:
+    """Scores of all segmentation networks of a run that was opened from `out`, and the networks that chapters use."""
+    for folder in sorted(path.parent for path in run.glob(f"segmentation/*/*/{SCORES_FILE}")):
+        arm = out / folder.relative_to(run)
+        arm.mkdir(parents=True, exist_ok=True)
+        about, used = json.loads((folder / ABOUT_FILE).read_text()), re.fullmatch(rf"{ARM}-seed\d+", arm.name)
+        write_json(arm / ABOUT_FILE, about if used else about | {"network": LEFT_OUT})
+        for path in folder.glob("*.csv"):
+            table = pd.read_csv(path, dtype={"subject": str, "session": str})
+            write_text(arm / path.name, table.to_csv(index=False, float_format="%.5g"))
+        if used:
+            content = sharing.pack(load_state(folder / MODEL_FILE), {"": NETWORK_STEP})
+            (arm / f"{MODEL_FILE}{sharing.SUFFIX}").write_bytes(content)
 
 
 def with_codes(packed: Run, cohort: Cohort) -> bytes | None:

@@ -1,5 +1,9 @@
+import importlib.util
 import json
+import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nibabel as nib
@@ -10,7 +14,7 @@ import torch
 from scipy import stats
 
 import labkit
-from labkit import figures
+from labkit import figures, sharing
 from labkit.data.cohort import Cohort
 from labkit.evidence.attributes import tissues
 from labkit.evidence.metrics.yardstick import Yardstick
@@ -30,13 +34,16 @@ from labkit.evidence.segmentation.network import (
     teach,
     train_network,
 )
-from labkit.evidence.segmentation.reader import find_reader
+from labkit.evidence.segmentation.reader import find_network, find_reader
 from labkit.evidence.segmentation.scores import score
 from labkit.evidence.segmentation.sources import gaussian
+from labkit.files import load_state
+from labkit.runs import MODELS
 from labkit.tests.brains import onions
 from labkit.tests.test_training import FAST
 from labkit.training import train
 
+REFERENCE_RUNS = Path(__file__).resolve().parents[2] / "book" / "experiments" / "reference.py"
 PLAN = replace(PLANS["smoke"], steps=60, size=32, channels=(8, 16), lr=2e-2, seeds=2)
 COARSE = replace(PLAN, size=16, steps=40)
 
@@ -387,6 +394,33 @@ def test_results_are_left_beside_the_arms(done):
     assert set(table["arm"]) == {"r100", "r100+s200", "r25", "r25+s200"}
     assert (done.folder / "conclusions.txt").read_text().startswith("whole brain, r100+s200 against r100:")
     assert done.table().shape == (5, 13)
+
+
+@pytest.mark.skipif(not REFERENCE_RUNS.is_file(), reason="the script is part of a checkout")
+def test_an_experiment_travels_with_a_packed_run_and_is_not_trained_again(rats, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("reference_runs", REFERENCE_RUNS)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = tmp_path / "packed" / "small"
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("*.safetensors", ".lock", "segmentation"))
+    (folder / sharing.PACKED).write_bytes(sharing.pack(load_state(run.path / MODELS)))
+    arms = "r100,r25+s200"
+    first = Experiment(folder, COARSE, arms, cohort=rats).go_on()
+    monkeypatch.setattr(sys, "argv", ["reference.py", "--models", "small", "--out", str(folder.parent),
+                                      "--experiments", str(first.run.path.parent)])  # fmt: skip
+    script.main()
+    assert {path.parent.name for path in folder.rglob("*.safetensors.xz")} == {"r100-seed0", "r100-seed1"}
+    again = Experiment(folder, COARSE, arms, cohort=rats)
+    assert again.run.path != first.run.path and again.folder.name == first.folder.name and again.missing() == []
+    pd.testing.assert_frame_equal(again.scores, first.scores, rtol=1e-4)
+    images, box = inputs(again.test, COARSE)
+    mine, theirs = (probabilities([one.network("r100", 1)], images, box) for one in (again, first))
+    assert 0 < (mine - theirs).abs().max() and (mine - theirs).abs().mean() < 0.02
+    assert find_network(again.run.path).folder == again.folder / "r100-seed0"
+    assert find_network(again.run.path, "r25+s200") is None
+    with pytest.raises(ValueError, match=r"arm r25\+s200 with seed 0 was not kept: remove .*r25\+s200-seed0"):
+        again.network("r25+s200", 0)
 
 
 def test_figures_of_the_experiment_have_their_panels(done):

@@ -50,6 +50,7 @@ from labkit.evidence.segmentation.sources import ArmsAtlas, arms_animals, gaussi
 from labkit.fields import whole
 from labkit.files import located, progress_bar, save_state, write_json, write_text
 from labkit.runs import MODELS, Run, load_run
+from labkit.sharing import REFERENCE, packed_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -304,6 +305,9 @@ class Experiment:
         arm = ARMS[arm] if isinstance(arm, str) else arm
         path = self.arm_folder(arm, seed) / MODEL_FILE
         if not path.exists():
+            if is_finished(path.parent):
+                raise ValueError(f"the network of arm {arm.name} with seed {seed} was not kept: remove {path.parent}, "
+                                 "and call go_on() to train it again")  # fmt: skip
             raise ValueError(f"arm {arm.name} with seed {seed} is not trained yet: call go_on() first")
         return load_network(self.plan, path)
 
@@ -412,6 +416,8 @@ def find_atlas(run: Run) -> Run | None:
     """The run itself if it is an atlas's, else the newest atlas beside it that was trained on the same scans."""
     if run.variant.name == "atlas":
         return run
+    if run.path.parent.name == REFERENCE and packed_run(f"{REFERENCE}/atlas"):
+        load_run(f"{REFERENCE}/atlas")  # unpacked beside it
     beside = [
         Run(path.parent) for path in run.path.parent.glob(f"*/{MODELS}") if (path.parent / "config.json").exists()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,12 +24,21 @@ from labkit.files import load_state
 MODEL_FILE, ABOUT_FILE, SCORES_FILE = "model.safetensors", "arm.json", "scores.csv"
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether all of an arm is there: network, what it was trained on, and scores."""
-    return all((folder / name).exists() for name in (MODEL_FILE, ABOUT_FILE, SCORES_FILE))
-
-
 """What a trained arm's folder holds; the scores are written last and say that the arm is finished."""
+
+
+LEFT_OUT = "left out"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether all of an arm is there: network, what it was trained on, and scores.
+
+    Of one that was packed the network may have been left out, as what it was trained on says.
+    """
+    if not all((folder / name).exists() for name in (ABOUT_FILE, SCORES_FILE)):
+        return False
+    return (folder / MODEL_FILE).exists() or json.loads((folder / ABOUT_FILE).read_text()).get("network") == LEFT_OUT
+
 
 SPARE = 1.15
 """Scans labelled for each that is kept: the least certain of them are dropped."""

@@ -98,7 +98,7 @@ def find_network(folder: Path, arm: str = "r100", seed: int = 0) -> TrainedNetwo
     """The newest network of an arm in a generator's run, or in one experiment's folder, if any; needs no data."""
     name = f"{arm}-seed{seed}/{SCORES_FILE}"
     there = [*folder.glob(f"segmentation/*/{name}"), *folder.glob(name)]
-    found = [path for path in there if is_finished(path.parent)]
+    found = [path for path in there if is_finished(path.parent) and path.with_name(MODEL_FILE).exists()]
     if not found:
         return None
     newest = max(found, key=lambda path: path.stat().st_mtime).parent
