@@ -33,7 +33,7 @@ def intensity_histograms(cohort: Sequence[Scan], bins: int = 80) -> Figure:
     scans = list(cohort)
     labelled = [scan for scan in scans if has_tissues(scan.labels, need_all=False)]
     rows = 3 if labelled else 2
-    figure, axes = plt.subplots(rows, 1, figsize=(WIDTH, 1.9 * rows), layout="constrained")
+    figure, axes = plt.subplots(rows, 1, figsize=(WIDTH, 1.55 * rows), layout="constrained")
     low, high = min(s.image.min() for s in scans), max(s.image.max() for s in scans)
     edges, unit = np.linspace(low, high, bins + 1), np.linspace(-1, 1, bins + 1)
     faint = {"color": BLUE, "linewidth": 0.8, "alpha": max(0.1, min(0.8, 4 / len(scans)))}

@@ -75,8 +75,8 @@ def side_by_side(checks: dict[str, CueCheck]) -> Styler:
         name: {
             "balanced accuracy": check.accuracy, "p": check.p, "most telling trace": check.telling,
             "verdict": "no better than chance" if check.passes else "better than chance",
-            "traces that differ": f"{check.varied} of {check.of}",
-            "scans": f"{check.real} real, {check.synthetic} synthetic",
+            "differ": f"{check.varied} of {check.of}",
+            "real + synthetic": f"{check.real} + {check.synthetic}",
         }
         for name, check in checks.items()
     }  # fmt: skip
