@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from labkit.layers import convolving
 from labkit.updates import Draws, Learner, three_updates
 
 WARM_UP = 3
@@ -131,26 +132,3 @@ def capturable(optimisers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
     finally:
         for group, value in zip(groups, before, strict=True):
             group["capturable"] = value
-
-
-@contextlib.contextmanager
-def convolving(device: torch.device, benchmark: bool = True) -> Iterator[None]:
-    """Make float32 mean float32 in a GPU's convolutions, and choose their algorithms by timing them.
-
-    The framework's default rounds the operands of float32 convolutions to 10 bits (TF32), though not those of matrix
-    products. Who wants fast arithmetic here has bfloat16; float32 is there to compare with.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    cudnn = torch.backends.cudnn
-    exact = (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
-    settings = [exact, (cudnn, "benchmark", benchmark)]
-    before = [getattr(where, name) for where, name, _ in settings]
-    try:
-        for where, name, value in settings:
-            setattr(where, name, value)
-        yield
-    finally:
-        for (where, name, _), value in zip(settings, before, strict=True):
-            setattr(where, name, value)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from labkit import __version__, cards
-from labkit.capture import convolving
 from labkit.data import bids, nifti
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC, FileTemplate, without_identity
@@ -36,6 +35,7 @@ from labkit.files import (
     seal,
     write_json,
 )
+from labkit.layers import convolving
 from labkit.runs import Run, RunError, choose_device, load_run
 
 DESCRIPTION = "dataset_description.json"
@@ -137,11 +137,12 @@ def encode(run: Run, cohort: Cohort, device: str = "auto", coarse: bool = False)
     network, of_atlas = run.encoder(choose_device(device)), run.variant.name == "atlas"
     if coarse and not of_atlas:
         raise ValueError(f"coarse=True is of an atlas; {run.path.name} is of {run.variant.name}")
+    how: dict[str, Any] = {"coarse": True} if coarse else {}
     known = ({} if coarse else run.fitted_codes(network)) | (_kept_codes(run, coarse) if of_atlas else {})
     new = {digest: place for place, digest in enumerate(cohort.digests) if digest not in known}
     if new:
         scans = cohort.subset(new.values()).volumes(run.scale.size)
-        found = torch.cat(list(in_batches(network, scans, **({"coarse": True} if coarse else {}))))
+        found = torch.cat(list(in_batches(network, scans, "", **how)))
         known |= dict(zip(new, found, strict=True))
         if of_atlas:
             _keep_codes(run, coarse, dict(zip(new, found, strict=True)))

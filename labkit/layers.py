@@ -27,7 +27,8 @@ stored weights, and a convolution's own cast to bfloat16 is the only rounding.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,6 +52,29 @@ def exact_weight(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer's weight, its spectral norm computed outside the autocast that `x` is in; ask once, for it may cost."""
     with full_precision(x):
         return layer.weight
+
+
+@contextmanager
+def convolving(device: torch.device, benchmark: bool = True) -> Iterator[None]:
+    """Make float32 mean float32 in a GPU's convolutions, and choose their algorithms by timing them.
+
+    The framework's default rounds the operands of float32 convolutions to 10 bits (TF32), though not those of matrix
+    products. Who wants fast arithmetic here has bfloat16; float32 is there to compare with.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    exact = (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    settings = [exact, (cudnn, "benchmark", benchmark)]
+    before = [getattr(where, name) for where, name, _ in settings]
+    try:
+        for where, name, value in settings:
+            setattr(where, name, value)
+        yield
+    finally:
+        for (where, name, _), value in zip(settings, before, strict=True):
+            setattr(where, name, value)
 
 
 def halve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +45,10 @@ CHECKPOINT = "checkpoint.safetensors"
 MODELS = "models.safetensors"
 LOSSES = "losses.csv"
 FILE_TEMPLATE = "file_template.json"
+
+
+GREY_LEVELS = 2
+"""By which simulated rats may differ from a run's and be the same: another numpy moves a voxel in a thousand by one."""
 
 
 class RunError(RuntimeError):
@@ -310,21 +315,30 @@ class Run:
 
     def _check_cohort(self, cohort: Cohort) -> None:
         trained = self.config["cohort"]
-        if cohort.fingerprint != trained["fingerprint"]:
-            same = cohort.recipe is not None and cohort.recipe == trained["recipe"]
-            cure = "open that cohort, with the same n"
-            if same and cohort.recipe.get("source") in SIMULATED:
-                cure = (
-                    "the same rats, but not to the last grey level. Another version of labkit simulated them, or of "
-                    "numpy or scipy, whose rounding moves one voxel in a thousand by one level: provenance.json names "
-                    "the run's versions"
-                )
-            elif same:
-                cure = "its files have changed since, or are read in another way: open them as they were"
-            raise RunError(
-                f"{self.path.name} was trained on {trained['n']} scans of {trained['name']}, fingerprint "
-                f"{trained['fingerprint'][:12]}, not on {cohort!r}: {cure}"
-            )
+        if cohort.fingerprint == trained["fingerprint"]:
+            return
+        cure = "open that cohort, with the same n"
+        if cohort.recipe is not None and cohort.recipe == trained["recipe"]:
+            cure = "its files have changed since, or are read in another way: open them as they were"
+            if cohort.recipe.get("source") in SIMULATED:
+                if self._same_to_a_grey_level(cohort):
+                    warnings.warn(
+                        f"{self.path.name} was trained on the same simulated rats, but not to the last grey level: "
+                        "versions of numpy and scipy round differently (provenance.json names the run's)",
+                        stacklevel=4,
+                    )
+                    return
+                cure = "another version of labkit simulates them otherwise: use the one in provenance.json"
+        raise RunError(
+            f"{self.path.name} was trained on {trained['n']} scans of {trained['name']}, fingerprint "
+            f"{trained['fingerprint'][:12]}, not on {cohort!r}: {cure}"
+        )
+
+    def _same_to_a_grey_level(self, cohort: Cohort) -> bool:
+        """Whether the training scans' darkest and brightest voxels are the run's own, give or take rounding."""
+        animals, ranges = set(self.config["train"]["subjects"]), np.array(self.file_template.ranges)
+        found = np.array([(scan.origin.low, scan.origin.high) for scan in cohort if scan.subject in animals])
+        return found.shape == ranges.shape and bool(np.allclose(found, ranges, rtol=0, atol=GREY_LEVELS))
 
     def summary(self):
         """Where the run stands, as a pandas.Series: iterations, time, speed, errors, codes.

@@ -35,7 +35,7 @@ PACKED = "weights.xz"
 """What a packed run has in the place of its models and its checkpoint."""
 
 SUFFIX = ".xz"
-"""Ends the names of other packed weights within a run, those of segmentation networks."""
+"""Ends the names of what else is packed in a run: segmentation networks, codes that an atlas found."""
 
 REFERENCE = "reference"
 REPOSITORY = Path(__file__).resolve().parents[1] / "book" / "reference" / "runs"

@@ -128,7 +128,7 @@ def pack(run: Run, cohort: Cohort, out: Path) -> dict[str, float]:
         for path in (run.path / "provenance.json", run.path / FILE_TEMPLATE):
             shutil.copy(path, fresh)
         if codes is not None:
-            (fresh / ENCODINGS).write_bytes(codes)
+            (fresh / f"{ENCODINGS}{sharing.SUFFIX}").write_bytes(codes)
         for path in evenly(sorted((run.path / "samples").glob("*.png"))):
             shutil.copy(path, fresh / "samples")
         found = {"bytes": sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file()), **apart}
@@ -159,8 +159,7 @@ def with_codes(packed: Run, cohort: Cohort) -> bytes | None:
     encode(packed, cohort, coarse=True)
     found = load_state(packed.path / ENCODINGS)
     half = {kind: {digest: code.half() for digest, code in found[kind].items()} for kind in ("full", "coarse")}
-    save_state(packed.path / ENCODINGS, found | half)
-    return (packed.path / ENCODINGS).read_bytes()
+    return sharing.pack(found | half)
 
 
 def evenly(paths: list[Path]) -> list[Path]:

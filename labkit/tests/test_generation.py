@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -288,15 +289,30 @@ def test_a_run_opens_its_cohort_again_and_notices_a_change(rats, run, tmp_path):
         part.cohort()
 
 
-@pytest.mark.parametrize(("source", "cure"), [("phantom", "numpy or scipy"), ("folder", "changed since")])
-def test_the_same_recipe_with_other_voxels_says_where_they_can_come_from(source, cure, rats, run, tmp_path):
+@pytest.mark.parametrize(
+    ("source", "levels", "said"),
+    [("phantom", 1, None), ("phantom", 9, "another version of labkit"), ("folder", 1, "changed since")],
+)
+def test_the_same_recipe_with_other_voxels_is_a_runs_own_only_where_a_simulator_rounds(
+    source, levels, said, rats, run, tmp_path
+):
+    recipe = rats.recipe | {"source": source}
     shutil.copytree(run.path, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["cohort"] |= {"fingerprint": "0" * 64, "recipe": rats.recipe | {"source": source}}
+    config["cohort"]["recipe"] = recipe
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    opened = Cohort(rats.name, rats.folder, rats, recipe=config["cohort"]["recipe"])
-    with pytest.raises(RunError, match=cure):
-        load_run(tmp_path / "run").held_out(opened)
+    moved = [
+        dataclasses.replace(scan, digest=f"{place:064d}",
+                            origin=dataclasses.replace(scan.origin, high=scan.origin.high + levels))
+        for place, scan in enumerate(rats)
+    ]  # fmt: skip
+    opened, other = Cohort(rats.name, rats.folder, moved, recipe=recipe), load_run(tmp_path / "run")
+    if said:
+        with pytest.raises(RunError, match=said):
+            other.held_out(opened)
+        return
+    with pytest.warns(UserWarning, match="not to the last grey level"):
+        assert other.held_out(opened).subjects == run.held_out(rats).subjects
 
 
 def test_the_newest_run_is_the_default(run, tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ class Study:
         import pandas as pd
 
         measured = self.comparisons | self.controls
-        # measuring runs one thread's worth of small steps: what torch leaves of the cores takes other models meanwhile
+        # most measures are small steps on one core: cores that torch does not use take other models meanwhile
         with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // torch.get_num_threads())) as pool:
             found = pool.map(Comparison.table, measured.values())
             tables = [
