@@ -169,8 +169,15 @@ def write_page(
     notebook.cells.append(nbformat.v4.new_markdown_cell(end, id="provenance"))
     for cell in notebook.cells:
         if cell.cell_type == "code" and len(cell.source.splitlines()) > SHOWN_LINES:
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+            cell.metadata["tags"] = folded(cell.metadata.get("tags", []))
     nbformat.write(notebook, target / f"{page.stem}.ipynb")
+
+
+def folded(tags: list[str]) -> list[str]:
+    """Tags of a cell whose code is folded, where its output is, too, both in one, which the cell has words for."""
+    if "hide-output" not in tags:
+        return [*tags, "hide-input"]
+    return [*(tag for tag in tags if tag != "hide-output"), "hide-cell"]
 
 
 def write_left_out(stem: str, reason: str, target: Path) -> None:

@@ -308,6 +308,11 @@ def test_an_experiment_of_hours_on_a_run_that_came_trained_is_left_out_until_it_
     assert chapters.fitted(page, Path("reference/atlas"), "phantom") is page
 
 
+def test_what_is_folded_is_folded_once(book):
+    assert book.folded(["figure"]) == ["figure", "hide-input"]
+    assert book.folded(["figure", "hide-output", "x"]) == ["figure", "x", "hide-cell"]
+
+
 def test_the_time_that_is_left_follows_from_what_was_taken(book, monkeypatch, capsys):
     clock = iter([0.0, 90.0, 400.0, 400.0])
     monkeypatch.setattr(book.time, "monotonic", lambda: next(clock))
