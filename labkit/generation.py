@@ -138,34 +138,34 @@ def encode(run: Run, cohort: Cohort, device: str = "auto", coarse: bool = False)
     if coarse and not of_atlas:
         raise ValueError(f"coarse=True is of an atlas; {run.path.name} is of {run.variant.name}")
     how: dict[str, Any] = {"coarse": True} if coarse else {}
-    known = ({} if coarse else run.fitted_codes(network)) | (_kept_codes(run, coarse) if of_atlas else {})
+    kept, kind = _kept_codes(run) if of_atlas else {}, "coarse" if coarse else "full"
+    known = ({} if coarse else run.fitted_codes(network)) | kept.get(kind, {})
     new = {digest: place for place, digest in enumerate(cohort.digests) if digest not in known}
     if new:
         scans = cohort.subset(new.values()).volumes(run.scale.size)
         found = torch.cat(list(in_batches(network, scans, "", **how)))
         known |= dict(zip(new, found, strict=True))
         if of_atlas:
-            _keep_codes(run, coarse, dict(zip(new, found, strict=True)))
+            kept[kind] = kept.get(kind, {}) | {digest: known[digest] for digest in new}
+            with contextlib.suppress(OSError):  # a folder that cannot be written to, or a full disk, keeps nothing
+                save_state(run.path / ENCODINGS, {"run": run.fingerprint, **kept})
     rows = [known[digest] for digest in cohort.digests]
     return torch.stack(rows) if rows else torch.empty(0, run.variant.latent_dim)
 
 
-def _kept_codes(run: Run, coarse: bool) -> dict[str, Tensor]:
-    """Codes of scans by digest that were found before, with the weights that the run has."""
+def _kept_codes(run: Run) -> dict[str, dict[str, Tensor]]:
+    """Codes by kind and digest of scans that were found before, with the weights that the run has."""
     try:
         state = load_state(run.path / ENCODINGS)
-        rows = state["coarse" if coarse else "full"] if state["run"] == run.fingerprint else {}
-        return {digest: code.float() for digest, code in rows.items() if code.shape == (run.variant.latent_dim,)}
+        if state["run"] != run.fingerprint:
+            return {}
+        length = (run.variant.latent_dim,)
+        return {
+            kind: {digest: code.float() for digest, code in state.get(kind, {}).items() if code.shape == length}
+            for kind in ("full", "coarse")
+        }
     except (FileNotFoundError, DamagedFileError, KeyError, TypeError, AttributeError):
         return {}  # they can be found again
-
-
-def _keep_codes(run: Run, coarse: bool, codes: dict[str, Tensor]) -> None:
-    """Add to what :func:`_kept_codes` finds; a folder that cannot be written to, or a full disk, keeps nothing."""
-    kept = {kind: _kept_codes(run, kind == "coarse") for kind in ("full", "coarse")}
-    kept["coarse" if coarse else "full"] |= codes
-    with contextlib.suppress(OSError):
-        save_state(run.path / ENCODINGS, {"run": run.fingerprint, **kept})
 
 
 def interpolate(
