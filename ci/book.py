@@ -44,6 +44,7 @@ from labkit import figures, training
 from labkit.cards import CONTROLS, as_good
 from labkit.data import common_grid
 from labkit.markup import plain
+from labkit.widgets import rat
 
 
 def provenance(page: Page, known: dict[str, Any], scale: str, cohort: str) -> str:
@@ -168,6 +169,9 @@ def write_page(
         end += '\n<script defer src="_static/plotly/plotly.min.js"></script>\n'
     notebook.cells.append(nbformat.v4.new_markdown_cell(end, id="provenance"))
     for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if rat.MARK in (text := output.get("data", {}).get("text/html", "")):
+                output.data["text/html"] = shared_script(text, target)
         if cell.cell_type == "code" and len(cell.source.splitlines()) > SHOWN_LINES:
             cell.metadata["tags"] = folded(cell.metadata.get("tags", []))
     nbformat.write(notebook, target / f"{page.stem}.ipynb")
@@ -205,6 +209,37 @@ def tour(folders: list[Path], target: Path) -> None:
     scans = [(runs[0].held_out(cohort) or cohort)[0], *(one[0] for one in made), train[int(distances.argmin())]]
     names = ["real", *(run.variant.name for run in runs), "training"]
     figures.three_planes(scans, names=names).savefig(target / "assets" / "tour.png", dpi=150, bbox_inches="tight")
+
+
+RATS = "<!-- rats -->"
+"""Where the first page has the machine that makes rats."""
+
+MACHINE = re.compile(rf"(<div {rat.MARK} .*?</div>)<script {rat.MARK}>(.*?)</script>", re.DOTALL)
+"""That machine in the output of a cell: its place, and its script."""
+
+
+def shared_script(html: str, target: Path) -> str:
+    """The output of a cell with a machine's script in a file of its own, which several pages can show."""
+
+    def shared(found: re.Match[str]) -> str:
+        script = target / "vendor" / "rats" / f"{digest(found[2])[:8]}.js"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(found[2], encoding="utf-8")
+        (script.parent / "place.html").write_text(found[1], encoding="utf-8")
+        return f'{found[1]}<script src="_static/rats/{script.name}"></script>'
+
+    return MACHINE.sub(shared, html)
+
+
+def first_rats(target: Path) -> str:
+    """The machine for the first page, if a chapter has one."""
+    scripts, place = sorted((target / "vendor").glob("rats/*.js")), target / "vendor" / "rats" / "place.html"
+    if not scripts:
+        return ""
+    shown = f'{place.read_text(encoding="utf-8")}<script src="_static/rats/{scripts[0].name}"></script>'
+    place.unlink()
+    words = "Move a slider, and a new labelled rat appears, made in your browser ([how to read it](06_latent)):"
+    return f"## Make a rat\n\n{words}\n\n```{{raw}} html\n{shown}\n```\n"
 
 
 FINDINGS = "<!-- findings -->"
@@ -519,7 +554,8 @@ def main() -> None:
     diagrams.write(target / "assets")
     page = target / "intro.md"
     found = findings({model: (work / model).resolve() for model in args.models}, args.scale)
-    page.write_text(page.read_text(encoding="utf-8").replace(FINDINGS, found), encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace(FINDINGS, found).replace(RATS, first_rats(target))
+    page.write_text(text, encoding="utf-8")
     tour([work / model for model in pictured(args.models)], target)
     build(work, target, args.to)
     size = sum(path.stat().st_size for path in args.to.rglob("*") if path.is_file())

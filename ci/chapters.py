@@ -93,14 +93,14 @@ def pages(
     runs = {key: page.parameters["run_dir"] for key, page in training.items()}
     one, every = {"run_dir": runs[shown(models), 0]}, {"run_dirs": ",".join(runs[model, 0] for model in models)}
     first, all_of_them = [training[shown(models), 0].stem], [page.stem for page in training.values()]
+    atlas = [training[model, 0].stem for model in models if model == "atlas"]  # chapters take it from beside the run
     after = {  # the longest first, so that two at a time end together
         "07_judge": (every, all_of_them),
-        # the atlas beside the run, if there is one, has arms of its own
-        "05_segmentation": (one, [*first, *(training[model, 0].stem for model in models if model == "atlas")]),
+        "05_segmentation": (one, [*first, *atlas]),
         "03_inspect": (one, first),
         # the network of chapter 5 is one more measure of chapter 4
         "04_quality": ({"run_dirs": ",".join(runs.values())}, [*all_of_them, "05_segmentation"]),
-        "06_latent": (one, first),
+        "06_latent": (one, [*first, *atlas]),
     }
     about_runs = [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]
     return [Page("01_explore", "01_explore", size["01_explore"] | rats), *training.values(), *about_runs]

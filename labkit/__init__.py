@@ -24,6 +24,7 @@ _WHERE = {
     "decode": "labkit.generation",
     "reconstruct": "labkit.generation",
     "interpolate": "labkit.generation",
+    "export_page": "labkit.widgets.rat",
     "card": "labkit.recording",
     "compare": "labkit.evidence.metrics.compare",
     "segment": "labkit.evidence.segmentation.segment",

@@ -368,8 +368,8 @@ def reconstruct(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None = No
             image.header["descrip"] = b"synthetic: reconstructed by an encoder and a generator"
             path = bids.scan_path(names[scan.subject], scan.session, scan.suffix, "reconstruction")
             bids.save_scan(fresh, path, image, None)
-            _write_sidecar(fresh / path, {"Reconstruction": True, **_air(scan.origin)})
-        bids.write_description(fresh, f"Reconstructions by {made['run']}", "derivative", **_generated_by(run), **made)
+            _write_sidecar(fresh / path, {"Reconstruction": True, **air_field(scan.origin)})
+        bids.write_description(fresh, f"Reconstructions by {made['run']}", "derivative", **generated_by(run), **made)
 
     fill(folder, made, write)
     return open_cohort(folder, **opening)
@@ -484,13 +484,13 @@ def _write_scan(
         "IntensityRange": file_template.draw_range(np.random.default_rng(gain)),  # what -1 and 1 became
         # where the network's grid is in a file on another one, so that it is put there again when that is opened
         **({"GridAffine": np.asarray(origin.grid_affine).tolist()} if origin.resampled else {}),
-        **_air(origin),
+        **air_field(origin),
         "Code": [float(f"{value:.9g}") for value in code.tolist()],  # nine digits give a float32 back exactly
     }
     _write_sidecar(folder / path, sidecar)
 
 
-def _air(origin: nifti.Origin) -> dict[str, float]:
+def air_field(origin: nifti.Origin) -> dict[str, float]:
     """What reading has to take off again; it would otherwise be guessed from what a network made."""
     return {nifti.AIR: origin.air} if origin.air else {}
 
@@ -506,13 +506,14 @@ def _write_description(folder: Path, run: Run, made: dict[str, Any]) -> None:
     ]
     bids.write_table(folder / "participants.tsv", rows)
     bids.write_description(
-        folder, f"Synthetic brain scans by {made['run']}", "derivative", Synthetic=True, **_generated_by(run),
+        folder, f"Synthetic brain scans by {made['run']}", "derivative", Synthetic=True, **generated_by(run),
         **made, TrainedOnScans=run.config["train"]["digests"],
     )  # fmt: skip
     cards.write_card(run, made["run_fingerprint"], folder, made)
 
 
-def _generated_by(run: Run) -> dict[str, Any]:
+def generated_by(run: Run) -> dict[str, Any]:
+    """What a data set's description says of its maker."""
     kind = "atlas" if run.variant.name == "atlas" else f"3-D alpha-GAN {run.variant.name}"
     what = f"{kind} at {run.scale.size}^3"
     return {"GeneratedBy": [{"Name": "labkit", "Version": __version__, "Description": what}]}

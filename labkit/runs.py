@@ -479,3 +479,17 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
             listed += where if there else "; trained runs come with the repository, not with the installed package"
         raise RunError(f"{folder} is no run (it has no config.json){listed}")
     return Run(folder)
+
+
+def find_atlas(run: Run) -> Run | None:
+    """The run itself if it is an atlas's, else the newest atlas beside it that was trained on the same scans."""
+    if run.variant.name == "atlas":
+        return run
+    if run.path.parent.name == sharing.REFERENCE and sharing.packed_run(f"{sharing.REFERENCE}/atlas"):
+        load_run(f"{sharing.REFERENCE}/atlas")  # unpacked beside it
+    beside = [
+        Run(path.parent) for path in run.path.parent.glob(f"*/{MODELS}") if (path.parent / "config.json").exists()
+    ]
+    mine = run.config["train"]["fingerprint"]
+    alike = [one for one in beside if one.variant.name == "atlas" and one.config["train"]["fingerprint"] == mine]
+    return max(alike, key=lambda one: (one.path / MODELS).stat().st_mtime, default=None)

@@ -264,10 +264,14 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def dataset_description(name: str, kind: str = "raw", **fields: object) -> dict[str, Any]:
+    """What ``dataset_description.json`` holds (BIDS 1.10); `fields` are added as they stand."""
+    return {"Name": name, "BIDSVersion": "1.10.0", "DatasetType": kind, **fields}
+
+
 def write_description(folder: Path, name: str, kind: str = "raw", **fields: object) -> None:
-    """Write ``dataset_description.json`` (BIDS 1.10); `fields` are added as they stand."""
-    content = {"Name": name, "BIDSVersion": "1.10.0", "DatasetType": kind, **fields}
-    write_json(folder / "dataset_description.json", content)
+    """Write ``dataset_description.json``, see :func:`dataset_description`."""
+    write_json(folder / "dataset_description.json", dataset_description(name, kind, **fields))
 
 
 SAID = ("Name", "License", "HowToAcknowledge", "ReferencesAndLinks", "DatasetDOI", "Simulated", "Synthetic", "Note")

@@ -39,3 +39,14 @@ def browser_path() -> str:
     if found.returncode:
         pytest.skip(found.stderr.strip().splitlines()[-1])
     return found.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def chromium(browser_path):
+    """That browser, open."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -22,11 +22,12 @@ MODULES = ["labkit.layers", "labkit.published"]
 
 @pytest.fixture(scope="module")
 def around(tmp_path_factory):
-    """What every example may use: labkit, eight simulated rats, a run trained on them, an empty folder."""
+    """What every example may use: labkit, eight simulated rats, two runs trained on them, an empty folder."""
     folder = tmp_path_factory.mktemp("examples")
     rats = labkit.open_cohort("phantom", n=8)
     run = labkit.train("sigmarat2", rats, "smoke", folder / "runs" / "first", n_train=6)
-    return {"labkit": labkit, "rats": rats, "run": run, "folder": folder}
+    atlas = labkit.train("atlas", rats, "smoke", folder / "runs" / "atlas", n_train=6)
+    return {"labkit": labkit, "rats": rats, "run": run, "atlas": atlas, "folder": folder}
 
 
 def named(name: str) -> object:

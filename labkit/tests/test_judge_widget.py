@@ -24,16 +24,6 @@ def fresh(session):
     return session
 
 
-@pytest.fixture(scope="module")
-def chromium(browser_path):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(chromium, session, tmp_path):
     """The page of the session, over http, with everything that went wrong in it."""

@@ -49,8 +49,7 @@ from labkit.evidence.segmentation.scores import SCORED_TISSUES, SCORES, score, s
 from labkit.evidence.segmentation.sources import ArmsAtlas, arms_animals, gaussian, places_of, synthetic, warped
 from labkit.fields import whole
 from labkit.files import located, progress_bar, save_state, write_json, write_text
-from labkit.runs import MODELS, Run, load_run
-from labkit.sharing import REFERENCE, packed_run
+from labkit.runs import Run, find_atlas, load_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -410,20 +409,6 @@ def read_scores(path: Path, tissues: Iterable[str]) -> pd.DataFrame:
     if not fits:
         raise ValueError(f"{path} is not the scores of {', '.join(tissues)}: remove its folder to train the arm anew")
     return table
-
-
-def find_atlas(run: Run) -> Run | None:
-    """The run itself if it is an atlas's, else the newest atlas beside it that was trained on the same scans."""
-    if run.variant.name == "atlas":
-        return run
-    if run.path.parent.name == REFERENCE and packed_run(f"{REFERENCE}/atlas"):
-        load_run(f"{REFERENCE}/atlas")  # unpacked beside it
-    beside = [
-        Run(path.parent) for path in run.path.parent.glob(f"*/{MODELS}") if (path.parent / "config.json").exists()
-    ]
-    mine = run.config["train"]["fingerprint"]
-    alike = [one for one in beside if one.variant.name == "atlas" and one.config["train"]["fingerprint"] == mine]
-    return max(alike, key=lambda one: (one.path / MODELS).stat().st_mtime, default=None)
 
 
 def check_no_leak(run: Run, train: Cohort, test: Cohort) -> None:

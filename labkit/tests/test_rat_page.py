@@ -1,0 +1,209 @@
+"""The page that makes rats: in a real browser it makes the rats that Python makes, and writes them as Python does."""
+
+import base64
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import labkit
+from labkit import warps, widgets
+from labkit.atlas import AtlasGenerator
+from labkit.data import nifti
+from labkit.tests.brains import onions
+from labkit.widgets import rat
+
+OPEN = """async ([source, data]) => {
+  window.model = new Function(source + "; return {...ratModel(), ...ratFiles()};")();
+  window.made = await model.unpack(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)));
+}"""
+VOLUME = """([code, noisy]) => {
+  const one = made.rat(Float32Array.from(code), true);
+  const {grey, labels} = made.volume(one, noisy ? made.noise(one.code) : null);
+  return [Array.from(grey), Array.from(labels), one.smallest];
+}"""
+PLANE = """([code, axis, index]) => {
+  const box = made.meta.shape.map((n, k) => k === axis ? [index, index + 1] : [0, n]);
+  return Array.from(made.seen(made.rat(Float32Array.from(code)), box, null).grey);
+}"""
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    """Of animals with labels, with appearances and a template that is finer than scans."""
+    folder = tmp_path_factory.mktemp("atlas")
+    animals = onions(folder / "rats", n=10)
+    finer = {"size": 32, "template_factor": 2, "appearances": 3, "iterations": 60}
+    return labkit.train("atlas", animals, "smoke", folder / "atlas", n_train=8, device="cpu", **finer)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """As a smoke run has it: on a grid four times as coarse as the files'."""
+    folder = tmp_path_factory.mktemp("small")
+    animals = onions(folder / "rats", n=8)
+    return labkit.train("atlas", animals, "smoke", folder / "atlas", n_train=6, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def chrome(chromium):
+    """An empty page with what went wrong in it."""
+    page = chromium.new_page()
+    page.faults = []
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def packed(atlas, chrome):
+    """The packed atlas, open in the page, and the atlas itself."""
+    data = rat.packed(atlas, atlas.generator().atlas, 40, animals=False)
+    source = rat.asset("rat_model.js") + rat.asset("rat_files.js")
+    chrome.evaluate(OPEN, [source, base64.b64encode(data).decode()])
+    return atlas.generator().atlas
+
+
+def codes(atlas, n, modes=40, seed=0):
+    z = torch.randn(n, atlas.latent_dim, generator=torch.Generator().manual_seed(seed))
+    z[:, modes:] = 0
+    return z
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_same_codes_give_the_same_scans_and_labels_as_in_python(packed, chrome, noisy):
+    z = codes(packed, 3)
+    z[2] *= 2  # as far as the page's spread goes
+    noise = AtlasGenerator(packed, 32).noise_of(z) if noisy else None
+    scans, labels = packed.decode_labelled(z, noise)
+    for place, code in enumerate(z):
+        grey, own, smallest = chrome.evaluate(VOLUME, [code.tolist(), noisy])
+        grey, own = np.reshape(grey, scans.shape[2:]), np.reshape(own, scans.shape[2:])
+        assert np.abs(grey - scans[place, 0].numpy()).max() < 0.01
+        assert (own != labels[place, 0].numpy()).mean() < 0.001
+        assert smallest >= warps.JACOBIAN_FLOOR
+
+
+def test_a_plane_is_a_plane_of_the_volume(packed, chrome):
+    code = codes(packed, 1)[0]
+    grey = np.reshape(chrome.evaluate(VOLUME, [code.tolist(), False])[0], packed.geometry.shape)
+    for axis, index in ((0, 5), (1, 20), (2, 10)):
+        plane = chrome.evaluate(PLANE, [code.tolist(), axis, index])
+        assert np.allclose(np.ravel(np.take(grey, index, axis)), plane, atol=1e-5)
+
+
+def test_no_code_folds_a_brain(packed, chrome):
+    """Every slider at its end, one after the other and all together, with the largest spread."""
+    folded = chrome.evaluate("""(floor) => {
+      const {meta, arrays} = made, found = [];
+      for (const sign of [-3, 3]) for (let row = 0; row <= meta.sliders.length; row++) {
+        const code = made.draw(row, 2);
+        for (let k = 0; k < meta.sliders.length; k++) {
+          if (row !== k && row !== meta.sliders.length) continue;
+          for (let j = 0; j < meta.modes; j++) code[j] += sign * arrays.directions[k * meta.modes + j];
+        }
+        found.push(made.rat(code, true).smallest);
+      }
+      return found.filter((value) => !(value >= floor));
+    }""", warps.JACOBIAN_FLOOR)  # fmt: skip
+    assert folded == []
+
+
+def test_a_warp_that_would_fold_is_made_gentler_as_in_python(packed, chrome):
+    code = 8 * codes(packed, 1, seed=5)[0]
+    _, smallest = warps.diffeomorphism(
+        warps.separable(packed.geometry.split(packed.numbers(code[None]))[0], packed.geometry.to_flow)
+        / packed.geometry.cell, packed.settings.squarings)  # fmt: skip
+    assert chrome.evaluate(VOLUME, [code.tolist(), False])[2] == pytest.approx(float(smallest), abs=0.02)
+
+
+@pytest.mark.parametrize("n", [16, 20, 500, 997])
+def test_random_numbers_are_torchs(packed, chrome, n):
+    drawn = chrome.evaluate("([seed, n]) => Array.from(model.randn(seed, n))", [7, n])
+    assert np.allclose(drawn, torch.randn(n, generator=torch.Generator().manual_seed(7)), atol=1e-6)
+
+
+def test_the_page_of_a_run_shows_rats_and_gives_them_as_files(small, chromium, tmp_path):
+    path = labkit.export_page(small, tmp_path / "deep" / "er" / "rats.js")
+    (path.parent / "p.html").write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title><body><div data-rats></div>'
+        '<script src="rats.js"></script></body></html>'
+    )
+    page, asked, faults = chromium.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto((path.parent / "p.html").as_uri())
+    page.wait_for_selector(".rats-near button")
+    look = "() => [...document.querySelectorAll('.rats canvas')].map((canvas) => canvas.toDataURL())"
+
+    def changed(act):
+        before = page.evaluate(look)
+        act()
+        page.wait_for_function(f"(before) => ({look})().every((url, k) => url !== before[k])", arg=before)
+
+    changed(lambda: page.get_by_role("button", name="New rat").click())
+    changed(lambda: page.get_by_role("button", name="Mean rat").click())
+    page.get_by_label("noise").uncheck()
+    page.wait_for_timeout(300)
+    for slider in page.get_by_label("mode 1").all():
+        changed(lambda slider=slider: slider.press("End"))
+    first, before = page.locator(".rats canvas").first, page.evaluate(look)
+    first.focus()
+    first.press("ArrowRight")  # moves the sagittal section, and the crosshair in the others
+    page.wait_for_function(f"(before) => ({look})()[1] !== before[1]", arg=before)
+    with page.expect_download() as download:
+        page.get_by_label("how many rats").fill("3")
+        page.get_by_role("button", name="Save as BIDS").click()
+    download.value.save_as(tmp_path / "rats.zip")
+    page.close()
+    assert faults == [] and [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
+
+    with zipfile.ZipFile(tmp_path / "rats.zip") as archive:
+        assert archive.testzip() is None
+        archive.extractall(tmp_path / "made")
+    made = labkit.open_cohort(tmp_path / "made", **small.file_template.opening)
+    assert len(made) == 3 and made.labelled and made.shape == small.file_template.shape
+    generator = small.generator()
+    for scan in made:
+        about = nifti.sidecar(scan.origin.path)
+        low, high = about["IntensityRange"]
+        volume, labels = generator.labelled(torch.tensor([about["Code"]], dtype=torch.float32))
+        assert np.allclose(scan.affine, small.cohort()[0].affine)
+        assert about["Synthetic"] is True and [name[:6] for name in about["Moves"]] == ["mode 1"]
+        expected = nifti.restore(volume[0], made.shape, nifti.replace(small.file_template.origin, low=low, high=high))
+        apart = np.abs(scan.image - np.asarray(expected.dataobj).reshape(scan.image.shape)) / (high - low)
+        assert apart.max() < 0.01
+        own = np.asarray(small.file_template.label_image(labels[0]).dataobj).reshape(scan.labels.shape)
+        assert (own != scan.labels).mean() < 3 / 2560  # voxels of the model's own grid, of which 3 is few
+    told = json.loads((tmp_path / "made" / "dataset_description.json").read_text())
+    assert (
+        told["Synthetic"] is True
+        and told["n"] == 3
+        and "## This folder" in (tmp_path / "made" / "README.md").read_text()
+    )
+
+
+def test_a_page_without_animals_holds_none_of_their_codes(small):
+    page = rat.RatPage(small, animals=False)
+    held = rat.RatPage(small)
+    assert all(subject in rat.header(held.data)["animals"] for subject in small.config["train"]["subjects"])
+    assert rat.header(page.data)["animals"] == [] and "codes" not in str(rat.header(page.data)["arrays"])
+
+
+def test_what_is_no_atlas_or_no_script_is_refused(small, tmp_path):
+    with pytest.raises(ValueError, match=r"name ends in \.js"):
+        labkit.export_page(small, tmp_path / "rats.html")
+    with pytest.raises(ValueError, match="modes=0"):
+        labkit.export_page(small, tmp_path / "rats.js", modes=0)
+    other = labkit.train("sigmarat2", small.cohort(), "smoke", tmp_path / "gan", n_train=6, iterations=1)
+    with pytest.raises(ValueError, match="only an atlas"):
+        labkit.export_page(other, tmp_path / "rats.js")
+    assert list(tmp_path.glob("*.js")) == []
+
+
+def test_a_notebook_gets_a_widget_or_a_page_of_the_same_data(small):
+    page, live = widgets.rats(small, live=False), widgets.rats(small, live=True)
+    assert live.data == page.data and "data-rats" in page.html() and "export default" in live._esm
+    assert "export default" not in page.html()
