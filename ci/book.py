@@ -239,7 +239,7 @@ def first_rats(target: Path) -> str:
     shown = f'{place.read_text(encoding="utf-8")}<script src="_static/rats/{scripts[0].name}"></script>'
     place.unlink()
     words = "Move a slider, and a new labelled rat appears, made in your browser ([how to read it](06_latent)):"
-    return f"## Make a rat\n\n{words}\n\n```{{raw}} html\n{shown}\n```\n"
+    return f"{words}\n\n```{{raw}} html\n{shown}\n```\n"
 
 
 FINDINGS = "<!-- findings -->"
@@ -372,7 +372,7 @@ def assemble(target: Path, models: list[str], cohort: str) -> None:
     seen = pictured(models)
     text = text.replace("one by `sigmarat2`, one by `atlas`", ", ".join(f"one by `{model}`" for model in seen))
     text = text.replace("sigmarat2, one by the model atlas", ", one by the model ".join(seen))
-    text = text.replace("```{figure}", f"```{{note}}\n{shown_animals(cohort)}\n```\n\n```{{figure}}", 1)
+    text = text.replace(RATS, f"```{{note}}\n{shown_animals(cohort)}\n```\n\n{RATS}", 1)
     page.write_text(text, encoding="utf-8")
 
 

@@ -9,7 +9,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +43,49 @@ AXE = """
 () => axe.run(document, {resultTypes: ["violations"], preload: false}).then((found) => found.violations.map(
   (one) => ({id: one.id, impact: one.impact, where: one.nodes.slice(0, 3).map((node) => node.target.join(" "))})))
 """
+
+MACHINE = "div.rats"
+"""What makes rats in a page, and what is asked of it: every slider changes all planes, quickly."""
+
+PLACE = "<div data-rats "
+RATS = """
+async (host) => {
+  const canvases = [...host.querySelectorAll("canvas")], seen = () => canvases.map((canvas) => canvas.toDataURL());
+  const pause = (ms) => new Promise((done) => setTimeout(done, ms)), times = host.ratTimes, faults = [];
+  const move = async (input, value) => {
+    const drawn = times.frames.length;
+    input.value = value;
+    input.dispatchEvent(new Event("input"));
+    for (let k = 0; k < 500 && times.frames.length === drawn; k++) await pause(2);
+  };
+  const settle = async () => {
+    let drawn;
+    do { drawn = times.frames.length; await pause(400); } while (times.frames.length !== drawn);
+  };
+  const sliders = [...host.querySelectorAll("input[type=range]:enabled")];
+  for (const input of sliders) {
+    await settle();
+    const before = seen(), was = input.value;
+    await move(input, input.max);
+    const name = input.closest("label").textContent, now = seen();
+    const same = canvases.length !== 3 || now.some((one, k) => one === before[k]);
+    if (same) faults.push(`a slider that does not change all planes: ${name}`);
+    await move(input, was);
+  }
+  await settle();
+  times.frames.length = 0;
+  const [input] = sliders.slice(1);
+  for (let k = 0; k < 60; k++) await move(input, k % 2 ? k / 30 : -k / 30);
+  const frames = [...times.frames].sort((a, b) => a - b), at = (part) => frames[Math.floor(part * (frames.length - 1))];
+  await settle();
+  return {faults, median: at(0.5), slow: at(0.95), volume: times.volume};
+}
+"""
+SLOWER = 4
+"""How many times as slow a phone is taken to be."""
+
+ORDERED = 10
+"""Rats that are taken out of a page."""
 
 
 def browser_path() -> str:
@@ -100,6 +145,14 @@ async def _check(folder: Path, pages: list[Path], axe: Path | None) -> list[str]
         with served(folder) as address:
             ways = (("http", address), ("file", folder.resolve().as_uri()))
             found = await asyncio.gather(*(look(how, start, name) for how, start in ways for name in names))
+            machines = [
+                name for name, page in zip(names, pages, strict=True) if PLACE in page.read_text(encoding="utf-8")
+            ]
+            for how, start in ways:  # one after the other, as they are timed
+                found += [
+                    [f"{name} ({how}): {fault}" for fault in await _rats(browser, f"{start}/{name}")]
+                    for name in machines
+                ]
         await browser.close()
     return [fault for faults in found for fault in faults]
 
@@ -133,6 +186,11 @@ async def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | No
     await page.goto(url, wait_until="load")
     await page.evaluate("() => window.MathJax?.startup?.promise")
     await page.wait_for_timeout(400)
+    if await page.query_selector(MACHINE):
+        try:
+            await _ready(page)  # for what is looked at below; how it works is tried when no other page is open
+        except Exception as error:
+            faults.append(f"a machine that makes no rats: {str(error).splitlines()[0][:150]}")
     if axe is not None:
         await page.add_script_tag(content=axe.read_text(encoding="utf-8"))
         for one in await page.evaluate(AXE):
@@ -146,6 +204,62 @@ async def _page(browser: Any, url: str, start: str, folder: Path, axe: Path | No
         faults.append(f"wider than a phone of {PHONE} px by {wide} px")
     await context.close()
     return faults
+
+
+async def _rats(browser: Any, url: str) -> list[str]:
+    """Whether the machine in a page makes rats and gives them; says how fast it is."""
+    try:
+        page = await browser.new_page()
+        await page.goto(url, wait_until="load")
+        await _ready(page)
+        found = await page.evaluate(RATS, await page.query_selector(MACHINE))
+        await page.get_by_label("how many rats").fill(str(ORDERED))
+        async with page.expect_download(timeout=120_000) as download:
+            await page.get_by_role("button", name="Save (.zip, BIDS)").click()
+        with tempfile.TemporaryDirectory() as folder:
+            await (await download.value).save_as(f"{folder}/rats.zip")
+            faults = found["faults"] + _opened(Path(folder))
+        await page.close()
+        context = await browser.new_context()
+        phone = await context.new_page()
+        # a worker is not slowed down with its page, so that all is made in the page itself
+        await phone.add_init_script("window.Worker = undefined")
+        await phone.goto(url, wait_until="load")
+        await _ready(phone)
+        session = await context.new_cdp_session(phone)
+        await session.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
+        slow = await phone.evaluate(RATS, await phone.query_selector(MACHINE))
+        await context.close()
+    except Exception as error:
+        return [f"a machine that makes no rats: {str(error).splitlines()[0][:150]}"]
+    times = [
+        f"{one['median']:.0f} ms (95 %: {one['slow']:.0f}), a whole rat {one['volume']:.0f} ms" for one in (found, slow)
+    ]
+    where = f"{Path(urlsplit(url).path).name} ({urlsplit(url).scheme})"
+    print(f"{where}: a frame takes {times[0]}; {SLOWER} times slower {times[1]}", flush=True)
+    return faults
+
+
+async def _ready(page: Any) -> None:
+    """Bring the machine into view, where it begins, and wait for its first rat."""
+    await page.locator(MACHINE).first.scroll_into_view_if_needed()
+    await page.wait_for_selector(f"{MACHINE} .rats-about", timeout=60_000)
+    await page.wait_for_function(f"() => document.querySelector('{MACHINE}').ratTimes.volume !== null", timeout=60_000)
+
+
+def _opened(folder: Path) -> list[str]:
+    """What is wrong with rats that came out of a page, in ``rats.zip``."""
+    import labkit
+
+    with zipfile.ZipFile(folder / "rats.zip") as archive:
+        archive.extractall(folder / "rats")
+    try:
+        made = labkit.open_cohort(folder / "rats", grid="native", twins=True)
+    except labkit.CohortError as error:
+        return [f"rats that do not open: {error}"]
+    labelled = sum(scan.labels is not None and bool(scan.labels.any()) for scan in made)
+    told = [len(made) == ORDERED, labelled in (0, ORDERED), all(float(scan.image.std()) > 0 for scan in made)]
+    return [] if all(told) else [f"{ORDERED} rats were asked for, {len(made)} came, {labelled} with labels"]
 
 
 async def _search(browser: Any, start: str) -> list[str]:

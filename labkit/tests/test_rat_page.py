@@ -155,7 +155,7 @@ def test_the_page_of_a_run_shows_rats_and_gives_them_as_files(small, chromium, t
     page.wait_for_function(f"(before) => ({look})()[1] !== before[1]", arg=before)
     with page.expect_download() as download:
         page.get_by_label("how many rats").fill("3")
-        page.get_by_role("button", name="Save as BIDS").click()
+        page.get_by_role("button", name="Save (.zip, BIDS)").click()
     download.value.save_as(tmp_path / "rats.zip")
     page.close()
     assert faults == [] and [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []

@@ -69,13 +69,14 @@ class Explorer:
         self.save.on_click(lambda _: self._save())
         self._timer: asyncio.TimerHandle | None = None
         self.draw()
-        self.box = ipywidgets.VBox(
-            [
-                self.start, self.seed, self.second, self.mix, self.rat, self.truncation,
-                *self.moves.values(), ipywidgets.HBox([self.reset, self.save]), self.saved,
-                self.picture, self.words, *self.at, self.cross,
-            ]
-        )  # fmt: skip
+        columns = {"grid_template_columns": "repeat(auto-fit, minmax(20rem, 1fr))", "grid_gap": "0 1rem"}
+        # the picture first, so that it is in sight whichever control moves
+        self.box = ipywidgets.VBox([
+            self.picture, self.words,
+            ipywidgets.GridBox([self.start, self.seed, self.second, self.mix, self.rat, self.truncation,
+                                *self.moves.values(), *self.at], layout=columns),
+            ipywidgets.HBox([self.cross, self.reset, self.save]), self.saved,
+        ])  # fmt: skip
 
     @property
     def kind(self) -> str:

@@ -53,7 +53,9 @@ function ratWorker(model, files, post) {
       const planes = rats.meta.planes.map(({ axis }) => {
         const box = rats.meta.shape.map((n, k) => k === axis ? [at[k], at[k] + 1] : [0, n]);
         const { grey, labels, sides } = rats.seen(one, box, noise ? field.noise : null);
-        return { grey: Uint8ClampedArray.from(grey, (value) => 255 * value), labels, sides };
+        const shown = new Uint8ClampedArray(grey.length);
+        for (let i = 0; i < grey.length; i++) shown[i] = 255 * grey[i];
+        return { grey: shown, labels, sides };
       });
       post({ what: "frame", planes, smallest: one.smallest });
     },
@@ -172,7 +174,7 @@ function rats(host, data, port = {}) {
     waiting = null;
   }
 
-  let canvases = [], ranges = [], noise, outlines, words, volumes, near, progress, form, seedBox, spreadBox, way, note, cells = {};
+  let canvases = [], sheets = [], ranges = [], noise, outlines, words, volumes, near, progress, form, seedBox, spreadBox, way, note, cells = {};
 
   function build() {
     at = meta.shape.map((n) => n >> 1);
@@ -187,6 +189,8 @@ function rats(host, data, port = {}) {
       canvas.addEventListener("pointerdown", (event) => point(event, canvas, plane));
       canvas.addEventListener("pointermove", (event) => { if (event.buttons && event.pointerType === "mouse") point(event, canvas, plane); });
       canvas.addEventListener("keydown", (event) => key(event, plane));
+      const small = Object.assign(document.createElement("canvas"), { width: meta.shape[plane.across], height: meta.shape[plane.up] });
+      sheets[place] = { canvas: small, pen: small.getContext("2d"), image: new ImageData(small.width, small.height) };
       return { canvas, name, plane };
     });
 
@@ -230,7 +234,7 @@ function rats(host, data, port = {}) {
     const label = element("label", form, {}, "Give me ");
     const many = element("input", label, { type: "number", min: 1, max: 100, value: 10, required: "", "aria-label": "how many rats" });
     label.append(" rats ");
-    const go = element("button", form, { type: "submit" }, "Save as BIDS (.zip)");
+    const go = element("button", form, { type: "submit" }, "Save (.zip, BIDS)");
     button("Save this rat", form, () => give(1, copy()));
     progress = element("progress", form, { max: 1, value: 0, "aria-label": "rats made", hidden: "" });
     const stop = button("Cancel", form, () => worker.postMessage({ what: "cancel" }), { hidden: "" });
@@ -312,16 +316,13 @@ function rats(host, data, port = {}) {
       const height = Math.round(width * rows * meta.zooms[plane.up] / (columns * meta.zooms[plane.across]));
       if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
       const voxel = (column, row) => column * steps[plane.across] + (rows - 1 - row) * steps[plane.up];
-      const small = new ImageData(columns, rows);
-      for (let row = 0, i = 0; row < rows; row++) for (let column = 0; column < columns; column++, i += 4) {
-        const value = grey[voxel(column, row)];
-        small.data.set([value, value, value, 255], i);
+      const sheet = sheets[place], pixels = new Uint32Array(sheet.image.data.buffer);
+      for (let row = 0, i = 0; row < rows; row++) for (let column = 0; column < columns; column++) {
+        pixels[i++] = 0xff000000 | grey[voxel(column, row)] * 0x010101; // the same in red, green and blue
       }
-      const sheet = Object.assign(document.createElement("canvas"), { width: columns, height: rows });
-      sheet.getContext("2d").putImageData(small, 0, 0);
+      sheet.pen.putImageData(sheet.image, 0, 0);
       const pen = canvas.getContext("2d"), [wide, tall] = [width / columns, height / rows];
-      pen.imageSmoothingQuality = "high";
-      pen.drawImage(sheet, 0, 0, width, height);
+      pen.drawImage(sheet.canvas, 0, 0, width, height);
       if (outlines.checked) outline(pen, labels, voxel, columns, rows, wide, tall);
       marks(pen, plane, width, height, wide, tall, rows);
       canvas.setAttribute("aria-label", `${name} section ${at[plane.axis] + 1} of ${meta.shape[plane.axis]}; arrow keys move the crosshair`);
@@ -369,7 +370,7 @@ function rats(host, data, port = {}) {
   function table() {
     if (!meta.labels.length) return;
     const box = element("table", volumes, {}), head = element("tr", element("thead", box));
-    for (const text of ["volume, mm³", "this rat", "real animals, 5 to 95 %"]) element("th", head, { scope: "col" }, text);
+    for (const text of ["volume, mm³", "this rat", "real: 5 to 95 %"]) element("th", head, { scope: "col" }, text);
     const body = element("tbody", box);
     for (const { value, name, usual, colour } of meta.labels.filter((one) => one.value)) {
       const line = element("tr", body), title = element("th", line, { scope: "row" });
@@ -393,7 +394,7 @@ function rats(host, data, port = {}) {
     if (message.nearest) {
       const { name, distance, animal } = message.nearest;
       near.append(`Nearest training animal: ${name}, ${distance.toFixed(1)} SD away in code`
-        + (meta.usual ? ` (a new real animal: ${meta.usual.toFixed(1)}). ` : ". "));
+        + (meta.usual ? ` (a new real one: ${meta.usual.toFixed(1)}). ` : ". "));
       button("Show it", near, () => { state = { seed: state.seed, spread: state.spread, animal, moves: zeros() }; show(); });
     }
     if (port.code) port.code(message.code);
