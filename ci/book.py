@@ -214,32 +214,30 @@ def tour(folders: list[Path], target: Path) -> None:
 RATS = "<!-- rats -->"
 """Where the first page has the machine that makes rats."""
 
-MACHINE = re.compile(rf"(<div {rat.MARK} .*?</div>)<script {rat.MARK}>(.*?)</script>", re.DOTALL)
-"""That machine in the output of a cell: its place, and its script."""
+SCRIPT = re.compile(rf"<script {rat.MARK}>(.*?)</script>", re.DOTALL)
+"""The machine's script in the output of a cell."""
 
 
 def shared_script(html: str, target: Path) -> str:
     """The output of a cell with a machine's script in a file of its own, which several pages can show."""
 
     def shared(found: re.Match[str]) -> str:
-        script = target / "vendor" / "rats" / f"{digest(found[2])[:8]}.js"
+        script = target / "vendor" / "rats" / f"{digest(found[1])[:8]}.js"
         script.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(found[2], encoding="utf-8")
-        (script.parent / "place.html").write_text(found[1], encoding="utf-8")
-        return f'{found[1]}<script src="_static/rats/{script.name}"></script>'
+        script.write_text(found[1], encoding="utf-8")
+        return f'<script src="_static/rats/{script.name}"></script>'
 
-    return MACHINE.sub(shared, html)
+    return SCRIPT.sub(shared, html)
 
 
 def first_rats(target: Path) -> str:
     """The machine for the first page, if a chapter has one."""
-    scripts, place = sorted((target / "vendor").glob("rats/*.js")), target / "vendor" / "rats" / "place.html"
-    if not scripts:
-        return ""
-    shown = f'{place.read_text(encoding="utf-8")}<script src="_static/rats/{scripts[0].name}"></script>'
-    place.unlink()
+    chapter = target / "06_latent.ipynb"
+    cells = nbformat.read(chapter, 4).cells if chapter.exists() else []
+    texts = [one.get("data", {}).get("text/html", "") for cell in cells for one in cell.get("outputs", [])]
+    shown = next((text for text in texts if f"<div {rat.MARK}" in text), "")
     words = "Move a slider, and a new labelled rat appears, made in your browser ([how to read it](06_latent)):"
-    return f"{words}\n\n```{{raw}} html\n{shown}\n```\n"
+    return f"{words}\n\n```{{raw}} html\n{shown}\n```\n" if shown else ""
 
 
 FINDINGS = "<!-- findings -->"

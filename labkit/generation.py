@@ -237,6 +237,7 @@ def generate(
     seed: int = 0,
     *,
     truncation: float = 1.0,
+    modes: int | None = None,
     device: str = "auto",
 ) -> Cohort:
     """Write synthetic scans: noise, generator, crop, and the grid and unit of real scans (the paper's figure 3).
@@ -261,6 +262,9 @@ def generate(
     truncation : float
         Standard deviation of the codes; 1 is what the model was trained on. ValueError where a model's G does not feel
         it (:attr:`labkit.variants.Variant.feels_length`): of the paper's, `adni` does.
+    modes : int, optional
+        How many numbers of a code are drawn, of an atlas those that move most; the others are 0, as in the page that
+        makes rats (:func:`labkit.export_page`). Default: all.
     device : str
         As in :func:`labkit.training.train`.
 
@@ -290,16 +294,19 @@ def generate(
             f"truncation={truncation}: {run.path.name} makes the same scan of a code whatever its length, as its first "
             "layer has no bias and ends in an instance norm (a code is a direction): leave truncation at 1"
         )
+    modes = None if modes is None else whole("modes", modes, 1, "how many numbers of a code are drawn")
     if not (like is None or isinstance(like, Scan) or isinstance(like, Cohort) and len(like)):
         raise ValueError(f"like={like!r}: a scan, a cohort with scans (labkit.open_cohort opens a folder), or None")
     scans = [like] if isinstance(like, Scan) else list(like or ())
     file_template = FileTemplate.of(scans, own_files=True) if scans else run.file_template
     run.file_template.check_grid(scans)
-    made = _made(run, n, seed, truncation, like)
-    folder = located(out_dir) if out_dir else default_folder(run, n, seed, truncation, like)
+    made = _made(run, n, seed, truncation, like) | ({} if modes is None else {"modes": modes})
+    folder = located(out_dir) if out_dir else default_folder(run, n, seed, truncation, like, modes)
 
     def write(fresh: Path) -> None:
         codes, index = draw_codes(run, n, seed, truncation=truncation), 0
+        if modes is not None:
+            codes[:, modes:] = 0
         network = run.generator(choose_device(device))
         _check_unchanged(run, made)
         for volumes, labels in labelled_batches(network, codes, f"generating {n} scans"):
@@ -315,10 +322,18 @@ def generate(
     return open_cohort(folder, **file_template.opening)
 
 
-def default_folder(run: Run, n: int, seed: int, truncation: float = 1.0, like: Cohort | Scan | None = None) -> Path:
+def default_folder(
+    run: Run,
+    n: int,
+    seed: int,
+    truncation: float = 1.0,
+    like: Cohort | Scan | None = None,
+    modes: int | None = None,
+) -> Path:
     """``<run>/synthetic/<weights>-s<seed>-n<n>``, so that a run trained further does not meet its earlier scans."""
     more = "" if truncation == 1 else f"-t{truncation:g}"
     more += "" if like is None else f"-like{_digest(like)[:8]}"
+    more += "" if modes is None else f"-m{modes}"
     return run.path / "synthetic" / f"{run.fingerprint[:8]}-s{seed}-n{n}{more}"
 
 

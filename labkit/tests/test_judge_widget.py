@@ -3,14 +3,20 @@ import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import labkit
 from labkit import widgets
 from labkit.evidence.judging.results import Results
-from labkit.evidence.judging.session import Session
+from labkit.evidence.judging.session import Session, Stimuli
+from labkit.tests.brains import onions
 from labkit.tests.test_judging import right_answer, runs  # noqa: F401  (runs is a fixture)
 from labkit.widgets.judge import pictures
+
+JS = Path(widgets.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +189,59 @@ def test_where_no_kernel_is_live_a_page_stands_in(fresh):
     assert all(f'"{name}"' not in stand_in.html() for name in fresh.runs)
     with pytest.raises(ValueError, match="pseudonym"):
         widgets.judge(fresh, "a/b")
+
+
+def test_scans_made_in_the_page_are_shown_as_the_session_shows_scans(chromium):
+    scans = labkit.open_cohort("phantom", n=3)
+    expected, page = Stimuli(scans), chromium.new_page()
+    source = (JS / "judge_fresh.js").read_text(encoding="utf-8")
+    for place, scan in enumerate(scans):
+        grey = (scan.image - scan.origin.low) / (scan.origin.high - scan.origin.low)
+        shown = page.evaluate(
+            "([source, grey, shape]) => Array.from(new Function(source + '; return ratStimulus;')()"
+            "(Float32Array.from(grey), shape))",
+            [source, grey.ravel().tolist(), list(grey.shape)],
+        )
+        wanted = expected.slices(place)
+        assert np.array_equal(np.reshape(shown, wanted.shape), wanted) and (wanted > 0).any()
+    page.close()
+
+
+def test_a_test_with_rats_made_now_has_other_scans_each_time_and_ends_in_a_valid_file(chromium, tmp_path):
+    animals = onions(tmp_path / "rats", n=12, labels=False)
+    atlas = labkit.train("atlas", animals, "smoke", tmp_path / "atlas", n_train=8, size=64, iterations=3, device="cpu")
+    session = Session([atlas], trials=4)
+    assert widgets.judge(session, live=False).machine is not None
+    assert widgets.judge(Session([atlas], task="pair", trials=2), live=False).machine is None
+    text = f'<!doctype html><html lang="en"><meta charset="utf-8">{widgets.judge(session, live=False).html()}'
+    (tmp_path / "test.html").write_text(text)
+    page, faults = chromium.new_page(), []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto((tmp_path / "test.html").as_uri())
+    begin, files = page.get_by_role("button", name="Begin with rats made now"), []
+    begin.click()
+    assert page.locator("canvas").count() == 0  # not without a name
+    page.locator("input").fill("eva")
+    begin.click()
+    for turn in range(2):
+        for number in range(4):
+            page.wait_for_function("n => document.querySelector('canvas')?.ariaLabel && "
+                                   "document.body.innerText.includes(n)", arg=f"Trial {number + 1} of 4")  # fmt: skip
+            page.keyboard.press("s")
+            page.keyboard.press("2")
+        page.wait_for_selector(".judge-score")
+        assert page.inner_text(".judge-score") == "2 of 4 right"
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save my answers").click()
+        files.append(tmp_path / f"{turn}.jsonl")
+        download.value.save_as(files[-1])
+        if not turn:
+            page.get_by_role("button", name="Again, with rats made now").click()
+    page.close()
+    assert faults == []
+    first, second = (Results.read(path).lines for path in files)
+    assert sorted(line["sources"][0] for line in first) == ["atlas", "atlas", "real", "real"]
+    made = [[line["scans"][0] for line in lines if line["sources"] == ["atlas"]] for lines in (first, second)]
+    assert len({*made[0], *made[1]}) == 4 and first[0]["session"] != second[0]["session"] != session.id
+    held = {digest[:16] for digest in session.real.digests}
+    assert {line["scans"][0] for line in first if line["sources"] == ["real"]} <= held

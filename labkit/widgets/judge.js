@@ -3,7 +3,7 @@
 //   port.pictures(number) -> promise of one image address a scan
 //   port.answer(number, given) -> promise, rejected with a message where the answer could not be kept
 //   port.finish() -> promise of HTML;  port.open(rater) -> promise of the trials answered before, rejected with a message
-//   port.save(), optional: offers the answers as a file;  port.notice(), optional: what the rater should know, or ""
+//   port.fresh(say), optional: a promise of another session and port, of scans drawn now;  port.save(), optional: offers the answers as a file;  port.notice(), optional: what the rater should know, or ""
 
 function judge(host, session, port) {
   const two = session.task === "pair" || session.task === "preference";
@@ -11,7 +11,7 @@ function judge(host, session, port) {
   const choices = rated ? [] : two ? [["a", "A", "A, left"], ["b", "B", "B, right"]]
     : [["r", "real", "real"], ["s", "synthetic", "synthetic"]];
   const marks = rated ? 5 : 3;
-  let waiting = [], trial = null, stacks = [], slice = session.first;
+  let rater = "", waiting = [], trial = null, stacks = [], slice = session.first;
   let answer = null, given = {}, since = 0, seconds = 0, busy = false;
 
   host.classList.add("judge");
@@ -46,16 +46,32 @@ function judge(host, session, port) {
       name = element("input", "", label, { maxlength: "40", autocomplete: "off", required: "" });
     }
     element("button", "Begin (Enter)", form, { type: "submit" });
+    if (port.fresh) {
+      const words = "Begin with rats made now";
+      button(words, (event) => { if (form.reportValidity()) again(event.target, name.value.trim(), (text) => { note.textContent = text; }); }, form);
+    }
     const note = element("p", "", host, { role: "alert" });
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const slow = setTimeout(() => { note.textContent = "Waiting for the kernel …"; }, 3000);
-      port.open(name ? name.value.trim() : "").then((done) => {
+      rater = name ? name.value.trim() : "";
+      port.open(rater).then((done) => {
         waiting = [...Array(session.trials).keys()].filter((number) => !done.includes(number));
         next();
       }).catch((error) => { note.textContent = error.message || error; }).finally(() => clearTimeout(slow));
     });
     if (name) name.addEventListener("keydown", (event) => event.stopPropagation());
+  }
+
+  // the same with other scans, which are made now; `say` hears how far it is
+  function again(pressed, name, say) {
+    pressed.disabled = true;
+    port.fresh(say).then(([other, own]) => own.open(name).then(() => {
+      [session, port] = [other, { ...own, fresh: port.fresh }];
+      rater = name;
+      waiting = [...Array(session.trials).keys()];
+      next();
+    })).catch((error) => { say(error.message || String(error)); pressed.disabled = false; });
   }
 
   function next() {
@@ -225,6 +241,10 @@ function judge(host, session, port) {
     element("p", "All trials are answered. Thank you.", host, { class: "judge-question", "aria-live": "polite" });
     const box = element("div", "Working it out …", host, { class: "judge-result" });
     if (port.save) button("Save my answers as a file", () => port.save(), host, { class: "judge-save" });
+    if (port.fresh) {
+      const note = element("p", "", host, { role: "alert" });
+      button("Again, with rats made now", (event) => again(event.target, rater, (text) => { note.textContent = text; }), host);
+    }
     host.focus({ preventScroll: true });
     port.finish().then((text) => { box.innerHTML = text; }).catch((error) => { box.textContent = String(error.message || error); });
   }

@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit.evidence.judging.answers import SURE, check_rater
+from labkit.evidence.judging.answers import FORMAT, SURE, check_rater
 from labkit.evidence.judging.results import Results
 from labkit.evidence.judging.session import Session
-from labkit.evidence.judging.trials import QUESTIONS, TASKS
+from labkit.evidence.judging.trials import QUESTIONS, REAL, TASKS
 from labkit.figures import frames
 from labkit.figures.judging import result_figures
 from labkit.files import in_live_kernel
 from labkit.markup import script_json
 from labkit.widgets.browser import figure_html
+from labkit.widgets.rat import MARK, RatPage, header
 
 if TYPE_CHECKING:
     import anywidget
+
+FULL = 64
+"""Side of cubes that are shown as they were made."""
 
 HELP = {
     "real_or_synthetic": "R for real or S for synthetic, then 1, 2 or 3 for how sure you are; Backspace takes it back.",
@@ -98,26 +102,59 @@ class JudgePage:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.machine = machine_of(session)
 
     def html(self) -> str:
         """The page's part."""
-        session = self.session
+        session, machine = self.session, self.machine
+        scripts, fresh = "", "undefined"
+        if machine is not None:
+            scripts = f"<script {MARK}>{machine.script()}</script>"
+            stacks, about = fresh_scans(session, machine)
+            told = f'{{...unhidden("{_hidden(json.dumps(about))}"), pictures: {script_json(stacks)}}}'
+            fresh = f"(say) => freshTest(session, {told}, window.ratMachine, say)"
         stubs = json.dumps([session.stub(trial) for trial in session.trials], ensure_ascii=False)
         shown = script_json([pictures(session, trial.number) for trial in session.trials])
-        hidden = base64.b64encode(stubs.encode("utf-8")).decode("ascii")
         words = script_json(without_truth(session))
         return (
-            f"<style>{_asset('judge.css')}</style>"
+            f"<style>{_asset('judge.css')}</style>{scripts}"
             f"<div><p>{html.escape(TASKS[session.task])} This test needs JavaScript.</p></div>"
             "<script>(function () {\nconst host = document.currentScript.previousElementSibling;\n"
-            f"{_asset('judge.js')}\n{_asset('judge_page.js')}\n"
+            f"{_asset('judge.js')}\n{_asset('judge_page.js')}\n{_asset('judge_fresh.js') if scripts else ''}\n"
             f"const session = {words};\njudge(host, session, "
-            f'pagePort(session, {shown}, "{hidden}"));\n}})();</script>'
+            f'pagePort(session, {shown}, unhidden("{_hidden(stubs)}"), {fresh}));\n}})();</script>'
         )
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         text = f"{TASKS[self.session.task]} {len(self.session.trials)} trials; the test needs a browser"
         return {"text/html": self.html(), "text/plain": text}
+
+
+def machine_of(session: Session) -> RatPage | None:
+    """What makes other rats for a test in a page: the session's atlas, where its scans need no resizing."""
+    for name, run in session.runs.items():
+        if run.variant.name == "atlas" and session.task == "real_or_synthetic" and session.seen_at(name) == FULL:
+            page = RatPage(run)
+            as_files = header(page.data)["shape"] == list(run.file_template.shape)
+            return page if as_files and session.resolution == FULL else None
+    return None
+
+
+def fresh_scans(session: Session, machine: RatPage) -> tuple[list[str], dict[str, Any]]:
+    """Pictures of the real scans to draw from, and what lines of answers say of them."""
+    real, source = session.sources[REAL], next(name for name, run in session.runs.items() if run == machine.run)
+    stacks = [
+        frames.data_url(frames.png(np.ascontiguousarray(np.concatenate(real.slices(k))))) for k in range(len(real))
+    ]
+    common = {"format": FORMAT, "task": session.task}
+    cohorts = {REAL: session.fingerprints[REAL], source: machine.run.fingerprint}
+    scans = [digest[:16] for digest in real.cohort.digests]
+    return stacks, {"source": source, "stub": common | {"cohorts": cohorts}, "scans": scans}
+
+
+def _hidden(text: str) -> str:
+    """What a reader of a page's source does not see at a glance."""
+    return base64.b64encode(text.encode("utf-8")).decode("ascii")
 
 
 def result_html(session: Session, rater: str) -> str:

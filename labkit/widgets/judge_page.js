@@ -1,7 +1,8 @@
 // The port of a page without a kernel: pictures are in the page, answers stay in the browser until they are saved.
 
-function pagePort(session, pictures, hidden) {
-  const stubs = JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(hidden), (c) => c.charCodeAt(0))));
+const unhidden = (text) => JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(text), (c) => c.charCodeAt(0))));
+
+function pagePort(session, pictures, stubs, fresh) {
   let rater = "", lines = [], kept = true;
   const place = () => `judge-${session.id}-${rater}`;
   const right = (line) => line.task === "pair" ? line.sources["AB".indexOf(line.answer)] === "real"
@@ -78,5 +79,5 @@ function pagePort(session, pictures, hidden) {
     return Promise.resolve(told + "<p>Save the file and give it to <code>labkit.evidence.judging</code> for the other statistics, alone or with other raters'.</p>");
   }
 
-  return { asks: true, open, save, answer, finish, notice, pictures: (number) => Promise.resolve(pictures[number]) };
+  return { asks: true, open, save, answer, finish, notice, fresh, pictures: (number) => Promise.resolve(pictures[number]) };
 }

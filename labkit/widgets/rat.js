@@ -432,12 +432,14 @@ function rats(host, data, port = {}) {
 
 // for a page: every place that asks for rats, once it comes into view
 function ratsInPage(css, packed) {
+  const bytes = () => Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  window.ratMachine = { get model() { return ratModel(); }, get data() { return bytes(); } }; // for chapter 7's test
   const begin = () => document.querySelectorAll("div[data-rats]:not([data-rats-on])").forEach((host) => {
     host.dataset.ratsOn = "";
     const seen = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
       seen.disconnect();
-      rats(host, Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0)));
+      rats(host, bytes());
     });
     seen.observe(host);
   });

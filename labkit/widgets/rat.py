@@ -149,7 +149,8 @@ class RatPage:
         atlas = self.run.generator("cpu").atlas
         if isinstance(modes, bool) or not isinstance(modes, int) or modes < 1:
             raise ValueError(f"modes={modes!r}: how many of the {atlas.latent_dim} modes, 1 or more")
-        self.data = packed(self.run, atlas, min(modes, atlas.latent_dim), animals)
+        self.modes = min(modes, atlas.latent_dim)
+        self.data = packed(self.run, atlas, self.modes, animals)
 
     def script(self) -> str:
         """What :func:`export_page` writes."""

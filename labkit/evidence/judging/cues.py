@@ -42,7 +42,9 @@ class CueCheck:
         return self.p > ALPHA
 
 
-def check_cues(session: Session, prepared: bool = True, names: bool = True, seed: int = 0) -> CueCheck:
+def check_cues(
+    session: Session, prepared: bool = True, names: bool = True, seed: int = 0, synthetic: Cohort | None = None
+) -> CueCheck:
     """Whether file name, intensity range, background, padding or the noise of air give synthetic scans away.
 
     Parameters
@@ -55,10 +57,13 @@ def check_cues(session: Session, prepared: bool = True, names: bool = True, seed
         Of files, look at their names, too; where those tell everything, nothing is learned about the voxels.
     seed : int
         Of folds and relabellings.
+    synthetic : Cohort, optional
+        Scans of the session's full resolution that are looked at in place of its own synthetic ones.
     """
-    tables = {
-        name: shown_cues(source) if prepared else file_cues(source.cohort) for name, source in session.sources.items()
-    }
+    sources = session.sources
+    if synthetic is not None:
+        sources = {REAL: sources[REAL], "synthetic": Stimuli(synthetic)}
+    tables = {name: shown_cues(source) if prepared else file_cues(source.cohort) for name, source in sources.items()}
     cue_names = [cue for cue in tables[REAL][0] if names or "name" not in cue]
     x, truth = [], []
     for name, rows in tables.items():
