@@ -11,12 +11,14 @@ import torch
 
 import labkit
 from labkit.atlas import Atlas
+from labkit.data import nifti
 from labkit.evidence.latent import LatentSpace
 from labkit.evidence.metrics.compare import AUDITED, MOVED, Comparison
 from labkit.evidence.metrics.controls import CONTROLS, controls
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.figures import architecture
 from labkit.files import load_state, save_state
+from labkit.generation import draw_codes
 from labkit.registration import AtlasFit
 from labkit.runs import MODELS
 from labkit.tests.brains import onions
@@ -61,6 +63,16 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(rats, run, tmp_path, monkeypatch
     again = labkit.train("atlas", rats, "smoke", tmp_path / "cut", n_train=8, iterations=60, device="cpu")
     mine, whole = (load_state(one.path / MODELS, "cpu")["atlas"] for one in (again, run))
     assert mine.keys() == whole.keys() and all(torch.equal(mine[name], whole[name]) for name in mine)
+
+
+def test_fewer_modes_leave_the_rest_of_a_code_at_zero(run, tmp_path):
+    made = labkit.generate(run, 2, modes=5)
+    codes = [nifti.sidecar(scan.origin.path)["Code"] for scan in made]
+    whole = draw_codes(run, 2)
+    assert all(code[5:] == [0.0] * (len(code) - 5) for code in codes)
+    assert np.allclose([code[:5] for code in codes], whole[:, :5]) and "-m5" in made[0].origin.path
+    with pytest.raises(ValueError, match="modes=0"):
+        labkit.generate(run, 2, tmp_path / "none", modes=0)
 
 
 def test_scans_come_with_noise_and_labels_and_the_same_code_gives_the_same_scan(rats, run, tmp_path):
