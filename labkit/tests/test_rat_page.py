@@ -203,7 +203,20 @@ def test_what_is_no_atlas_or_no_script_is_refused(small, tmp_path):
     assert list(tmp_path.glob("*.js")) == []
 
 
-def test_a_notebook_gets_a_widget_or_a_page_of_the_same_data(small):
+def test_a_notebook_gets_a_page_or_a_widget_that_tells_the_kernel_its_code(small, chrome):
     page, live = widgets.rats(small, live=False), widgets.rats(small, live=True)
-    assert live.data == page.data and "data-rats" in page.html() and "export default" in live._esm
-    assert "export default" not in page.html()
+    assert live.data == page.data and "data-rats" in page.html() and "export default" not in page.html()
+    code = chrome.evaluate("""async ([source, data]) => {
+      const module = await import(URL.createObjectURL(new Blob([source], {type: "text/javascript"})));
+      const kept = {}, whole = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+      const shifted = new Uint8Array(whole.length + 8);
+      shifted.set(whole, 8);
+      const el = document.body.appendChild(document.createElement("div"));
+      return new Promise((done) => module.default.render({el, model: {
+        get: () => new DataView(shifted.buffer, 8), // as a kernel's message has it, somewhere in a buffer
+        set: (name, value) => { kept[name] = value; }, save_changes: () => done(kept.code),
+      }}));
+    }""", [live._esm, base64.b64encode(live.data).decode()])  # fmt: skip
+    assert len(code) == small.variant.latent_dim and np.std(code) > 0
+    live.code = code
+    assert labkit.decode(small, torch.tensor([live.code])).shape[1:] == (1, 16, 16, 16)
