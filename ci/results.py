@@ -2,9 +2,9 @@
 
     python ci/results.py [BUILD] [--pictures BUILD]
 
-BUILD is build/book/laptop-sigma unless named, from `ci/book --scale laptop --cohort sigma`. Pictures are of
-build/book/reference-phantom, from `ci/book`, but for those of chapters that it lacks. Nothing is computed: rows come
-from the runs' metrics.md, times from their provenance.json.
+BUILD is build/book/laptop-sigma unless named, from `ci/book --scale laptop --cohort sigma`. Pictures and what was found
+of segmentation are of build/book/reference-phantom, from `ci/book`, but for what that lacks. Nothing is computed: rows
+come from the runs' metrics.md, times from their provenance.json.
 """
 
 from __future__ import annotations
@@ -136,6 +136,12 @@ def caption(runs: Path) -> str:
     return f"*In the picture: a held-out rat, {', '.join(told)}, and the training rat nearest to that.*\n"
 
 
+def segmentation(builds: list[Path]) -> str:
+    """The gains in the first of the builds that has an experiment with all of its networks."""
+    build = next((one for one in builds if list(one.glob(f"{SHOWN}/segmentation/*/differences.csv"))), builds[-1])
+    return gains(build / SHOWN / "segmentation", build.resolve().name.split("-")[0])
+
+
 def gains(folder: Path, scale: str) -> str:
     """What the newest segmentation experiment found of the published gains in Dice, and what its control gained."""
     found = sorted(folder.glob(f"{scale}-*/differences.csv"), key=lambda path: path.stat().st_mtime)
@@ -196,7 +202,7 @@ def main() -> None:
         "picture": picture(),
         "caption": caption(seen),
         "results": table((build / SHOWN / "metrics.md").read_text(encoding="utf-8")),
-        "segmentation": gains(build / SHOWN / "segmentation", build.resolve().name.split("-")[0]),
+        "segmentation": segmentation([seen, build]),
         "times": times(build),
         "mice": mice(),
     }
