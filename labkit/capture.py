@@ -42,7 +42,7 @@ class Captured:
     def __init__(self, learner: Learner, graph: bool = True, benchmark: bool = True) -> None:
         on_gpu = learner.device.type == "cuda"
         self.learner, self.benchmark = learner, benchmark
-        self.wanted = graph and on_gpu
+        self.wanted = graph and on_gpu and learner.team.size == 1  # processes meet between backward and step
         self.eager_left = WARM_UP
         self.replay: Replay | None = None
         # recordings are made on a stream of their own, and what is used in them is brought up on the same one

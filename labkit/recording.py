@@ -69,6 +69,7 @@ class Recorder:
         seed: int,
     ) -> None:
         self.folder, self.learner, self.rng, self.device = folder, learner, rng, learner.device
+        self.team = learner.team
         self.known = scans[:CALIBRATION]
         self.is_held_out = held_out is not None
         watched_scans = held_out[:HELD_OUT].volumes(learner.scale.size) if held_out is not None else scans[:HELD_OUT]
@@ -101,7 +102,8 @@ class Recorder:
             self.pending = list(state["pending"]) if state["pending"] is not None else []
             self.rng.set_state(state["rng"].cpu())
             self.learner.load(state)
-        cut_rows(self.folder / runs.LOSSES, iteration)  # those a killed sitting wrote past its checkpoint
+        if self.team.first:
+            cut_rows(self.folder / runs.LOSSES, iteration)  # those a killed sitting wrote past its checkpoint
         self.first = iteration
         return iteration
 
@@ -119,6 +121,10 @@ class Recorder:
     @contextlib.contextmanager
     def sitting(self) -> Iterator[None]:
         """Signals are collected instead of dying of them, so that an iteration ends and a checkpoint is written."""
+        if not self.team.first:
+            with _stop_signals(self.asked_to_stop):
+                yield
+            return
         self._warn_of_threads()
         with _stop_signals(self.asked_to_stop), self._progress() as self._bar, self._tensorboard() as self._board:
             self._note_sitting(self.first)
@@ -139,14 +145,18 @@ class Recorder:
         DivergedError
             A mean is infinite or not a number.
         """
-        means = torch.stack(self.pending).float().mean(0).tolist()
-        values = dict(zip(self.names, means, strict=True))
+        of_batch = torch.stack(self.pending).float().mean(0)
+        self.team.average([of_batch])
+        values = dict(zip(self.names, of_batch.tolist(), strict=True))
         bad = [name for name, value in values.items() if value - value != 0]  # infinite or not a number
         if bad:
             raise DivergedError(
                 f"{', '.join(bad)} no longer finite by iteration {iteration}; the last good checkpoint is at "
                 f"iteration {Run(self.folder).iteration} of {self.folder}. Try a smaller lr, or precision='fp32'."
             )
+        if not self.team.first:
+            self.pending = []
+            return
         rate = len(self.pending) / max(time.perf_counter() - self.row_began - self.seconds_apart, 1e-9)
         row = {
             "iteration": iteration,
@@ -167,6 +177,8 @@ class Recorder:
         """Fixed codes through the averaged generator, fixed scans through E and G; how well held-out ones come back."""
         began, parts = time.perf_counter(), self.learner.scale.batch_size
         networks = self.learner.evaluators(self.known)
+        if not self.team.first:  # of an atlas, what is looked at goes on from the finer grid on which it was
+            return
         with self.learner.autocast():
             random = networks["G"](self.codes)
             codes = torch.cat([networks["E"](part) for part in self.watched_scans.split(parts)])
@@ -189,13 +201,19 @@ class Recorder:
         """
         path = self.folder / "provenance.json"
         noted = Run(self.folder).provenance["sittings"][-1]["to"] if path.exists() else 0
-        if iteration and (noted != iteration or not (self.folder / runs.MODELS).exists()):
-            save_state(self.folder / runs.MODELS, self.learner.in_use(self.known))
-            self._note_sitting(iteration)
+        stale = bool(iteration) and (noted != iteration or not (self.folder / runs.MODELS).exists())
+        if self.team.any(stale and self.team.first, self.device):  # who writes them decides, or others might come late
+            in_use = self.learner.in_use(self.known)
+            if self.team.first:
+                save_state(self.folder / runs.MODELS, in_use)
+                self._note_sitting(iteration)
 
     def checkpoint(self, iteration: int) -> None:
         """Write all that is needed to go on bit for bit, and the networks in use; rows not yet due are kept in it."""
         began = time.perf_counter()
+        if not self.team.first:
+            self.learner.in_use(self.known)
+            return
         state = {
             "iteration": iteration,
             "names": self.names,
@@ -209,10 +227,19 @@ class Recorder:
         self._note_sitting(iteration)
         self.seconds_apart += time.perf_counter() - began
 
+    def stops(self) -> bool:
+        """Whether somebody asked any of the processes to stop."""
+        asked = self.team.any(bool(self.asked_to_stop), self.device)
+        if asked and not self.asked_to_stop:
+            self.asked_to_stop.append(signal.SIGTERM)
+        return asked
+
     def end_if_stopped(self, iteration: int) -> None:
         """Say where a run was stopped, and end as the signal that stopped it asks to."""
         if not self.asked_to_stop or iteration >= self.learner.scale.iterations:
             return
+        if not self.team.first:
+            raise SystemExit(0)
         print(f"stopped at iteration {iteration} with a checkpoint in {self.folder}", file=sys.stderr)
         if self.asked_to_stop[0] == signal.SIGINT:
             raise KeyboardInterrupt
@@ -226,6 +253,7 @@ class Recorder:
         seconds = round(time.perf_counter() - self.started, 1)
         mine = {**self.about, "from": self.first, "to": iteration, "seconds": seconds,
                 "precision": self.learner.precision}  # fmt: skip
+        mine |= {"processes": self.team.size} if self.team.size > 1 else {}
         write_json(path, {"sittings": [*sittings, mine]})
 
     @contextlib.contextmanager

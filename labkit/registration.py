@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from labkit import warps
 from labkit.atlas import CHUNK, Adam, Atlas, AtlasEncoder, AtlasGenerator, annealed
+from labkit.parallel import ALONE
 from labkit.rendering import Geometry, expected, grain
 from labkit.variants import AtlasSettings, Scale
 
@@ -47,7 +48,7 @@ class AtlasLearner:
     """
 
     def __init__(self, scans: Tensor, settings: AtlasSettings, seed: int = 0) -> None:
-        self.scans, self.settings, self.device = scans, settings, scans.device
+        self.scans, self.settings, self.device, self.team = scans, settings, scans.device, ALONE
         shape = tuple(scans.shape[2:])
         self.geometry = Geometry(shape, settings, self.device)
         self.coarse = Geometry(shape, settings, self.device, coarser=2)
@@ -79,6 +80,7 @@ class AtlasLearner:
 
     def step(self, animals: Tensor) -> dict[str, Tensor]:
         """Move template, appearances and the numbers of some animals; the terms of the loss, scalars on the device."""
+        whole, animals = animals, self.team.part(animals)
         settings, is_coarse = self.settings, self.iteration < self.settings.coarse_share * self.settings.iterations
         geometry, scans = (self.coarse, self.small) if is_coarse else (self.geometry, self.scans)
         if tuple(self.template.shape[2:]) != geometry.template_shape:
@@ -92,12 +94,14 @@ class AtlasLearner:
             priors = geometry.priors(learned[2])
             loss = 4 * mse + priors["prior"] + settings.grain / len(self.scans) * sum(map(grain, learned[:2]))
             gradients = torch.autograd.grad(loss, learned)
+        self.team.average(gradients[:2])
+        of_numbers = self.team.gathered(gradients[2] / self.team.size)  # a part's mean has a part's weight
         pace = annealed(self.iteration / settings.iterations)
         self.template, self.appearances = (part.detach() for part in learned[:2])
         self.of_template.step(self.template, gradients[0], pace * settings.lr_template)
         self.of_appearances.step(self.appearances, gradients[1], pace * settings.lr_template / 3)
-        self.of_numbers.step(self.numbers, gradients[2], pace * geometry.rates, animals)
-        self.numbers[animals] = geometry.without_affine(self.numbers[animals])
+        self.of_numbers.step(self.numbers, of_numbers, pace * geometry.rates, whole)
+        self.numbers[whole] = geometry.without_affine(self.numbers[whole])
         if self.iteration % 10 == 9:
             # a mean velocity is the template's business, and must not drift; gently, as the template has to follow
             self.numbers -= 0.1 * self.numbers.mean(0)

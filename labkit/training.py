@@ -1,6 +1,7 @@
 """The main job: train one variant on one cohort, watched, interruptible, continuing bit for bit (on a CPU).
 
-An iteration is :func:`labkit.updates.step`; what a run writes is :mod:`labkit.recording`'s; here is the loop.
+An iteration is :func:`labkit.updates.step`; what a run writes is :mod:`labkit.recording`'s; here is the loop. Several
+processes can share a batch, see :mod:`labkit.parallel`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit import runs, sharing
+from labkit import parallel, runs, sharing
 from labkit.capture import Captured
 from labkit.data import volumes
 from labkit.data.augment import AUGMENTATIONS, Augmentation, augment
@@ -112,7 +113,7 @@ def train(
     >>> labkit.train("adni", rats, "smoke", folder / "adni", iterations=8).iteration  # goes on
     8
     """
-    device = choose_device(device)
+    device = parallel.own_device(choose_device(device))
     asked = overrides if iterations is None else {**overrides, "iterations": iterations}
     variant, size = resolve(model, choose_scale(scale, device), **asked)
     cohort = cohort if isinstance(cohort, Cohort) else open_cohort(cohort)
@@ -126,34 +127,39 @@ def train(
         warnings.warn(_nothing_unseen(len(set(cohort.subjects))), stacklevel=2)
     if isinstance(variant, AtlasSettings) and "appearances" not in overrides:
         variant = replace(variant, appearances=min(variant.appearances, len(train_part) // SCANS_AN_APPEARANCE))
+    team = _team(variant, size, device, len(train_part))
     config = _config(variant, size, seed, cohort, train_part, held_out)
-    with runs.locked(folder):
-        for own in (folder, folder / "samples"):
+    with runs.locked(folder) if team.first else contextlib.nullcontext():
+        for own in (folder, folder / "samples") if team.first else ():
             sweep(own, 0)  # who holds the lock writes there alone
+        team.wait()
         runs.check_config(folder, config)
         if not resume and (folder / runs.CHECKPOINT).exists():
             raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")
         if (folder / runs.MODELS).exists() and not (folder / runs.CHECKPOINT).exists():
             return runs.finished(folder, size.iterations)
-        write_json(folder / "config.json", config)
-        write_json(folder / runs.FILE_TEMPLATE, FileTemplate.of(train_part, train_part.label_names).to_json())
+        if team.first:
+            write_json(folder / "config.json", config)
+            write_json(folder / runs.FILE_TEMPLATE, FileTemplate.of(train_part, train_part.label_names).to_json())
+        team.wait()
 
         # the whole cohort lies on the device, and augmentation happens there: no loader, no copies while training
         scans = train_part.volumes(size.size).to(device)
         rng = torch.Generator(device).manual_seed(seed)
         if isinstance(variant, AtlasSettings):
-            learner, step = _atlas(variant, size, train_part, scans, seed, rng)
+            learner, step = _atlas(variant, size, train_part, scans, seed, rng, team)
         else:
-            learner, step = _networks(variant, size, train_part, scans, seed, rng)
+            learner, step = _networks(variant, size, train_part, scans, seed, rng, team)
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
         iteration = recorder.resume()
+        team.wait()  # nothing is written before all have read it
         recorder.renew(iteration)
         if iteration == 0:
             recorder.sample(iteration)
         last = iteration >= size.iterations
         with contextlib.nullcontext() if last else recorder.sitting():
-            while not (last or recorder.asked_to_stop):
+            while not (last or recorder.stops()):
                 recorder.collect(step())
                 iteration += 1
                 last = iteration == size.iterations
@@ -165,7 +171,9 @@ def train(
                     recorder.checkpoint(iteration)
             if not last:
                 recorder.checkpoint(iteration)  # asked to stop: rows not yet due are kept in it
-        card(Run(folder))
+        if team.first:
+            card(Run(folder))
+        team.wait()
         recorder.end_if_stopped(iteration)
     return Run(folder)
 
@@ -181,28 +189,49 @@ def _nothing_unseen(animals: int) -> str:
     )
 
 
+def _team(variant: Variant | AtlasSettings, scale: Scale, device: torch.device, scans: int) -> parallel.Team:
+    """The processes that share the training; ValueError where they would train something else."""
+    if isinstance(variant, AtlasSettings):
+        return parallel.join(device, min(scale.batch_size, scans))
+    team = parallel.join(device, scale.batch_size)
+    if team.size > 1 and "batch" in variant.norms:
+        raise ValueError(
+            f"{variant.name} has batch norms, which average over a whole batch, and here it lies in {team.size} "
+            "processes: train it in one, or sigmarat2, which has none"
+        )
+    return team
+
+
 Step = Callable[[], dict[str, Tensor]]
 """An iteration: gives what is logged, scalars on the device."""
 
 
 def _networks(
-    variant: Variant, scale: Scale, train: Cohort, scans: Tensor, seed: int, rng: torch.Generator
+    variant: Variant, scale: Scale, train: Cohort, scans: Tensor, seed: int, rng: torch.Generator, team: parallel.Team
 ) -> tuple[Learner | AtlasFit, Step]:
     """An alpha-GAN's four networks, and an iteration of them."""
     transforms = replace(AUGMENTATIONS[variant.augmentation], voxel_mm=train[0].zooms)
     learner = Learner(variant, scale, scans.device, seed)
+    learner.team = team
     step = Captured(learner)  # labkit.updates.step, on a GPU recorded and played back
-    return learner, lambda: step(draw(scans, variant, scale, transforms, rng))
+    return learner, lambda: step(draw(scans, variant, scale, transforms, rng).part(team))
 
 
 def _atlas(
-    settings: AtlasSettings, scale: Scale, train: Cohort, scans: Tensor, seed: int, rng: torch.Generator
+    settings: AtlasSettings,
+    scale: Scale,
+    train: Cohort,
+    scans: Tensor,
+    seed: int,
+    rng: torch.Generator,
+    team: parallel.Team,
 ) -> tuple[Learner | AtlasFit, Step]:
     """An atlas of the scans without their padding, with those labels that there are, and an iteration of its fit."""
     places = [place for place, scan in enumerate(train) if scan.labels is not None]
     labels = train.subset(places).label_maps(scale.size).to(scans.device) if places else None
     box = volumes.scanned_slices(train.shape, scale.size)
     learner = AtlasFit(scans, settings, scale, box, seed, places, labels)
+    learner.team = team
     return learner, lambda: learner.step(learner.draw(rng))
 
 

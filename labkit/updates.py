@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
-from labkit import losses, networks
+from labkit import losses, networks, parallel
 from labkit.variants import Scale, Variant
 
 CALIBRATION = 64
@@ -35,6 +35,10 @@ class Draws(NamedTuple):
     mix_rand: Tensor  # (B, 1, 1, 1, 1), between x and G(z_rand)
     mix_code: Tensor  # (B, 1), between z_enc and z_rand
 
+    def part(self, team: parallel.Team) -> Draws:
+        """What one process of a team computes of it."""
+        return Draws(*map(team.part, self))
+
 
 class Learner:
     """Four networks, their optimisers, and the moving average of G, on a device.
@@ -43,7 +47,7 @@ class Learner:
     """
 
     def __init__(self, variant: Variant, scale: Scale, device: torch.device, seed: int = 0) -> None:
-        self.variant, self.scale, self.device = variant, scale, device
+        self.variant, self.scale, self.device, self.team = variant, scale, device, parallel.ALONE
         self.precision = choose_precision(scale.precision, device)
         self.E, self.G, self.D, self.C = (n.to(device) for n in networks.build(variant, scale, seed))
         self.networks: dict[str, nn.Module] = {"E": self.E, "G": self.G, "D": self.D, "C": self.C}
@@ -117,6 +121,11 @@ class Learner:
         self.average.load_state_dict(state["average"])
         self.averaged = state["averaged"]
 
+    def backward(self, loss: Tensor, *names: str) -> None:
+        """Gradients of networks, of the whole batch however many processes share it."""
+        loss.backward()
+        self.team.average_gradients(self.networks[name] for name in names)
+
     def each(self, name: str, *batches: Tensor) -> tuple[Tensor, ...]:
         """Pass batches of equal size through G or D, as one batch where that changes nothing but the time it takes."""
         network = self.networks[name]
@@ -180,8 +189,10 @@ def update_encoder_generator(learner: Learner, x_real: Tensor, z_rand: Tensor) -
         terms = losses.reconstruction_terms(
             x_real, x_rec, variant.reconstruction_weights, variant.gdl_reduction, variant.gdl_gradient
         )
+        if variant.gdl_reduction == "sum" and "gdl" in terms:
+            terms["gdl"] = terms["gdl"] * learner.team.size  # a sum over a part, and parts are averaged
         loss = losses.generator_loss(d_rec, d_rand, c_enc, sum(terms.values()))  # (2), (5), (6)
-        loss.backward()
+        learner.backward(loss, "E", "G")
     learner.optimisers["E"].step()
     for _ in range(variant.generator_steps):  # paper: 1; the release steps twice on the same gradients
         learner.optimisers["G"].step()
@@ -218,7 +229,7 @@ def update_discriminator(
             else:
                 penalty = sum(losses.unit_norm_penalty(learner.D.input_gradient(x)) for x in points)
         loss = losses.critic_loss(d_real, d_rec, d_rand, penalty, variant.lambda1)  # (4)
-        loss.backward()
+        learner.backward(loss, "D")
     learner.optimisers["D"].step()
     with torch.no_grad():
         logged = {
@@ -238,7 +249,7 @@ def update_code_discriminator(learner: Learner, z_enc: Tensor, z_rand: Tensor, m
             c_enc, c_rand = learner.C(z_enc), learner.C(z_rand)
             penalty = losses.unit_norm_penalty(learner.C.input_gradient(losses.points_between(z_enc, z_rand, mix)))
         loss = losses.code_critic_loss(c_enc, c_rand, penalty, learner.variant.lambda1)  # (3)
-        loss.backward()
+        learner.backward(loss, "C")
     learner.optimisers["C"].step()
     with torch.no_grad():
         return {

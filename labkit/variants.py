@@ -106,6 +106,11 @@ class Variant:
         check(self)
 
     @property
+    def norms(self) -> tuple[str, ...]:
+        """Kind of norm of each network."""
+        return self.generator_norm, self.discriminator_norm, self.encoder_norm, self.code_norm
+
+    @property
     def feels_length(self) -> bool:
         """Whether G(c z) differs from G(z): not where its first layer, which has no bias, ends in an instance norm."""
         return self.generator_norm != "instance"

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MATHS = {"variants", "fields", "layers", "networks", "losses", "updates", "capture", "published"}
-MATHS |= {"warps", "rendering", "atlas"}
+MATHS |= {"warps", "rendering", "atlas", "parallel"}
 GROUND = {"files", "fields", "warps"}  # what data may use of the hall: no model, no run
 WINGS = ["data", "evidence", "figures", "widgets"]  # each may import those before it, the hall after data
 FLOORS = 8
@@ -55,7 +55,8 @@ def graph() -> dict[str, set[str]]:
         module: labkit_imports(ast.parse(path.read_text("utf-8")), module, path.name == "__init__.py") - {module}
         for module, path in SOURCES.items()
     }
-    imports.pop("labkit")  # the facade gathers names from everywhere, and nobody imports from it
+    for facade in ("labkit", "labkit.__main__"):  # they gather names from everywhere, and nobody imports from them
+        imports.pop(facade)
     return imports
 
 

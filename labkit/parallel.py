@@ -1,0 +1,125 @@
+"""One training on several processes, each with a GPU of its own or a share of the cores, started by ``torchrun``.
+
+    torchrun --nproc_per_node 2 -m labkit train --model sigmarat2 --cohort phantom
+
+Every process draws the whole batch, the same by the same generator, and computes its part of it; gradients are averaged
+between backward and step. So a batch of 4 on two processes is the batch of 4 on one, whatever the loss, and a run goes
+on with another number of processes. The first process alone writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class TeamError(RuntimeError):
+    """The processes of a training lost each other."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a training, as one of them sees them: its number, and how many there are."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def part(self, batch: Tensor) -> Tensor:
+        """Share of a batch that falls to this process, (B, ...) -> (B / size, ...)."""
+        return batch.chunk(self.size)[self.rank]
+
+    def average_gradients(self, networks: Iterable[nn.Module]) -> None:
+        """Give every process the gradients of the whole batch: the mean over all parts."""
+        if self.size > 1:
+            self.average([p.grad for network in networks for p in network.parameters() if p.grad is not None])
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Put the mean over all processes in place of tensors, which each of them has in the same order."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _others_there():
+            dist.all_reduce(flat)
+        for tensor, mean in zip(tensors, flat.div_(self.size).split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """All processes' parts, one after the other."""
+        if self.size == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        with _others_there():
+            dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    def any(self, one: bool, device: torch.device) -> bool:
+        """Whether any process says so, which all of them have to ask."""
+        if self.size == 1:
+            return one
+        said = torch.tensor(float(one), device=device)
+        with _others_there():
+            dist.all_reduce(said)
+        return bool(said > 0)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            with _others_there():
+                dist.barrier()
+
+
+@contextlib.contextmanager
+def _others_there() -> Iterator[None]:
+    """Say what it means that processes do not find each other."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TeamError(
+            "another process of this training has ended, or cannot be reached: its own message says why. Start the "
+            f"same command again, and it goes on from the last checkpoint ({str(error).splitlines()[0][:120]})"
+        ) from error
+
+
+ALONE = Team()
+
+
+def join(device: torch.device, batch: int) -> Team:
+    """The team that ``torchrun`` started this process in, or :data:`ALONE`.
+
+    Raises
+    ------
+    ValueError
+        A batch that the processes cannot share evenly.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    if batch % size:
+        fitting = [n for n in range(1, batch + 1) if not batch % n]
+        raise ValueError(
+            f"a batch of {batch} cannot be shared by {size} processes: take {', '.join(map(str, fitting))} processes, "
+            "or another batch_size"
+        )
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Team(dist.get_rank(), size)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Of a process that ``torchrun`` started: the GPU of its number on this machine; otherwise as it is."""
+    if device.type != "cuda" or device.index is not None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(own)
+    return own
