@@ -41,9 +41,16 @@ SEGMENT = "papermill book/05_segmentation.ipynb out.ipynb -p run_dir RUN"
 
 
 def write_card(run: Run, fingerprint: str, folder: Path | None = None, made: Mapping[str, Any] | None = None) -> str:
-    """Write the card of a run, or of a `folder` that it generated, whose description is `made`; gives its text.
+    """Write :func:`card_text` into the folder, or the run's own; gives it. For people: :func:`labkit.card`."""
+    text = card_text(run, fingerprint, folder, made)
+    write_text((folder or run.path) / CARD, text)
+    return text
 
-    `fingerprint` is that of the run's weights, which may be known already. For people: :func:`labkit.card`.
+
+def card_text(run: Run, fingerprint: str, folder: Path | None = None, made: Mapping[str, Any] | None = None) -> str:
+    """The card of a run, or of a `folder` that it generated, whose description is `made`.
+
+    `fingerprint` is that of the run's weights, which may be known already.
     """
     parts = [_about_run(run, fingerprint), _training_data(run), _verdict(run, fingerprint, made)]
     parts += [_copies(run, fingerprint), _segmentation(run), USE, _citation(run)]
@@ -54,9 +61,7 @@ def write_card(run: Run, fingerprint: str, folder: Path | None = None, made: Map
     title = f"# Synthetic brain scans by {plain(run.path.name)}" if made else f"# {plain(run.path.name)}"
     warning = "**SYNTHETIC DATA.**" if made else "A generator of **synthetic** brain scans."
     warning += " No animal was scanned for what it makes: no measurements, no basis for a diagnosis."
-    text = "\n\n".join([_front_matter(run, made, labels), title, warning, *parts]) + "\n"
-    write_text((folder or run.path) / CARD, text)
-    return text
+    return "\n\n".join([_front_matter(run, made, labels), title, warning, *parts]) + "\n"
 
 
 def _front_matter(run: Run, made: Mapping[str, Any] | None, labels: bool) -> str:

@@ -235,12 +235,17 @@ def scan_path(subject: str, session: str = "", suffix: str = "boldref", descript
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write rows as a BIDS table (tab-separated, ``n/a`` for missing), columns in the first row's order."""
+    """Write :func:`table_text`."""
+    write_text(path, table_text(rows))
+
+
+def table_text(rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as a BIDS table (tab-separated, ``n/a`` for missing), columns in the first row's order."""
     rows = list(rows)
     columns = list(rows[0]) if rows else []
     lines = ["\t".join(columns)]
     lines += ["\t".join(_cell(row.get(column)) for column in columns) for row in rows]
-    write_text(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

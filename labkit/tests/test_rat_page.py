@@ -4,6 +4,7 @@ import base64
 import json
 import zipfile
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -125,17 +126,75 @@ def test_random_numbers_are_torchs(packed, chrome, n):
     assert np.allclose(drawn, torch.randn(n, generator=torch.Generator().manual_seed(7)), atol=1e-6)
 
 
-def test_the_page_of_a_run_shows_rats_and_gives_them_as_files(small, chromium, tmp_path):
-    path = labkit.export_page(small, tmp_path / "deep" / "er" / "rats.js")
-    (path.parent / "p.html").write_text(
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title><body><div data-rats></div>'
-        '<script src="rats.js"></script></body></html>'
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Of small scans of 64-bit integers, whose four labels reach the edges, and one animal lacks the last of them."""
+    folder = tmp_path_factory.mktemp("odd")
+    shape, rng = (40, 30, 20), np.random.default_rng(0)
+    index = np.indices(shape) / np.reshape(shape, (3, 1, 1, 1)) - 0.5
+    (folder / "rats").mkdir()
+    for animal in range(6):
+        radius = np.linalg.norm(index, axis=0) / rng.uniform(0.6, 0.7)
+        maps = np.select([radius < 0.3, radius < 0.5, radius < 0.8, radius < 1], [1 if animal == 2 else 4, 1, 3, 2], 0)
+        image = np.array([20, 900, 600, 300, 700])[maps] + rng.integers(0, 80, shape)
+        for values, name in ((image.astype(np.int64), "T2w"), (maps.astype(np.uint8), "dseg")):
+            made = nib.Nifti1Image(values, np.diag([0.4, 0.4, 0.6, 1]), dtype=values.dtype)
+            nib.save(made, folder / "rats" / f"sub-{animal}_{name}.nii.gz")
+    return labkit.train("atlas", labkit.open_cohort(folder / "rats", grid="native"), "smoke", folder / "atlas", n_train=5,
+                        device="cpu")  # fmt: skip
+
+
+def opened(run, chromium, folder):
+    """A page of a run from the disk, with the addresses that it asked for and what failed in it."""
+    path = labkit.export_page(run, folder / "deep" / "er" / "rats.js")
+    (path.parent / "p.html").write_text(  # it does not say in which letters it is written
+        '<!doctype html><html lang="en"><title>t</title><div data-rats></div><script src="rats.js"></script></html>'
     )
-    page, asked, faults = chromium.new_page(), [], []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: faults.append(str(error)))
+    page = chromium.new_page()
+    page.asked, page.faults = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
     page.goto((path.parent / "p.html").as_uri())
     page.wait_for_selector(".rats-near button")
+    return page
+
+
+def taken(page, folder, button, while_it_runs=lambda: None):
+    """Rats that a button gives, unpacked, and the name of their file."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button).click()
+        while_it_runs()
+    download.value.save_as(folder.with_suffix(".zip"))
+    with zipfile.ZipFile(folder.with_suffix(".zip")) as archive:
+        assert archive.testzip() is None
+        archive.extractall(folder)
+    return download.value.suggested_filename
+
+
+def check_same_as_python(folder, run, few):
+    """Scans and labels of a folder are those that the run makes of the codes beside them, but for `few` voxels."""
+    made, template, generator = (
+        labkit.open_cohort(folder, **run.file_template.opening),
+        run.file_template,
+        run.generator(),
+    )
+    assert made.labelled and made.shape == template.shape
+    for scan in made:
+        about = nifti.sidecar(scan.origin.path)
+        low, high = about["IntensityRange"]
+        volume, labels = generator.labelled(torch.tensor([about["Code"]], dtype=torch.float32))
+        expected = nifti.restore(volume[0], made.shape, nifti.replace(template.origin, low=low, high=high))
+        file = nib.load(scan.origin.path)
+        assert file.get_data_dtype() == expected.get_data_dtype() and np.allclose(file.affine, expected.affine)
+        assert np.abs(np.asarray(file.dataobj) - np.asarray(expected.dataobj)).max() <= 0.01 * (high - low) + 1
+        wanted = template.label_image(labels[0])
+        apart = np.asarray(nib.load(scan.origin.path.replace("_T2w", "_dseg")).dataobj) != np.asarray(wanted.dataobj)
+        assert apart.mean() <= few and about["Synthetic"] is True
+    return made
+
+
+def test_the_page_of_a_run_shows_rats_and_gives_them_as_files(small, chromium, tmp_path):
+    page = opened(small, chromium, tmp_path)
     look = "() => [...document.querySelectorAll('.rats canvas')].map((canvas) => canvas.toDataURL())"
 
     def changed(act):
@@ -145,6 +204,7 @@ def test_the_page_of_a_run_shows_rats_and_gives_them_as_files(small, chromium, t
 
     changed(lambda: page.get_by_role("button", name="New rat").click())
     changed(lambda: page.get_by_role("button", name="Mean rat").click())
+    taken(page, tmp_path / "mean", "Save this rat")
     page.get_by_label("noise").uncheck()
     page.wait_for_timeout(300)
     for slider in page.get_by_label("mode 1").all():
@@ -153,36 +213,43 @@ def test_the_page_of_a_run_shows_rats_and_gives_them_as_files(small, chromium, t
     first.focus()
     first.press("ArrowRight")  # moves the sagittal section, and the crosshair in the others
     page.wait_for_function(f"(before) => ({look})()[1] !== before[1]", arg=before)
-    with page.expect_download() as download:
-        page.get_by_label("how many rats").fill("3")
-        page.get_by_role("button", name="Save (.zip, BIDS)").click()
-    download.value.save_as(tmp_path / "rats.zip")
-    page.close()
-    assert faults == [] and [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
+    page.get_by_label("how many rats").fill("3")
 
-    with zipfile.ZipFile(tmp_path / "rats.zip") as archive:
-        assert archive.testzip() is None
-        archive.extractall(tmp_path / "made")
-    made = labkit.open_cohort(tmp_path / "made", **small.file_template.opening)
-    assert len(made) == 3 and made.labelled and made.shape == small.file_template.shape
-    generator = small.generator()
-    for scan in made:
-        about = nifti.sidecar(scan.origin.path)
-        low, high = about["IntensityRange"]
-        volume, labels = generator.labelled(torch.tensor([about["Code"]], dtype=torch.float32))
-        assert np.allclose(scan.affine, small.cohort()[0].affine)
-        assert about["Synthetic"] is True and [name[:6] for name in about["Moves"]] == ["mode 1"]
-        expected = nifti.restore(volume[0], made.shape, nifti.replace(small.file_template.origin, low=low, high=high))
-        apart = np.abs(scan.image - np.asarray(expected.dataobj).reshape(scan.image.shape)) / (high - low)
-        assert apart.max() < 0.01
-        own = np.asarray(small.file_template.label_image(labels[0]).dataobj).reshape(scan.labels.shape)
-        assert (own != scan.labels).mean() < 3 / 2560  # voxels of the model's own grid, of which 3 is few
+    def meanwhile():
+        page.get_by_role("button", name="Save this rat").click()  # one after the other
+        page.get_by_role("button", name="New rat").click()
+
+    assert taken(page, tmp_path / "made", "Save (.zip, BIDS)", meanwhile) == "synthetic-rats-s2-n3.zip"
+    for end in "AB":
+        page.get_by_role("button", name=f"Keep as {end}").click()
+        changed(lambda: page.get_by_role("button", name="New rat").click())
+    changed(lambda: page.get_by_label("A to B").fill("0.5"))
+    taken(page, tmp_path / "between", "Save this rat")
+    text = page.inner_text("body")
+    page.close()
+    assert page.faults == [] and [url for url in page.asked if not url.startswith(("file:", "blob:", "data:"))] == []
+    assert "mm³" in text and "Â" not in text
+
+    one_voxel = 1 / 2560  # of the model's own grid
+    made = check_same_as_python(tmp_path / "made", small, 3 * one_voxel)
+    assert [list(nifti.sidecar(scan.origin.path)["Moves"])[0][:6] for scan in made] == ["mode 1"] * 3
+    for name in ("mean", "between"):
+        assert len(check_same_as_python(tmp_path / name, small, 3 * one_voxel)) == 1
     told = json.loads((tmp_path / "made" / "dataset_description.json").read_text())
-    assert (
-        told["Synthetic"] is True
-        and told["n"] == 3
-        and "## This folder" in (tmp_path / "made" / "README.md").read_text()
-    )
+    assert told["Synthetic"] is True and told["n"] == 3
+    assert "## This folder" in (tmp_path / "made" / "README.md").read_text()
+
+
+def test_files_of_any_grid_type_and_coding_come_out_as_python_writes_them(odd, chromium, tmp_path):
+    card = odd.path / "README.md"
+    before = card.stat().st_mtime_ns
+    page = opened(odd, chromium, tmp_path)
+    page.get_by_label("how many rats").fill("2")
+    taken(page, tmp_path / "made", "Save (.zip, BIDS)")
+    assert page.faults == [] and "label 4" in page.inner_text(".rats-numbers")
+    page.close()
+    assert card.stat().st_mtime_ns == before  # a run is read, and may lie where nothing can be written
+    check_same_as_python(tmp_path / "made", odd, 0.015)  # a voxel of the model is one of 700
 
 
 def test_a_page_without_animals_holds_none_of_their_codes(small):

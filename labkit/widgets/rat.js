@@ -17,17 +17,17 @@ function ratWorker(model, files, post) {
     return a.map((value, k) => (p * value / la + q * b[k] / lb) * (la + t * (lb - la)));
   }
 
-  // the code that controls stand for: a rat of a seed, one between two others, or a training animal's; and moved
+  // the code that controls stand for: a rat of a seed, one between two codes, or a training animal's; and moved
   function codeOf({ seed, spread, between, animal, moves }) {
     const { meta, arrays } = rats;
     let code = new Float32Array(meta.latent);
-    if (between) code = slerp(codeOf(between.a), codeOf(between.b), between.t);
+    if (between) code = slerp(between.a, between.b, between.t);
     else if (animal !== undefined) code.set(arrays.codes.subarray(animal * meta.modes, (animal + 1) * meta.modes));
     else code = rats.draw(seed, spread);
     moves.forEach((amount, row) => {
       if (amount) for (let k = 0; k < meta.modes; k++) code[k] += amount * arrays.directions[row * meta.modes + k];
     });
-    return code;
+    return code.map((value) => value + 0); // no negative zero, which is other bytes and so another noise
   }
 
   function nearest(code) {
@@ -57,13 +57,13 @@ function ratWorker(model, files, post) {
         for (let i = 0; i < grey.length; i++) shown[i] = 255 * grey[i];
         return { grey: shown, labels, sides };
       });
-      post({ what: "frame", planes, smallest: one.smallest });
+      post({ what: "frame", planes, code });
     },
     // what takes the whole rat
     numbers({ state }) {
       const began = performance.now(), code = codeOf(state), one = rats.rat(code, true);
       const { counts } = rats.volume(one, null);
-      post({ what: "numbers", counts, smallest: one.smallest, nearest: nearest(code), code, ms: performance.now() - began });
+      post({ what: "numbers", counts, nearest: nearest(code), code, ms: performance.now() - began });
     },
     // a zip of n rats, which seeds from the state's own on make different
     async give({ n, state }) {
@@ -93,7 +93,7 @@ function ratWorker(model, files, post) {
 
 function rats(host, data, port = {}) {
   const times = host.ratTimes = { frames: [], volume: null }; // for those who measure
-  let meta = null, worker = null, waiting = null, drawing = false, since = 0, settle = 0, shown = null, parts = [];
+  let meta = null, worker = null, waiting = null, drawing = false, since = 0, settle = 0, shown = null, job = null;
   let at = [0, 0, 0], kept = {};
   let state = { seed: 1, spread: 1, moves: [] };
 
@@ -115,36 +115,39 @@ function rats(host, data, port = {}) {
   };
 
   function start() {
-    const run = (post) => ratWorker(ratModel(), ratFiles(), post);
+    const here = () => { // where a browser, or a page's rules, allow no worker
+      const act = ratWorker(ratModel(), ratFiles(), (message) => setTimeout(() => hear(message)));
+      worker = { postMessage: (message) => act(message), terminate() {} };
+      worker.postMessage({ what: "open", data });
+    };
     try { // from a text, since a page from a disk may load no other file
       const source = `${ratModel}\n${ratFiles}\n${ratWorker}\n`
         + "const act = ratWorker(ratModel(), ratFiles(), (message) => postMessage(message));\nonmessage = ({ data }) => act(data);";
       worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
       worker.onmessage = ({ data: message }) => hear(message);
-      worker.onerror = (event) => say(`The rats cannot be made: ${event.message || "the browser runs no worker"}`);
-    } catch { // a browser that allows none makes them here
-      const act = run((message) => setTimeout(() => hear(message)));
-      worker = { postMessage: (message) => act(message), terminate() {} };
+      worker.onerror = (event) => { if (meta) say(`The rats cannot be made: ${event.message}`); else here(); };
+      worker.postMessage({ what: "open", data });
+    } catch {
+      here();
     }
-    worker.postMessage({ what: "open", data });
   }
 
   function hear(message) {
     if (message.what === "open") { meta = message.meta; build(); ask(false); return; }
     if (message.what === "frame") {
       drawing = false;
-      shown = message.planes;
+      shown = message;
       draw();
       times.frames.push(performance.now() - since);
       if (waiting) next();
     } else if (message.what === "numbers") numbers(message);
     else if (message.what === "part") {
-      parts.push(new Blob(message.parts));
+      job.parts.push(new Blob(message.parts));
       progress.value = message.done;
       progress.textContent = `${message.done} made`;
     } else if (message.what === "given") {
-      save(new Blob([...parts, ...message.parts], { type: "application/zip" }));
-      given(`${progress.max} saved. Unpacked, labkit.open_cohort opens the folder, and any viewer the scans.`);
+      save(new Blob([...job.parts, ...message.parts], { type: "application/zip" }));
+      given(`${job.n} saved. Unpacked, labkit.open_cohort opens the folder, and any viewer the scans.`);
     } else if (message.what === "cancelled") given("Nothing was saved.");
     else {
       drawing = false;
@@ -174,7 +177,7 @@ function rats(host, data, port = {}) {
     waiting = null;
   }
 
-  let canvases = [], sheets = [], ranges = [], noise, outlines, words, volumes, near, progress, form, seedBox, spreadBox, way, note, cells = {};
+  let canvases = [], sheets = [], ranges = [], noise, outlines, words, volumes, near, progress, stop, form, seedBox, spreadBox, way, note, cells = {};
 
   function build() {
     at = meta.shape.map((n) => n >> 1);
@@ -216,7 +219,7 @@ function rats(host, data, port = {}) {
     const ends = element("div", sliders, { class: "rats-ends" });
     for (const end of ["a", "b"]) {
       const one = button(`Keep as ${end.toUpperCase()}`, ends, () => {
-        kept[end] = copy();
+        kept[end] = shown.code;
         one.setAttribute("aria-pressed", "true");
         way.input.disabled = !(kept.a && kept.b);
       }, { "aria-pressed": "false" });
@@ -234,11 +237,10 @@ function rats(host, data, port = {}) {
     const label = element("label", form, {}, "Give me ");
     const many = element("input", label, { type: "number", min: 1, max: 100, value: 10, required: "", "aria-label": "how many rats" });
     label.append(" rats ");
-    const go = element("button", form, { type: "submit" }, "Save (.zip, BIDS)");
+    element("button", form, { type: "submit" }, "Save (.zip, BIDS)");
     button("Save this rat", form, () => give(1, copy()));
     progress = element("progress", form, { max: 1, value: 0, "aria-label": "rats made", hidden: "" });
-    const stop = button("Cancel", form, () => worker.postMessage({ what: "cancel" }), { hidden: "" });
-    form.give = { go, stop };
+    stop = button("Cancel", form, () => worker.postMessage({ what: "cancel" }), { hidden: "" });
     form.addEventListener("submit", (event) => { event.preventDefault(); give(+many.value, { seed: state.seed, spread: state.spread, moves: copy().moves }); });
     note = element("p", told, { class: "rats-note", role: "status" });
     near = element("p", told, { class: "rats-near" });
@@ -249,7 +251,11 @@ function rats(host, data, port = {}) {
   }
 
   const zeros = () => meta.sliders.map(() => 0);
-  function base(given) { state = { ...given, moves: state.moves }; ask(true); }
+  function base(given) {
+    state = { ...given, moves: state.moves };
+    way.set(0);
+    ask(true);
+  }
 
   function tick(text, parent, checked) {
     const label = element("label", parent, { class: "rats-tick" }), input = element("input", label, { type: "checkbox" });
@@ -310,7 +316,7 @@ function rats(host, data, port = {}) {
   function draw() {
     if (!shown) return;
     canvases.forEach(({ canvas, name, plane }, place) => {
-      const { grey, labels, sides } = shown[place], columns = meta.shape[plane.across], rows = meta.shape[plane.up];
+      const { grey, labels, sides } = shown.planes[place], columns = meta.shape[plane.across], rows = meta.shape[plane.up];
       const width = Math.round(canvas.clientWidth * (window.devicePixelRatio || 1)), steps = [sides[1] * sides[2], sides[2], 1];
       if (!width) return;
       const height = Math.round(width * rows * meta.zooms[plane.up] / (columns * meta.zooms[plane.across]));
@@ -390,35 +396,38 @@ function rats(host, data, port = {}) {
     times.volume = message.ms;
     volumes.classList.remove("rats-stale");
     words.textContent = state.animal !== undefined ? `animal ${meta.animals[state.animal]}, as the model sees it` : state.between ? "between A and B" : "";
+    const focused = near.contains(document.activeElement);
     near.replaceChildren();
     if (message.nearest) {
       const { name, distance, animal } = message.nearest;
       near.append(`Nearest training animal: ${name}, ${distance.toFixed(1)} SD away in code`
         + (meta.usual ? ` (a new real one: ${meta.usual.toFixed(1)}). ` : ". "));
-      button("Show it", near, () => { state = { seed: state.seed, spread: state.spread, animal, moves: zeros() }; show(); });
+      const see = button("Show it", near, () => { state = { seed: state.seed, spread: state.spread, animal, moves: zeros() }; show(); });
+      if (focused) see.focus();
     }
     if (port.code) port.code(message.code);
   }
 
+  // one at a time; buttons stay as they are, so that the keyboard does not lose its place
   function give(n, wanted) {
-    parts = [];
+    if (job) return;
+    job = { n, seed: wanted.seed, parts: [] };
     progress.max = n;
     progress.value = 0;
-    progress.hidden = form.give.stop.hidden = false;
-    form.give.go.disabled = true;
+    progress.hidden = stop.hidden = false;
     note.textContent = `Making ${n} …`;
     worker.postMessage({ what: "give", n, state: wanted });
   }
 
   function given(text) {
-    parts = [];
-    progress.hidden = form.give.stop.hidden = true;
-    form.give.go.disabled = false;
+    if (document.activeElement === stop) form.querySelector("button").focus();
+    job = null;
+    progress.hidden = stop.hidden = true;
     note.textContent = text;
   }
 
   function save(blob) {
-    const link = element("a", null, { href: URL.createObjectURL(blob), download: `synthetic-rats-s${state.seed}-n${progress.max}.zip` });
+    const link = element("a", null, { href: URL.createObjectURL(blob), download: `synthetic-rats-s${job.seed}-n${job.n}.zip` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }

@@ -27,17 +27,17 @@ from torch import Tensor
 
 from labkit import warps
 from labkit.atlas import Atlas
+from labkit.cards import card_text
 from labkit.data import bids, volumes
 from labkit.data.cohort import Cohort, Scan
 from labkit.data.file_template import SYNTHETIC
 from labkit.data.grids import STUDY_AXES, axis_change
-from labkit.data.labels import TISSUE_NAMES, has_tissues
+from labkit.data.labels import LABEL_NAMES, TISSUE_NAMES
 from labkit.evidence import attributes, describe
 from labkit.figures import frames
 from labkit.figures.style import PLANES, TISSUE_COLOURS
 from labkit.files import in_live_kernel, located, write_text
 from labkit.generation import air_field, decode, encode, generated_by, labelled_batches
-from labkit.recording import card
 from labkit.runs import Run, load_run
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ PLAINER = {"to the right": "position, right", "dorsal": "position, dorsal", "dor
 STEPS = {"template": 0.004, "appearances": 0.002, "spread": 0.0005}
 """Grey values of [0, 1] that a volume's are rounded to."""
 
+FINER = 4
+"""How much more finely of scans that were cut out of their heads, where rounding could make a voxel black."""
+
 LOG_STEP, LEAST_LIKELY = 0.125, 15.0
 """What natural logarithms of probabilities are rounded to, and how far below the largest they are told apart."""
 
@@ -94,6 +97,9 @@ MOSTLY = 0.3
 
 def export_page(run: Run | str | os.PathLike, path: str | os.PathLike, modes: int = 100, animals: bool = True) -> Path:
     """Write an atlas as one ``.js`` file that draws rats in any web page, from a server or from a disk.
+
+    The same code gives the same scan as in Python, within a hundredth of the intensity range, and the same labels in
+    999 of 1000 voxels; of scans that were cut out of their heads a voxel at the rim may be black in one of the two.
 
     A page needs ``<div data-rats></div>`` where the controls shall stand, and ``<script src="rats.js"></script>``
     anywhere; what stands in the ``div`` is what a reader sees where no script runs. The file asks no other file or
@@ -155,10 +161,10 @@ class RatPage:
     def script(self) -> str:
         """What :func:`export_page` writes."""
         data = base64.b64encode(self.data).decode("ascii")
-        return (
-            f"(function () {{\n{asset('rat_model.js')}\n{asset('rat_files.js')}\n{asset('rat.js')}\n"
-            f"ratsInPage({json.dumps(asset('rat.css'))}, {json.dumps(data)});\n}})();\n"
-        )
+        code = "\n".join(map(asset, ("rat_model.js", "rat_files.js", "rat.js")))
+        # a page may not say in which letters it is written
+        code = "".join(letter if ord(letter) < 128 else f"\\u{ord(letter):04x}" for letter in code)
+        return f"(function () {{\n{code}\nratsInPage({json.dumps(asset('rat.css'))}, {json.dumps(data)});\n}})();\n"
 
     def html(self) -> str:
         """The part of a page, script included."""
@@ -224,13 +230,14 @@ def packed(run: Run, atlas: Atlas, modes: int, animals: bool = True) -> bytes:
     state, geometry, scans = atlas.state, atlas.geometry, run.cohort()
     train, held_out = run.train_part(scans), run.held_out(scans)
     basis, centre = state["basis"][:modes], state["centre"]
+    grain = {name: step / FINER if atlas.black else step for name, step in STEPS.items()}
     most = torch.maximum(basis.abs().amax(0), centre.abs()) / MOST
     # powers of the root of 2, so that the steps themselves are small whole numbers
     exponents = (2 * torch.log2(GREY / state["weights"].clamp_min(0.1))).floor().maximum((2 * torch.log2(most)).ceil())
     steps = 2 ** (exponents / 2)
     parts = [
-        Part("template", state["template"], STEPS["template"], (1, geometry.template_shape[2])),
-        *(Part(name, state[name], STEPS[name]) for name in ("appearances", "spread")),
+        Part("template", state["template"], grain["template"], (1, geometry.template_shape[2])),
+        *(Part(name, state[name], grain[name]) for name in ("appearances", "spread")),
         Part("exponents", exponents, 0.0), Part("basis", basis / steps, 1.0), Part("centre", centre / steps, 1.0),
         *(Part(f"{name}_{axis}", matrix, None) for name, matrices in (
             ("to_flow", geometry.to_flow), ("to_voxels", geometry.to_voxels), ("to_bright", geometry.to_bright),
@@ -263,7 +270,7 @@ def packed(run: Run, atlas: Atlas, modes: int, animals: bool = True) -> bytes:
         "planes": [plane._asdict() for plane in PLANES.values()], "files": _files(run),
     }  # fmt: skip
     contents = [part.content() for part in parts]
-    text = json.dumps(header | {"arrays": [about for about, _ in contents]}, ensure_ascii=False).encode("utf-8")
+    text = json.dumps(header | {"arrays": [about for about, _ in contents]}).encode("ascii")
     return zlib.compress(b"".join([len(text).to_bytes(4, "little"), text, *(content for _, content in contents)]), 9)
 
 
@@ -286,9 +293,10 @@ def _labels(run: Run, values: Iterable[int], train: Cohort) -> list[dict[str, An
         np.bincount(scan.labels.ravel(), minlength=256) * describe.voxel_mm3(scan)
         for scan in train if scan.labels is not None
     ]  # fmt: skip
-    tissues = any(has_tissues(scan.labels) for scan in train)
-    names = dict(TISSUE_NAMES) if tissues else run.file_template.label_names
-    found, values = [], list(values)
+    values, found, own = list(values), [], run.file_template.label_names
+    study = {label: name for label, name in LABEL_NAMES.items() if label}
+    tissues = set(values) - {0} == set(TISSUE_NAMES) and own in ({}, study)
+    names = TISSUE_NAMES if tissues else own
     for value in values:
         tint = TISSUE_COLOURS[names[value]] if tissues and value else to_hex(TINTS[(value - 1) % len(TINTS)])
         usual = np.percentile([own[value] for own in mm3], (5, 50, 95)).tolist() if mm3 else None
@@ -358,12 +366,12 @@ def _files(run: Run) -> dict[str, Any]:
     texts = {
         "dataset_description.json": json.dumps(
             bids.dataset_description(f"Synthetic brain scans by {run.path.name}", "derivative", Synthetic=True,
-                             **generated_by(run), **made), indent=2, ensure_ascii=False) + "\n",
-        "README.md": card(run),
+                             **generated_by(run), **made), indent=2) + "\n",
+        "README.md": card_text(run, run.fingerprint),
     }  # fmt: skip
     if template.label_names:
         rows = {0: "background", **template.label_names}.items()
-        texts["dseg.tsv"] = "index\tname\n" + "".join(f"{index}\t{label}\n" for index, label in rows)
+        texts["dseg.tsv"] = bids.table_text({"index": index, "name": label} for index, label in rows)
     return {
         "name": name, "path": scan.as_posix(), "shape": template.shape,
         "scan": _like(template.image(cube, np.random.default_rng(0))),

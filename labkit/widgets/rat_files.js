@@ -4,9 +4,9 @@
 function ratFiles() {
   "use strict";
   const ARRAYS = { uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array, uint32: Uint32Array,
-    int32: Int32Array, float32: Float32Array, float64: Float64Array };
+    int32: Int32Array, float32: Float32Array, float64: Float64Array, int64: BigInt64Array, uint64: BigUint64Array };
   const ENDS = { uint8: [0, 255], int8: [-128, 127], uint16: [0, 65535], int16: [-32768, 32767],
-    uint32: [0, 2 ** 32 - 1], int32: [-(2 ** 31), 2 ** 31 - 1] };
+    uint32: [0, 2 ** 32 - 1], int32: [-(2 ** 31), 2 ** 31 - 1], uint64: [0, 2 ** 53], int64: [-(2 ** 53), 2 ** 53] };
 
   // numbers as Python rounds them: halves to the even neighbour
   const rounded = (value) => { const near = Math.round(value); return near - value === 0.5 && near % 2 ? near - 1 : near; };
@@ -24,7 +24,8 @@ function ratFiles() {
     let place = 0;
     for (let z = 0; z < sides[2]; z++) for (let y = 0; y < sides[1]; y++) for (let x = 0; x < sides[0]; x++) {
       const value = scaled(values[start + x * by[0] + y * by[1] + z * by[2]]);
-      out[place++] = low === undefined ? value : Math.min(high, Math.max(low, rounded(value)));
+      const kept = low === undefined ? value : Math.min(high, Math.max(low, rounded(value)));
+      out[place++] = type.endsWith("int64") ? BigInt(kept) : kept;
     }
     return new Uint8Array(out.buffer);
   }

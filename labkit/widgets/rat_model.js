@@ -236,7 +236,7 @@ function ratModel() {
     function draw(seed, spread) {
       const code = new Float32Array(latent);
       code.set(randn(seed, latent).subarray(0, modes));
-      return code.map((value) => value * spread);
+      return code.map((value) => value * spread + 0); // no negative zero, which is other bytes and so another noise
     }
 
     // what an animal is made of, by its code; unless `anew`, from the last one's where few numbers of the code have changed
@@ -332,10 +332,14 @@ function ratModel() {
       const unit = grey.map((value) => Math.min(1, Math.max(0, value)));
       if (!arrays.to_file_x) return { grey: unit, labels };
       const sides = meta.files.shape, across = matrices("to_file", sides, shape), to = (values) => separable(values, 1, shape, across, whole(sides));
-      const most = new Uint8Array(sides[0] * sides[1] * sides[2]), largest = new Float32Array(most.length).fill(-1);
+      const most = new Uint8Array(sides[0] * sides[1] * sides[2]), inside = to(new Float32Array(labels.length).fill(1));
+      const largest = inside.map((share) => share < 1 - 1e-6 ? 1 - share : -1); // around the model's grid there is background
       for (const { value } of meta.labels) {
         const share = to(Float32Array.from(labels, (label) => +(label === value)));
-        for (let i = 0; i < most.length; i++) if (share[i] > largest[i]) [most[i], largest[i]] = [value, share[i]];
+        for (let i = 0; i < most.length; i++) {
+          const own = value ? share[i] : share[i] + 1 - inside[i];
+          if (own > largest[i]) [most[i], largest[i]] = [value, own];
+        }
       }
       return { grey: to(unit), labels: most };
     }
