@@ -140,8 +140,8 @@ def odd(tmp_path_factory):
         for values, name in ((image.astype(np.int64), "T2w"), (maps.astype(np.uint8), "dseg")):
             made = nib.Nifti1Image(values, np.diag([0.4, 0.4, 0.6, 1]), dtype=values.dtype)
             nib.save(made, folder / "rats" / f"sub-{animal}_{name}.nii.gz")
-    return labkit.train("atlas", labkit.open_cohort(folder / "rats", grid="native"), "smoke", folder / "atlas", n_train=5,
-                        device="cpu")  # fmt: skip
+    animals = labkit.open_cohort(folder / "rats", grid="native")
+    return labkit.train("atlas", animals, "smoke", folder / "atlas", n_train=5, device="cpu")
 
 
 def opened(run, chromium, folder):
@@ -173,11 +173,8 @@ def taken(page, folder, button, while_it_runs=lambda: None):
 
 def check_same_as_python(folder, run, few):
     """Scans and labels of a folder are those that the run makes of the codes beside them, but for `few` voxels."""
-    made, template, generator = (
-        labkit.open_cohort(folder, **run.file_template.opening),
-        run.file_template,
-        run.generator(),
-    )
+    template, generator = run.file_template, run.generator()
+    made = labkit.open_cohort(folder, **template.opening)
     assert made.labelled and made.shape == template.shape
     for scan in made:
         about = nifti.sidecar(scan.origin.path)
