@@ -30,7 +30,7 @@ JOBS = {"smoke": 2, "reference": 2, "laptop": 1, "paper": 1}
 LIMITS = {"smoke": 1200, "laptop": 86_400, "reference": 1_000_000, "paper": 1_000_000}
 """Seconds a cell may take."""
 
-SECONDS = {"reference": {"01": 45, "02": 6, "03": 5, "04": 100, "06": 10, "07": 10}}
+SECONDS = {"reference": {"01": 10, "02": 10, "03": 10, "04": 75, "05": 55, "06": 25, "07": 30}}
 """What chapters added on two idle cores, of scales whose runs come trained, by the first two letters of their names."""
 
 MEASURING = ("04_quality", "07_judge")
@@ -98,10 +98,12 @@ def pages(
         "07_judge": (every, all_of_them),
         "05_segmentation": (one, [*first, *atlas]),
         "03_inspect": (one, first),
-        # the network of chapter 5 is one more measure of chapter 4
-        "04_quality": ({"run_dirs": ",".join(runs.values())}, [*all_of_them, "05_segmentation"]),
+        # the network of chapter 5 is one more measure of chapter 4, and comes with a run that comes trained
+        "04_quality": ({"run_dirs": ",".join(runs.values())}, [*all_of_them, *([] if there else ["05_segmentation"])]),
         "06_latent": (one, [*first, *atlas]),
     }
+    if there:
+        after = {"04_quality": after["04_quality"], **after}
     about_runs = [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]
     return [Page("01_explore", "01_explore", size["01_explore"] | rats), *training.values(), *about_runs]
 

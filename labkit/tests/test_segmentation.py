@@ -15,6 +15,7 @@ from scipy import stats
 
 import labkit
 from labkit import figures, sharing
+from labkit.data import volumes
 from labkit.data.cohort import Cohort
 from labkit.evidence.attributes import tissues
 from labkit.evidence.metrics.yardstick import Yardstick
@@ -379,7 +380,17 @@ def test_the_network_becomes_an_instrument_of_the_quality_chapter(rats, run, don
     grey = reader.names.index("grey matter volume by network, mm³")
     assert np.corrcoef(read[:, grey], own["grey matter volume, mm³"])[0, 1] > 0.8
     assert read[:, grey].mean() == pytest.approx(own["grey matter volume, mm³"].mean(), rel=0.2)
-    assert reader.features(sample.normalised).shape == (12, COARSE.channels[-1])
+    found = reader.features(sample.normalised)
+    assert found.shape == (12, COARSE.channels[-1])
+    deepest: list[torch.Tensor] = []  # where the whole network passes it
+    level = reader.network.unet.model
+    while len(level) > 1 and hasattr(level[1], "submodule"):
+        level = level[1].submodule
+    level.register_forward_hook(lambda _, __, out: deepest.append(out.mean((2, 3, 4))))
+    images = volumes.resize(sample.normalised * 2 - 1, COARSE.size)[(..., *reader.box)]
+    with torch.no_grad():
+        reader.network(images)
+    assert np.allclose(found, deepest[0], atol=1e-6)
     assert find_reader(run.path / "samples", rats.shape, rats[0].zooms) is None
     yardstick = Yardstick(rats, size=32, reader=reader)
     assert {"network", "network anatomy"} <= set(yardstick.families) and "network" in yardstick.embedded

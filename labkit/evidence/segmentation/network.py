@@ -178,15 +178,24 @@ class Blocked(nn.Module):
 
         return pixelshuffle(self.head(self.unet(pixelunshuffle(x, 3, self.block))), 3, self.block)
 
+    def deepest(self, x: Tensor) -> Tensor:
+        """What the way down ends in, (B, 1, X, Y, Z) -> (B, C, x, y, z), without the way up, the most work."""
+        from monai.networks.utils import pixelunshuffle
 
-def build(plan: Plan, seed: int) -> nn.Module:
+        x, level = pixelunshuffle(x, 3, self.block), self.unet.model
+        while isinstance(level, nn.Sequential) and len(level) > 1 and hasattr(level[1], "submodule"):
+            x, level = level[0](x), level[1].submodule
+        return level(x)
+
+
+def build(plan: Plan, seed: int) -> Blocked:
     """A U-Net with weights drawn by `seed`; (B, 1, X, Y, Z) -> (B, K, X, Y, Z) logits, K classes."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Blocked(plan)
 
 
-def load_network(plan: Plan, path: Path) -> nn.Module:
+def load_network(plan: Plan, path: Path) -> Blocked:
     """A trained network's file, in evaluation mode."""
     network = build(plan, 0)
     network.load_state_dict(load_state(path, "cpu"))

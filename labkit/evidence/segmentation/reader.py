@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from labkit.data import volumes
 from labkit.data.labels import TISSUE_LABELS
@@ -17,6 +17,7 @@ from labkit.evidence.segmentation.network import (
     ABOUT_FILE,
     MODEL_FILE,
     SCORES_FILE,
+    Blocked,
     Plan,
     from_json,
     is_finished,
@@ -36,7 +37,7 @@ NAMES = tuple(
 class Reader:
     """Volume and mean intensity of each tissue, and the network's deepest features."""
 
-    network: nn.Module  # of the experiment
+    network: Blocked  # of the experiment
     plan: Plan
     shape: tuple[int, ...]  # of the scans, voxels
     zooms: tuple[float, ...]  # mm
@@ -68,28 +69,13 @@ class Reader:
     def features(self, normalised: Tensor) -> np.ndarray:
         """Means over the volume of the deepest layer's channels: (N, 1, S, S, S) in [0, 1] -> (N, F)."""
         images = volumes.resize(normalised * 2 - 1, self.plan.size)[(..., *self.box)]
-        deepest: list[Tensor] = []
-        hook = _deepest(self.network).register_forward_hook(lambda _, __, out: deepest.append(out.mean((2, 3, 4))))
-        try:
-            for part in images.split(16):
-                self.network(part)
-        finally:
-            hook.remove()
-        return torch.cat(deepest).double().numpy()
-
-
-def _deepest(network: nn.Module) -> nn.Module:
-    """The layer between MONAI's U-Net's way down and its way up."""
-    level = network.unet.model
-    while isinstance(level, nn.Sequential) and len(level) > 1 and hasattr(level[1], "submodule"):
-        level = level[1].submodule
-    return level
+        return torch.cat([self.network.deepest(part).mean((2, 3, 4)) for part in images.split(16)]).double().numpy()
 
 
 class TrainedNetwork(NamedTuple):
     """A trained network of an experiment, its plan, and the arm's folder."""
 
-    network: nn.Module
+    network: Blocked
     plan: Plan
     folder: Path
 
