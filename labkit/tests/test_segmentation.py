@@ -384,7 +384,7 @@ def test_the_network_becomes_an_instrument_of_the_quality_chapter(rats, run, don
     assert found.shape == (12, COARSE.channels[-1])
     deepest: list[torch.Tensor] = []  # where the whole network passes it
     level = reader.network.unet.model
-    while len(level) > 1 and hasattr(level[1], "submodule"):
+    while isinstance(level, torch.nn.Sequential) and hasattr(level[1], "submodule"):
         level = level[1].submodule
     level.register_forward_hook(lambda _, __, out: deepest.append(out.mean((2, 3, 4))))
     images = volumes.resize(sample.normalised * 2 - 1, COARSE.size)[(..., *reader.box)]
