@@ -112,5 +112,5 @@ function ratFiles() {
     return { add, end };
   }
 
-  return { filesOf, around, zip, crc32 };
+  return { filesOf, around, zip };
 }

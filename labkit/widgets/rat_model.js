@@ -211,8 +211,7 @@ function ratModel() {
   }
 
   function noiseSeed(code) {
-    const first = sha256(new Uint8Array(Float32Array.from(code).buffer))[0]; // bytes 0 to 3, the highest first
-    const second = sha256(new Uint8Array(Float32Array.from(code).buffer))[1];
+    const [first, second] = sha256(new Uint8Array(Float32Array.from(code).buffer)); // four bytes each, the highest first
     const swap = (value) => (value & 255) * 2 ** 24 + (value >>> 8 & 255) * 2 ** 16 + (value >>> 16 & 255) * 2 ** 8 + (value >>> 24);
     // a 64-bit number, lowest byte first, less its lowest bit; of which the generator takes the lower half
     return ((swap(first) >>> 1) + (swap(second) & 1) * 2 ** 31) >>> 0;
@@ -360,5 +359,5 @@ function ratModel() {
     return { meta, arrays, draw, rat, noise, seen, volume, onFileGrid };
   }
 
-  return { unpack, randn, sha256, noiseSeed };
+  return { unpack, randn, sha256 };
 }
