@@ -83,6 +83,7 @@ def pages(
     few = FEW if scale == "smoke" and cohort in SIMULATED else {}
     size = defaultdict(dict, SIZED.get(scale, {}) | few)
     there = comes_trained(cohort, scale, n, grid, folds > 1)
+    ready = shown(models) in there
     training, made_by = {}, digest(run_digest(), data, *_making())
     for fold, model in ((fold, model) for fold in range(folds) for model in models):
         parameters = size["02_train"] | rats | {"model": model, "scale": scale} | ({"fold": fold} if fold else {})
@@ -99,10 +100,10 @@ def pages(
         "05_segmentation": (one, [*first, *atlas]),
         "03_inspect": (one, first),
         # the network of chapter 5 is one more measure of chapter 4, and comes with a run that comes trained
-        "04_quality": ({"run_dirs": ",".join(runs.values())}, [*all_of_them, *([] if there else ["05_segmentation"])]),
+        "04_quality": ({"run_dirs": ",".join(runs.values())}, [*all_of_them, *([] if ready else ["05_segmentation"])]),
         "06_latent": (one, [*first, *atlas]),
     }
-    if there:
+    if ready:
         after = {"04_quality": after["04_quality"], **after}
     about_runs = [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]
     return [Page("01_explore", "01_explore", size["01_explore"] | rats), *training.values(), *about_runs]

@@ -229,6 +229,7 @@ async def _rats(browser: Any, url: str) -> list[str]:
         session = await context.new_cdp_session(phone)
         await session.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
         slow = await phone.evaluate(RATS, await phone.query_selector(MACHINE))
+        faults += [f"{fault} (without a worker)" for fault in slow["faults"]]
         await context.close()
     except Exception as error:
         return [f"a machine that makes no rats: {str(error).splitlines()[0][:150]}"]

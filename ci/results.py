@@ -137,9 +137,14 @@ def caption(runs: Path) -> str:
 
 
 def segmentation(builds: list[Path]) -> str:
-    """The gains in the first of the builds that has an experiment with all of its networks."""
-    build = next((one for one in builds if list(one.glob(f"{SHOWN}/segmentation/*/differences.csv"))), builds[-1])
-    return gains(build / SHOWN / "segmentation", build.resolve().name.split("-")[0])
+    """The gains in the first of the builds that has an experiment at its scale."""
+    scales = [build.resolve().name.split("-")[0] for build in builds]
+    found = [
+        list(build.glob(f"{SHOWN}/segmentation/{scale}-*/differences.csv"))
+        for build, scale in zip(builds, scales, strict=True)
+    ]
+    place = next((k for k, files in enumerate(found) if files), -1)
+    return gains(builds[place] / SHOWN / "segmentation", scales[place])
 
 
 def gains(folder: Path, scale: str) -> str:

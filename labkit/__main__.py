@@ -12,16 +12,22 @@ import os
 import sys
 from typing import Any
 
+from labkit import parallel
 from labkit.data.sources import NAMED, open_cohort
 from labkit.evidence.metrics.compare import compare
 from labkit.evidence.segmentation.segment import segment
+from labkit.files import DamagedFileError
 from labkit.generation import generate
 from labkit.parallel import TeamError
+from labkit.recording import DivergedError
 from labkit.runs import RunError
 from labkit.training import train
 from labkit.variants import MODELS, SCALES
 
 COHORT = f"{', '.join(NAMED)}, or a folder of NIfTI scans"
+
+OWN = ("model", "cohort", "scale", "run_dir", "iterations", "seed", "device", "n_train", "fold")
+"""What training takes beside settings."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +74,8 @@ def settings(pairs: list[str]) -> dict[str, Any]:
         name, sign, value = pair.partition("=")
         if not sign:
             raise ValueError(f"--set {pair}: write NAME=VALUE")
+        if name in OWN:
+            raise ValueError(f"--set {pair}: has an option of its own, --{name.replace('_', '-')}")
         try:
             found[name] = json.loads(value)
         except ValueError:
@@ -100,12 +108,15 @@ def run(options: argparse.Namespace) -> str:
 def main() -> None:
     """Run a command; what cannot be done is a sentence, and exit status 1."""
     options = parser().parse_args()
+    if options.command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.exit(f"labkit {options.command}: several processes share a training and nothing else: start it alone")
     try:
         told = run(options)
-    except (ValueError, OSError, RunError, TeamError) as error:
+    except (ValueError, OSError, RunError, TeamError, DivergedError, DamagedFileError) as error:
         sys.exit(f"labkit {options.command}: {error}")
     if os.environ.get("RANK", "0") == "0":  # torchrun starts many of these
         print(told)
+    parallel.leave()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""One training on several processes, each with a GPU of its own or a share of the cores, started by ``torchrun``.
+"""One training on several processes, each with a GPU of its own or a thread, started by ``torchrun``.
 
     torchrun --nproc_per_node 2 -m labkit train --model sigmarat2 --cohort phantom
 
 Every process draws the whole batch, the same by the same generator, and computes its part of it; gradients are averaged
 between backward and step. So a batch of 4 on two processes is the batch of 4 on one, whatever the loss, and a run goes
-on with another number of processes. The first process alone writes.
+on with another number of processes. The first process alone writes. On CPUs each has one thread, unless OMP_NUM_THREADS
+says otherwise.
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ class Team:
             dist.all_reduce(said)
         return bool(said > 0)
 
+    def check_alike(self, numbers: Sequence[int], what: str, device: torch.device) -> None:
+        """Refuse to go on where processes hold other numbers, whole ones below 2^53, than each other."""
+        own = torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=device)
+        if self.size > 1 and len(self.gathered(own[None]).unique(dim=0)) > 1:
+            raise TeamError(f"the processes of this training differ in {what}: do all of them see the same run folder?")
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
@@ -112,14 +119,26 @@ def join(device: torch.device, batch: int) -> Team:
             "or another batch_size"
         )
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     return Team(dist.get_rank(), size)
 
 
+def leave() -> None:
+    """Take leave of the others, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def own_device(device: torch.device) -> torch.device:
-    """Of a process that ``torchrun`` started: the GPU of its number on this machine; otherwise as it is."""
-    if device.type != "cuda" or device.index is not None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Of a process that ``torchrun`` started: the GPU of its number on this machine; otherwise as it is.
+
+    ValueError where one GPU is named for all.
+    """
+    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
+    if device.index is not None:
+        raise ValueError(f"device '{device}' for several processes: take 'cuda', and each gets a GPU of its own")
     own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(own)
     return own

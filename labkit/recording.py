@@ -138,7 +138,7 @@ class Recorder:
         self.pending.append(torch.stack(list(terms.values())))
 
     def row(self, iteration: int) -> None:
-        """One row: means since the last one. The only place where the host waits for the device.
+        """One row: means since the last one. The host waits for the device here, and for other processes in `stops`.
 
         Raises
         ------
@@ -211,13 +211,16 @@ class Recorder:
     def checkpoint(self, iteration: int) -> None:
         """Write all that is needed to go on bit for bit, and the networks in use; rows not yet due are kept in it."""
         began = time.perf_counter()
+        pending = torch.stack(self.pending) if self.pending else None
+        if pending is not None:
+            self.team.average([pending])  # of the whole batch, whoever goes on
         if not self.team.first:
             self.learner.in_use(self.known)
             return
         state = {
             "iteration": iteration,
             "names": self.names,
-            "pending": torch.stack(self.pending) if self.pending else None,
+            "pending": pending,
             "device": self.device.type,
             "rng": self.rng.get_state(),
             **self.learner.state(),

@@ -153,7 +153,10 @@ def train(
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
         iteration = recorder.resume()
-        team.wait()  # nothing is written before all have read it
+        seen = (iteration, int(config["train"]["fingerprint"][:12], 16))
+        team.check_alike(
+            seen, "iterations done, or in their scans", device
+        )  # and nothing is written before all have read
         recorder.renew(iteration)
         if iteration == 0:
             recorder.sample(iteration)

@@ -97,7 +97,7 @@ def test_a_plane_is_a_plane_of_the_volume(packed, chrome):
 
 def test_no_code_folds_a_brain(packed, chrome):
     """Every slider at its end, one after the other and all together, with the largest spread."""
-    folded = chrome.evaluate("""(floor) => {
+    flows = chrome.evaluate("""() => {
       const {meta, arrays} = made, found = [];
       for (const sign of [-3, 3]) for (let row = 0; row <= meta.sliders.length; row++) {
         const code = made.draw(row, 2);
@@ -105,18 +105,22 @@ def test_no_code_folds_a_brain(packed, chrome):
           if (row !== k && row !== meta.sliders.length) continue;
           for (let j = 0; j < meta.modes; j++) code[j] += sign * arrays.directions[k * meta.modes + j];
         }
-        found.push(made.rat(code, true).smallest);
+        found.push(Array.from(made.rat(code, true).moved));
       }
-      return found.filter((value) => !(value >= floor));
-    }""", warps.JACOBIAN_FLOOR)  # fmt: skip
-    assert folded == []
+      return found;
+    }""")
+    moved = torch.tensor(flows).view(len(flows), 3, *(len(matrix) for matrix in packed.geometry.to_flow))
+    assert len(moved) > 10 and moved.abs().max() > 0.5
+    assert warps.jacobian(moved / packed.geometry.cell).min() >= warps.JACOBIAN_FLOOR - 1e-4
 
 
 def test_a_warp_that_would_fold_is_made_gentler_as_in_python(packed, chrome):
-    code = 8 * codes(packed, 1, seed=5)[0]
-    _, smallest = warps.diffeomorphism(
-        warps.separable(packed.geometry.split(packed.numbers(code[None]))[0], packed.geometry.to_flow)
-        / packed.geometry.cell, packed.settings.squarings)  # fmt: skip
+    code = 20 * codes(packed, 1, seed=5)[0]
+    velocity = warps.separable(
+        packed.geometry.split(packed.numbers(code[None]))[0], packed.geometry.to_flow
+    ) / packed.geometry.cell  # fmt: skip
+    assert warps.jacobian(warps.flow(velocity, packed.settings.squarings)).min() < warps.JACOBIAN_FLOOR
+    _, smallest = warps.diffeomorphism(velocity, packed.settings.squarings)
     assert chrome.evaluate(VOLUME, [code.tolist(), False])[2] == pytest.approx(float(smallest), abs=0.02)
 
 
@@ -211,6 +215,9 @@ def test_the_page_of_a_run_shows_rats_and_gives_them_as_files(small, chromium, t
     first.press("ArrowRight")  # moves the sagittal section, and the crosshair in the others
     page.wait_for_function(f"(before) => ({look})()[1] !== before[1]", arg=before)
     page.get_by_label("how many rats").fill("3")
+    page.get_by_role("button", name="Save (.zip, BIDS)").click()
+    assert "every rat is the mean rat" in page.inner_text(".rats-note")  # and nothing is made
+    page.get_by_label("spread").fill("1")
 
     def meanwhile():
         page.get_by_role("button", name="Save this rat").click()  # one after the other

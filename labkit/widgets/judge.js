@@ -48,7 +48,7 @@ function judge(host, session, port) {
     element("button", "Begin (Enter)", form, { type: "submit" });
     if (port.fresh) {
       const words = "Begin with rats made now";
-      button(words, (event) => { if (form.reportValidity()) again(event.target, name.value.trim(), (text) => { note.textContent = text; }); }, form);
+      button(words, () => { if (form.reportValidity()) again(name.value.trim(), (text) => { note.textContent = text; }); }, form);
     }
     const note = element("p", "", host, { role: "alert" });
     form.addEventListener("submit", (event) => {
@@ -64,14 +64,15 @@ function judge(host, session, port) {
   }
 
   // the same with other scans, which are made now; `say` hears how far it is
-  function again(pressed, name, say) {
-    pressed.disabled = true;
-    port.fresh(say).then(([other, own]) => own.open(name).then(() => {
+  function again(name, say) {
+    const controls = [...host.querySelectorAll("button, input")], set = (off) => controls.forEach((one) => { one.disabled = off; });
+    set(true); // nothing else begins meanwhile
+    port.open(name).then(() => port.fresh(say)).then(([other, own]) => own.open(name).then(() => {
       [session, port] = [other, { ...own, fresh: port.fresh }];
       rater = name;
       waiting = [...Array(session.trials).keys()];
       next();
-    })).catch((error) => { say(error.message || String(error)); pressed.disabled = false; });
+    })).catch((error) => { say(error.message || String(error)); set(false); });
   }
 
   function next() {
@@ -243,7 +244,7 @@ function judge(host, session, port) {
     if (port.save) button("Save my answers as a file", () => port.save(), host, { class: "judge-save" });
     if (port.fresh) {
       const note = element("p", "", host, { role: "alert" });
-      button("Again, with rats made now", (event) => again(event.target, rater, (text) => { note.textContent = text; }), host);
+      button("Again, with rats made now", () => again(rater, (text) => { note.textContent = text; }), host);
     }
     host.focus({ preventScroll: true });
     port.finish().then((text) => { box.innerHTML = text; }).catch((error) => { box.textContent = String(error.message || error); });

@@ -107,12 +107,12 @@ class JudgePage:
     def html(self) -> str:
         """The page's part."""
         session, machine = self.session, self.machine
-        scripts, fresh = "", "undefined"
+        scripts, told, fresh = "", "", "undefined"
         if machine is not None:
             scripts = f"<script {MARK}>{machine.script()}</script>"
             stacks, about = fresh_scans(session, machine)
-            told = f'{{...unhidden("{_hidden(json.dumps(about))}"), pictures: {script_json(stacks)}}}'
-            fresh = f"(say) => freshTest(session, {told}, window.ratMachine, say)"
+            told = f'const pool = {{...unhidden("{_hidden(json.dumps(about))}"), pictures: {script_json(stacks)}}};'
+            fresh = "(say) => freshTest(session, pool, window.ratMachine, say)"
         stubs = json.dumps([session.stub(trial) for trial in session.trials], ensure_ascii=False)
         shown = script_json([pictures(session, trial.number) for trial in session.trials])
         words = script_json(without_truth(session))
@@ -121,7 +121,7 @@ class JudgePage:
             f"<div><p>{html.escape(TASKS[session.task])} This test needs JavaScript.</p></div>"
             "<script>(function () {\nconst host = document.currentScript.previousElementSibling;\n"
             f"{_asset('judge.js')}\n{_asset('judge_page.js')}\n{_asset('judge_fresh.js') if scripts else ''}\n"
-            f"const session = {words};\njudge(host, session, "
+            f"{told}\nconst session = {words};\njudge(host, session, "
             f'pagePort(session, {shown}, unhidden("{_hidden(stubs)}"), {fresh}));\n}})();</script>'
         )
 
@@ -149,7 +149,8 @@ def fresh_scans(session: Session, machine: RatPage) -> tuple[list[str], dict[str
     common = {"format": FORMAT, "task": session.task}
     cohorts = {REAL: session.fingerprints[REAL], source: machine.run.fingerprint}
     scans = [digest[:16] for digest in real.cohort.digests]
-    return stacks, {"source": source, "stub": common | {"cohorts": cohorts}, "scans": scans}
+    shown = [scans[item.place] for trial in session.trials for item in trial.items if item.source == REAL]
+    return stacks, {"source": source, "stub": common | {"cohorts": cohorts}, "scans": scans, "shown": shown}
 
 
 def _hidden(text: str) -> str:

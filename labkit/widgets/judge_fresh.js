@@ -64,12 +64,17 @@ function ratStimulus(grey, [nx, ny, nz]) {
   return stack;
 }
 
-// a test of scans drawn now: real ones at random from the pool, synthetic ones made by the machine; [session, port]
+// a test of scans drawn now: real ones at random from those of the pool that were not shown yet, as long as there are
+// enough, synthetic ones made by the machine; [session, port]
 async function freshTest(session, fresh, machine, say) {
   const made = await machine.model.unpack(machine.data), { shape } = made.meta, half = Math.min(session.trials >> 1, fresh.pictures.length);
+  fresh.seen = fresh.seen || new Set(fresh.shown);
+  const unseen = () => [...fresh.pictures.keys()].filter((place) => !fresh.seen.has(fresh.scans[place]));
+  if (unseen().length < half) fresh.seen.clear();
   const seed = crypto.getRandomValues(new Uint32Array(1))[0] >>> 1, noise = machine.model.randn(seed, 16 * (fresh.pictures.length + half));
   const shuffled = (list, from) => list.map((one, k) => [noise[from + k], one]).sort(([a], [b]) => a - b).map(([, one]) => one);
-  const real = shuffled([...fresh.pictures.keys()], 0).slice(0, half);
+  const real = shuffled(unseen(), 0).slice(0, half);
+  real.forEach((place) => fresh.seen.add(fresh.scans[place]));
   const items = real.map((place) => ({ source: "real", scan: fresh.scans[place], picture: fresh.pictures[place] }));
   const sheet = document.createElement("canvas");
   [sheet.width, sheet.height] = [shape[0], shape[1] * shape[2]];

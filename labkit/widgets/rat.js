@@ -60,10 +60,10 @@ function ratWorker(model, files, post) {
       post({ what: "frame", planes, code });
     },
     // what takes the whole rat
-    numbers({ state }) {
+    numbers({ state, turn }) {
       const began = performance.now(), code = codeOf(state), one = rats.rat(code, true);
       const { counts } = rats.volume(one, null);
-      post({ what: "numbers", counts, nearest: nearest(code), code, ms: performance.now() - began });
+      post({ what: "numbers", turn, counts, nearest: nearest(code), code, ms: performance.now() - began });
     },
     // a zip of n rats, which seeds from the state's own on make different
     async give({ n, state }) {
@@ -81,7 +81,7 @@ function ratWorker(model, files, post) {
         rows.push(made.row);
         post({ what: "part", done: index + 1, parts: made.files.flatMap(([path, bytes]) => zip.add(path, bytes)) });
       }
-      const rest = files.around(rats, rows, { seed: state.seed, n, ...more });
+      const rest = files.around(rats, rows, { torch_seed: state.seed, n, ...more });
       post({ what: "given", parts: [...rest.flatMap(([path, bytes]) => zip.add(path, bytes)), ...zip.end()] });
     },
     cancel() { cancelled = true; },
@@ -93,7 +93,7 @@ function ratWorker(model, files, post) {
 
 function rats(host, data, port = {}) {
   const times = host.ratTimes = { frames: [], volume: null }; // for those who measure
-  let meta = null, worker = null, waiting = null, drawing = false, since = 0, settle = 0, shown = null, job = null;
+  let meta = null, worker = null, waiting = null, drawing = false, since = 0, settle = 0, turn = 0, shown = null, job = null;
   let at = [0, 0, 0], kept = {};
   let state = { seed: 1, spread: 1, moves: [] };
 
@@ -140,7 +140,7 @@ function rats(host, data, port = {}) {
       draw();
       times.frames.push(performance.now() - since);
       if (waiting) next();
-    } else if (message.what === "numbers") numbers(message);
+    } else if (message.what === "numbers") { if (message.turn === turn) numbers(message); } // not of an earlier rat
     else if (message.what === "part") {
       job.parts.push(new Blob(message.parts));
       progress.value = message.done;
@@ -163,10 +163,11 @@ function rats(host, data, port = {}) {
     waiting = { what: "frame", state: copy(), at: [...at], noise: noise.checked, moving };
     if (!drawing) next();
     volumes.classList.add("rats-stale");
+    turn++;
     clearTimeout(settle);
     settle = setTimeout(() => {
       if (moving) ask(false);
-      else worker.postMessage({ what: "numbers", state: copy() });
+      else worker.postMessage({ what: "numbers", turn, state: copy() });
     }, moving ? 200 : 60);
   }
 
@@ -411,11 +412,12 @@ function rats(host, data, port = {}) {
   // one at a time; buttons stay as they are, so that the keyboard does not lose its place
   function give(n, wanted) {
     if (job) return;
+    if (n > 1 && !wanted.spread) { note.textContent = "At spread 0 every rat is the mean rat: take a larger spread, or save this rat."; return; }
     job = { n, seed: wanted.seed, parts: [] };
     progress.max = n;
     progress.value = 0;
     progress.hidden = stop.hidden = false;
-    note.textContent = `Making ${n} …`;
+    note.textContent = n > 1 ? `Making ${n} new rats, numbers ${wanted.seed} to ${wanted.seed + n - 1}, moved as the sliders are …` : "Making it …";
     worker.postMessage({ what: "give", n, state: wanted });
   }
 

@@ -54,7 +54,7 @@ function ratFiles() {
     const scan = voxels(made.grey, files.shape, files.turn, files.scan.type, (value) => value * (high - low) + low + files.air);
     // nine digits give a single-precision number back exactly
     const digits = Array.from(code, (value) => Number(value.toPrecision(9)));
-    const sidecar = { ...files.sidecar, Seed: seed, Index: index, ...more, IntensityRange: [low, high], Code: digits };
+    const sidecar = { ...files.sidecar, TorchSeed: seed, Index: index, ...more, IntensityRange: [low, high], Code: digits };
     const out = [[path, await gzip(nifti(files.scan, scan))]];
     if (meta.labels.length) {
       const labels = voxels(made.labels, files.shape, files.turn, files.labels.type, (value) => value);
@@ -67,8 +67,8 @@ function ratFiles() {
   // what a folder has beside its scans
   function around(rats, rows, about) {
     const { meta } = rats, { texts } = meta.files, description = JSON.parse(texts["dataset_description.json"]);
-    const table = [["participant_id", "synthetic", "seed", "index", "code"], ...rows].map((row) => row.join("\t") + "\n").join("");
-    const told = `\n## This folder\n\nScans: ${rows.length}, with the seeds from ${about.seed} on, made in a browser from the first ${meta.modes} of `
+    const table = [["participant_id", "synthetic", "torch_seed", "index", "code"], ...rows].map((row) => row.join("\t") + "\n").join("");
+    const told = `\n## This folder\n\nScans: ${rows.length}, with torch's seeds from ${about.torch_seed} on, made in a browser from the first ${meta.modes} of `
       + `the model's ${meta.latent} numbers, which make ${Math.round(100 * meta.share)} % of its variance; the others are 0. The JSON file beside a `
       + "scan has its code: `labkit.decode` makes the scan again.\n";
     return Object.entries({ ...texts, "README.md": texts["README.md"] + told, "dataset_description.json": JSON.stringify({ ...description, ...about }, null, 2) + "\n",
