@@ -20,7 +20,7 @@ from labkit.data.augment import AUGMENTATIONS, augment
 from labkit.recording import peak_memory_mib
 from labkit.runs import choose_device
 from labkit.updates import Draws, Learner, choose_precision
-from labkit.variants import SCALES, VARIANTS, Scale, resolve
+from labkit.variants import SCALES, VARIANTS, Scale, Variant, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -43,7 +43,7 @@ def main() -> None:
     if choose_precision("auto", device) != "bf16":  # emulated, one iteration at laptop scale takes minutes
         kinds.remove("bf16")
         print("bf16: not measured, this device has no instructions for it, and no run here computes in it")
-    contenders = {kind: contender(options.model, options.scale, device, kind) for kind in kinds}
+    contenders = {kind: contender(*configured(options.model, options.scale, kind), device, kind) for kind in kinds}
     seconds: dict[str, list[float]] = {kind: [] for kind in contenders}
     warm_up = WARM_UP + 2 if device.type == "cuda" else 1
     for take in range(warm_up + rounds):
@@ -83,9 +83,13 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def contender(model: str, scale_name: str, device: torch.device, kind: str) -> Callable[[], object]:
-    """One iteration of the reference, or of ours in a precision, ready to be called again and again."""
-    variant, scale = resolve(model, scale_name, precision="fp32" if kind == "reference" else kind)
+def configured(model: str, scale_name: str, kind: str) -> tuple[Variant, Scale]:
+    """A model and a scale in the precision that is asked for; the reference has one."""
+    return resolve(model, scale_name, precision="fp32" if kind == "reference" else kind)
+
+
+def contender(variant: Variant, scale: Scale, device: torch.device, kind: str = "") -> Callable[[], object]:
+    """One iteration of the reference, or of ours, ready to be called again and again."""
     x_real, x_critic = scans(scale, device), scans(scale, device)
     drawn = published.draw(variant, scale, seed=0)
     drawn = type(drawn)(*(value.to(device) for value in drawn))
@@ -123,6 +127,14 @@ def scans(scale: Scale, device: torch.device) -> torch.Tensor:
     )
 
 
+def seconds_an_iteration(variant: Variant, scale: Scale, device: torch.device, rounds: int = 3) -> float:
+    """Of ours, median of a few, without the augmentation of scans."""
+    work = contender(variant, scale, device)
+    for _ in range(WARM_UP + 2 if device.type == "cuda" else 1):
+        work()
+    return statistics.median(timed(work, device) for _ in range(rounds))
+
+
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Seconds a call takes, the device's queue included."""
     if device.type == "cuda":
@@ -144,7 +156,7 @@ def memory_in_a_process_of_its_own(options: argparse.Namespace, kind: str) -> fl
 
 def peak_mib(model: str, scale_name: str, device: torch.device, kind: str) -> float:
     """Peak memory of two iterations, on a GPU of the recording too: allocated on a GPU, resident on a CPU."""
-    work = contender(model, scale_name, device, kind)
+    work = contender(*configured(model, scale_name, kind), device, kind)
     for _ in range(WARM_UP + 2 if device.type == "cuda" else 2):
         work()
     return peak_memory_mib(device)

@@ -44,6 +44,7 @@ from labkit.figures.segmentation import (
 )
 from labkit.figures.slices import lies_otherwise, mean_and_sd, one_slice, slice_series, three_planes
 from labkit.figures.style import PLANES, plane_called
+from labkit.figures.sweeps import by_arm, parallel_coordinates, point_samples
 from labkit.figures.transforms import augmentations
 from labkit.figures.traversals import direction_cards, effects, film_strip, traversals
 
@@ -51,6 +52,7 @@ __all__ = [
     "PLANES",
     "attribute_distributions",
     "augmentations",
+    "by_arm",
     "code_statistics",
     "cohort_sheet",
     "confidence_and_learning",
@@ -76,7 +78,9 @@ __all__ = [
     "mean_and_sd",
     "mean_and_variance",
     "one_slice",
+    "parallel_coordinates",
     "plane_called",
+    "point_samples",
     "predictions",
     "preference_strengths",
     "rater_scores",

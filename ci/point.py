@@ -1,0 +1,111 @@
+"""A point of a sweep as a job computes it: chapter 2 with its parameters, then further chapters on the run.
+
+A file of its own because jobs import it by name, wherever they run; ci/sweep.py lays points out and collects them.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+POINT, FAILED, RUN = "point.json", "failed.txt", "run"
+
+GRACE = 60
+"""Seconds that a training has to write its checkpoint when its job is to end."""
+
+
+class Work:
+    """What one job does: points side by side, of which each goes on where it was left. submitit pickles it."""
+
+    def __init__(self, folders: list[str]) -> None:
+        self.folders = folders
+
+    def __call__(self) -> None:
+        """Compute; SIGTERM lets trainings write their checkpoints first."""
+        self.stopping = threading.Event()
+        signal.signal(signal.SIGTERM, self._terminated)
+        with ThreadPoolExecutor(len(self.folders)) as pool:
+            self.running: list[Future[None]] = [pool.submit(compute, Path(f), self.stopping) for f in self.folders]
+            for one in self.running:
+                one.result()
+
+    def checkpoint(self) -> Any:
+        """Called by submitit where the job's time ends or it is pre-empted: what to queue again."""
+        from submitit.helpers import DelayedSubmission
+
+        self.stop()
+        return DelayedSubmission(Work(self.folders))
+
+    def _terminated(self, number: int, frame: object) -> None:
+        self.stop()
+        sys.exit(128 + number)
+
+    def stop(self) -> None:
+        """End the kernels, those that train with a checkpoint."""
+        self.stopping.set()
+        for end in ("terminate", "kill"):
+            for kernel in kernels():
+                getattr(kernel, end)()
+            wait(self.running, GRACE)
+
+
+def kernels() -> list[Any]:
+    """Processes of notebooks that this one executes."""
+    import psutil
+
+    own = psutil.Process().children(recursive=True)
+    return [process for process in own if any("ipykernel" in word for word in process.cmdline())]
+
+
+def compute(folder: Path, stopping: threading.Event) -> None:
+    """Execute the chapters of a point that are not yet; one that fails leaves its reason, and ends nothing else."""
+    import papermill
+    from papermill.exceptions import PapermillException
+
+    for stem, parameters in json.loads((folder / POINT).read_text(encoding="utf-8"))["chapters"].items():
+        part, done = folder / f".{stem}.part.ipynb", folder / f"{stem}.ipynb"
+        if done.exists():
+            continue
+        try:
+            papermill.execute_notebook(
+                literal(BOOK / done.name), literal(part), parameters, kernel_name="python3", progress_bar=False,
+                log_output=False, extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )  # fmt: skip
+        except Exception as error:
+            if stopping.is_set() or "Kernel died" in str(error):  # not the point's fault: it is tried again
+                raise
+            cell = error if isinstance(error, PapermillException) and hasattr(error, "ename") else None
+            told = f"{cell.ename}: {cell.evalue}" if cell else f"{type(error).__name__}: {error}"
+            (folder / FAILED).write_text(f"{stem}: {told}\n", encoding="utf-8")
+            return
+        part.rename(done)
+
+
+def literal(path: Path) -> str:
+    """A path as papermill takes it, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def paces(asked: list[tuple[str, str, dict[str, Any], str]]) -> list[float]:
+    """Seconds an iteration of each (model, scale, settings, device), timed here."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import bench_atlas
+    import bench_training
+
+    from labkit.runs import choose_device
+    from labkit.variants import VARIANTS, resolve
+
+    found = []
+    for model, scale, settings, device in asked:
+        variant, size = resolve(model, scale, **settings)
+        if model in VARIANTS:
+            found.append(bench_training.seconds_an_iteration(variant, size, choose_device(device)))
+        else:
+            found.append(60 * bench_atlas.measured(size.size, 20, choose_device(device))["minutes"] / size.iterations)
+    return found

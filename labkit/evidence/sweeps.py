@@ -1,0 +1,125 @@
+"""The table of a sweep, many trainings that differ in some settings: opened, averaged over seeds, put in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labkit.fields import known
+from labkit.files import located, top
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SWEEP, SAMPLES = "sweep.csv", "samples"
+"""What a sweep's folder holds: a row a point, and a picture of each point's samples."""
+
+NAME = "name"
+"""Column of what a grid calls points."""
+
+TRAINED = "trained"
+"""Column of iterations done; what differs between points stands before it, what came of them behind."""
+
+MEASURES = {
+    "Fréchet distance, PCA": "lower",
+    "RBF-MMD, regions": "lower",
+    "classifier AUC, PCA": "lower",
+    "classifier AUC, regions": "lower",
+    "precision, regions": "higher",
+    "recall, regions": "higher",
+    "trace ratio, PCA": "floor",
+    "MS-SSIM, paper": "floor",
+    "RMSE, reconstruction": "lower",
+    "held_out_mse": "lower",
+}
+"""Of chapter 4, and the last of chapter 2, what a table of many points has room for, and which way is better."""
+
+PARTS = {"": "value", " low": "ci_low", " high": "ci_high", " floor": "floor"}
+"""Columns of a measure: endings of their names, and what chapter 4 calls them."""
+
+
+def read_sweep(folder: str | os.PathLike | None = None) -> tuple[pd.DataFrame, Path]:
+    """Table and folder of a sweep.
+
+    Parameters
+    ----------
+    folder : path, optional
+        What ``ci/sweep`` wrote; default the one in the repository, about the gradient difference loss.
+
+    Returns
+    -------
+    pandas.DataFrame, pathlib.Path
+        A row a point: its name, what differs, iterations done, losses, measures with their intervals and floors.
+
+    Raises
+    ------
+    ValueError
+        The folder holds no such table, or an empty one.
+    """
+    import pandas as pd
+
+    place = located(folder) if folder else top() / "book" / "reference" / "sweep"
+    path = place / SWEEP
+    if not path.exists():
+        raise ValueError(f"{place} holds no {SWEEP}: give a folder that ci/sweep wrote, such as runs/sweeps/seeds")
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    if TRAINED not in table or table.empty:
+        raise ValueError(f"{path} is no table of a sweep, or has no point yet: ci/sweep writes it anew")
+    return table, place
+
+
+def settings(table: pd.DataFrame, seeds: bool = True) -> list[str]:
+    """What differs between points, without the seed if one asks; where a grid gives names, what differs within these."""
+    names = [name for name in table.columns[1 : list(table.columns).index(TRAINED)] if seeds or name != "seed"]
+    if NAME not in names:
+        return names
+    within = table.groupby(NAME)
+    return [NAME, *(name for name in names if name != NAME and within[name].nunique(dropna=False).max() > 1)]
+
+
+def measured(table: pd.DataFrame) -> list[str]:
+    """Measures that the table has."""
+    return [name for name in MEASURES if name in table and table[name].notna().any()]
+
+
+def arms(table: pd.DataFrame) -> pd.Series:
+    """What differs in each point, its seed apart, in words: points of one arm are trainings of one configuration."""
+    names = settings(table, seeds=False)
+    words = [said({name: row[name] for name in names}) for _, row in table.iterrows()]
+    return table["point"].map(dict(zip(table["point"], words, strict=True)))
+
+
+def said(varied: Mapping[str, object]) -> str:
+    """What differs in a point, in words; settings that it does not have are left out."""
+    parts = [str(value) if name == NAME else f"{name} {value}" for name, value in varied.items() if value == value]
+    return ", ".join(parts) or "as the grid has it"
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Arms by measures, and the hours of a training; mean ± standard deviation over points, where there are several."""
+    names = measured(table)
+    groups = table.assign(hours=table["seconds"] / 3600).groupby(arms(table), sort=False)[[*names, "hours"]]
+    mean, spread, n = groups.mean(), groups.std(), groups.size()
+    text = mean.map("{:.3g}".format)
+    several = spread.notna() & mean.notna()
+    text = text.where(~several, text + " ± " + spread.map("{:.2g}".format))
+    floors = {name: f"{table[f'{name} floor'].mean():.3g}" for name in names if f"{name} floor" in table}
+    text.insert(0, "trainings", n)
+    if floors:
+        text.loc["real scans (floor)"] = {name: floors.get(name, "") for name in text}
+    return text.rename(columns={name: f"{name} ({MEASURES[name]})" for name in names})
+
+
+def best(table: pd.DataFrame, by: str, n: int = 3) -> pd.DataFrame:
+    """The points with the best values of a measure, best first.
+
+    ValueError for a measure that the table does not have.
+    """
+    known("best_by", by, measured(table))
+    value = table[by]
+    order = {"lower": value, "higher": -value}.get(MEASURES[by])
+    if order is None:
+        order = (value - table[f"{by} floor"]).abs()
+    return table.assign(order=order).dropna(subset="order").sort_values("order").drop(columns="order").head(n)
