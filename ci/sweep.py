@@ -29,8 +29,8 @@ from point import BOOK, FAILED, POINT, RUN, literal
 
 import labkit
 from labkit import fields, training
-from labkit.data.sources import NAMED
 from labkit.cards import METRICS
+from labkit.data.sources import NAMED
 from labkit.evidence.sweeps import MEASURES, NAME, PARTS, SAMPLES, SWEEP, TRAINED, said
 from labkit.files import runs_folder, write_json, write_text
 from labkit.recording import HELD_OUT_COLUMNS
@@ -111,11 +111,8 @@ def read(path: Path, folder: Path) -> list[Point]:
         names = [name for name in allowed[stem] if name not in ("run_dir", "run_dirs")]
         faults += [f"[chapters.{stem}] {name}: {', '.join(names)}" for name in chapters[stem] if name not in names]
     points, seen = [], Counter[str]()
-    settings = [dict(zip(whole, values, strict=True)) for whole in (every | table for table in tables or [{}])
-                for values in itertools.product(*(v if isinstance(v, list) else [v] for v in whole.values()))]  # fmt: skip
-    differ = {key for one in settings for key in one if len({json.dumps(other.get(key)) for other in settings}) > 1}
-    for given in settings:
-        varied = {key: value for key, value in given.items() if key in differ}
+    configurations = [one for table in tables or [{}] for one in product(every | table)]
+    for given, varied in zip(configurations, differences(configurations), strict=True):
         one = _point(varied, given, list(allowed[FIRST]), chapters, allowed, path.parent, folder)
         points.append(one)
         seen[one.name] += 1
@@ -127,6 +124,19 @@ def read(path: Path, folder: Path) -> list[Point]:
     if faults:
         raise GridError(f"{path}:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults)))
     return points
+
+
+def product(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every choice of one value from each list of a table."""
+    choices = [value if isinstance(value, list) else [value] for value in table.values()]
+    return [dict(zip(table, values, strict=True)) for values in itertools.product(*choices)]
+
+
+def differences(configurations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each configuration what not all have alike, its name first."""
+    keys = dict.fromkeys([NAME, *(key for one in configurations for key in one)])
+    differ = [key for key in keys if len({json.dumps(one.get(key)) for one in configurations}) > 1]
+    return [{key: one[key] for key in differ if key in one} for one in configurations]
 
 
 def _point(

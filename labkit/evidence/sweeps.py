@@ -71,7 +71,7 @@ def read_sweep(folder: str | os.PathLike | None = None) -> tuple[pd.DataFrame, P
 
 
 def settings(table: pd.DataFrame, seeds: bool = True) -> list[str]:
-    """What differs between points, without the seed if one asks; where a grid gives names, what differs within these."""
+    """What differs between points, the seed if one asks; where a grid gives names, what differs within these."""
     names = [name for name in table.columns[1 : list(table.columns).index(TRAINED)] if seeds or name != "seed"]
     if NAME not in names:
         return names

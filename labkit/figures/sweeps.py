@@ -56,7 +56,7 @@ def parallel_coordinates(table: pd.DataFrame, by: str) -> Interactive:
         lines = np.array(scaled).T
         for place in np.argsort(-order.to_numpy()):
             ax.plot(lines[place], color=plt.cm.cividis(order.iloc[place]), linewidth=1.2)
-        for place, (name, axis) in enumerate(zip(names, axes, strict=True)):
+        for place, axis in enumerate(axes):
             ax.axvline(place, color=GREY, linewidth=0.6)
             ends = axis.get("ticktext") or [style.number(f(axis["values"])) for f in (np.nanmin, np.nanmax)]
             for height, text in zip(np.linspace(0, 1, len(ends)), ends, strict=True):
