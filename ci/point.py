@@ -5,6 +5,7 @@ A file of its own because jobs import it by name, wherever they run; ci/sweep.py
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -12,6 +13,8 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 POINT, FAILED, RUN = "point.json", "failed.txt", "run"
@@ -51,16 +54,18 @@ class Work:
         self.stopping.set()
         for end in ("terminate", "kill"):
             for kernel in kernels():
-                getattr(kernel, end)()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    getattr(kernel, end)()
             wait(self.running, GRACE)
 
 
 def kernels() -> list[Any]:
     """Processes of notebooks that this one executes."""
-    import psutil
-
-    own = psutil.Process().children(recursive=True)
-    return [process for process in own if any("ipykernel" in word for word in process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [process] if any("ipykernel" in word for word in process.cmdline()) else []
+    return found
 
 
 def compute(folder: Path, stopping: threading.Event) -> None:

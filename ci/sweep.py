@@ -17,7 +17,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,6 @@ class Point:
         """Parameters of chapter 2."""
         return self.chapters[FIRST]
 
-    def resolved(self) -> tuple[Any, Any]:
-        """Model and scale with all settings; ValueError for what is not allowed."""
-        given = self.training
-        steps = {"iterations": given["iterations"]} if given.get("iterations") else {}
-        scale = training.choose_scale(given.get("scale", "auto"), choose_device(given.get("device", "auto")))
-        return labkit.resolve(given.get("model", "sigmarat2"), scale, **given["overrides"], **steps)
-
 
 def read(path: Path, folder: Path) -> list[Point]:
     """The points of a grid, checked before any work.
@@ -99,12 +92,16 @@ def read(path: Path, folder: Path) -> list[Point]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise GridError(f"{path}: {error}") from error
+        raise GridError(f"{path} cannot be read: {error}") from error
     if odd := sorted(set(content) - {"every", "points", "chapters"}):
         raise GridError(f"{path}: unknown part {', '.join(odd)}; a grid has [every], [[points]] and [chapters.NAME]")
     every, tables, chapters = content.get("every", {}), content.get("points", []), content.get("chapters", {})
     if not isinstance(tables, list) or not all(isinstance(part, dict) for part in (every, chapters, *tables)):
         raise GridError(f"{path}: [every] is one table, [[points]] stands in two brackets, once or more often")
+    try:
+        json.dumps(content)
+    except TypeError as error:
+        raise GridError(f"{path}: a value is text, a number, true or false, or a list of these ({error})") from error
     faults = [f"[chapters.{stem}]: allowed are {', '.join(FOLLOW)}" for stem in chapters if stem not in FOLLOW]
     allowed = {stem: papermill.inspect_notebook(str(BOOK / f"{stem}.ipynb")) for stem in (FIRST, *FOLLOW)}
     for stem in set(chapters) & set(FOLLOW):
@@ -113,11 +110,9 @@ def read(path: Path, folder: Path) -> list[Point]:
     points, seen = [], Counter[str]()
     configurations = [one for table in tables or [{}] for one in product(every | table)]
     for given, varied in zip(configurations, differences(configurations), strict=True):
-        one = _point(varied, given, list(allowed[FIRST]), chapters, allowed, path.parent, folder)
-        points.append(one)
-        seen[one.name] += 1
         try:
-            one.resolved()
+            points.append(_point(varied, given, chapters, allowed, path.parent, folder))
+            seen[points[-1].name] += 1
         except (ValueError, TypeError) as error:
             faults.append(f"point {said(varied)}: {error}")
     faults += [f"point {name} stands there {times} times" for name, times in seen.items() if times > 1]
@@ -140,24 +135,36 @@ def differences(configurations: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _point(
-    varied: dict[str, Any], given: dict[str, Any], known: list[str], chapters: dict[str, dict[str, Any]],
+    varied: dict[str, Any], given: dict[str, Any], chapters: dict[str, dict[str, Any]],
     allowed: Mapping[str, Mapping[str, Any]], here: Path, folder: Path,
 ) -> Point:  # fmt: skip
-    """A point's chapters: what chapter 2 does not know by name is a setting; a cohort's folder is beside the grid."""
-    parameters = {key: value for key, value in given.items() if key in known and key != "run_dir"}
+    """A point's chapters: what chapter 2 does not know by name is a setting; a cohort's folder is beside the grid.
+
+    Its folder is known by what is trained, however a grid says it. ValueError for what cannot be trained.
+    """
+    parameters = {key: value for key, value in given.items() if key in allowed[FIRST] and key != "run_dir"}
     extra = {key: value for key, value in given.items() if key not in (*parameters, NAME)}
     parameters["overrides"] = fields.mapping("overrides", parameters.get("overrides", {})) | extra
     cohort = str(parameters.get("cohort", "phantom"))
-    if cohort not in NAMED:
-        parameters["cohort"] = str((here / cohort).resolve())
-    mark = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:6]
+    parameters["cohort"] = cohort if cohort in NAMED else str((here / cohort).resolve())
+    data = [parameters.get(key) for key in ("n", "grid", "opening", "n_train")]
+    trained = [*map(asdict, resolved(parameters)), parameters["cohort"], data]
+    trained += [parameters.get(key, 0) for key in ("seed", "fold")]
+    mark = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
     words = [str(value) if key == NAME else f"{key}={value}" for key, value in varied.items()]
-    called = re.sub(r"[^\w.=-]+", "_", "-".join(words))[:100]
-    own = folder / "points" / f"{called or 'point'}-{mark}"
+    called = re.sub(r"[^\w.=-]+", "_", "-".join(words))[:100] or "point"
+    own = next((folder / "points").glob(f"*-{mark}"), folder / "points" / f"{called}-{mark}")
     run = str(own / RUN)
     follow = {stem: {**chapters[stem], **{key: run for key in ("run_dir", "run_dirs") if key in allowed[stem]}}
               for stem in FOLLOW if stem in chapters}  # fmt: skip
     return Point(own.name, varied, {FIRST: parameters | {"run_dir": run}, **follow}, own)
+
+
+def resolved(given: dict[str, Any]) -> tuple[Any, Any]:
+    """Model and scale of chapter 2's parameters with all settings; ValueError for what is not allowed."""
+    steps = {"iterations": given["iterations"]} if given.get("iterations") else {}
+    scale = training.choose_scale(given.get("scale", "auto"), choose_device(given.get("device", "auto")))
+    return labkit.resolve(given.get("model", "sigmarat2"), scale, **given["overrides"], **steps)
 
 
 def lay_out(one: Point) -> None:
@@ -383,7 +390,7 @@ def expected(points: list[Point], place: Here | Slurm) -> str:
     asked: dict[str, tuple[str, str, dict[str, Any], str]] = {}
     costs = []
     for one in points:
-        given, (_, scale) = one.training, one.resolved()
+        given, (_, scale) = one.training, resolved(one.training)
         dear = {name: value for name, value in given["overrides"].items() if name not in ("lr", "iterations")}
         key = (given.get("model", "sigmarat2"), scale.name, dear, given.get("device", "auto"))
         costs.append((one, json.dumps(key, sort_keys=True), scale.iterations))

@@ -98,15 +98,16 @@ def double(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _space_to_depth(x: Tensor) -> Tensor:
-    """(B, C, 2N, 2N, 2N) -> (B, 8C, N, N, N)."""
-    b, c, n = x.shape[0], x.shape[1], x.shape[2] // 2
-    return x.reshape(b, c, n, 2, n, 2, n, 2).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, n, n, n)
+    """(B, C, 2N, 2N, 2N) -> (B, 8C, N, N, N); sides need not be equal."""
+    b, c, *sides = x.shape
+    i, j, k = (side // 2 for side in sides)
+    return x.reshape(b, c, i, 2, j, 2, k, 2).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, i, j, k)
 
 
 def _depth_to_space(x: Tensor) -> Tensor:
     """(B, 8C, N, N, N) -> (B, C, 2N, 2N, 2N)."""
-    b, c, n = x.shape[0], x.shape[1] // 8, x.shape[2]
-    return x.reshape(b, c, 2, 2, 2, n, n, n).permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c, 2 * n, 2 * n, 2 * n)
+    b, c, (i, j, k) = x.shape[0], x.shape[1] // 8, x.shape[2:]
+    return x.reshape(b, c, 2, 2, 2, i, j, k).permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c, 2 * i, 2 * j, 2 * k)
 
 
 class HalvingConv3d(nn.Conv3d):
@@ -135,34 +136,37 @@ class UpsamplingConv3d(nn.Conv3d):
         taps = torch.kron(torch.kron(axis, axis), axis).T.contiguous()  # (27, 64)
         self.register_buffer("taps", taps, persistent=False)  # not in the state dict, which holds the paper's weights
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Twice the side."""
-        weight = exact_weight(self, x)
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Twice the side; `weight` where the caller has it already."""
+        weight = exact_weight(self, x) if weight is None else weight
         with full_precision(x):
             kernel = weight.transpose(0, 1).flatten(2) @ self.taps  # (out, in, 3, 3, 3) -> (in, out, 64)
         return double(x, kernel.unflatten(2, (4, 4, 4)))
 
 
 class FirstConv3d(nn.ConvTranspose3d):
-    """Transposed convolution k4 s1 p0 of a 1x1x1 volume without bias, as a product: (B, in) -> (B, out, 4, 4, 4)."""
+    """Transposed convolution s1 p0 of a 1x1x1 volume without bias, as a product: (B, in) -> (B, out, 4, 4, 4).
 
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, kernel_size=4, bias=False)
+    Its kernel is as large as what it makes, 4x4x4 in the paper.
+    """
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, in) -> (B, out, 4, 4, 4)."""
-        weight = exact_weight(self, z).flatten(1)  # (in, 64 out)
-        return (z @ weight).unflatten(1, (self.out_channels, 4, 4, 4))
+    def __init__(self, channels: int, out_channels: int, sides: tuple[int, ...] = (4, 4, 4)) -> None:
+        super().__init__(channels, out_channels, kernel_size=sides, bias=False)
+
+    def forward(self, z: Tensor, weight: Tensor | None = None) -> Tensor:
+        """(B, in) -> (B, out, 4, 4, 4); `weight` where the caller has it already."""
+        weight = exact_weight(self, z) if weight is None else weight  # (in, out, 4, 4, 4)
+        return (z @ weight.flatten(1)).unflatten(1, (self.out_channels, *self.kernel_size))
 
 
 class LastConv3d(nn.Conv3d):
-    """Convolution k4 s1 p0 of a 4x4x4 volume, as a product outside autocast: (B, in, 4, 4, 4) -> (B, out).
+    """Convolution s1 p0 of a volume as large as its kernel, as a product: (B, in, 4, 4, 4) -> (B, out).
 
-    A critic's value grows to hundreds, where bfloat16 would leave steps of a unit between its values.
+    Outside autocast: a critic's value grows to hundreds, where bfloat16 would leave steps of a unit between its values.
     """
 
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, kernel_size=4)
+    def __init__(self, channels: int, out_channels: int, sides: tuple[int, ...] = (4, 4, 4)) -> None:
+        super().__init__(channels, out_channels, kernel_size=sides)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, 4, 4, 4) -> (B, out)."""

@@ -12,13 +12,13 @@ same networks written plainly. Two things to know where a variant has spectral n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from labkit.layers import (
     DenseLayer,
@@ -36,11 +36,13 @@ from labkit.variants import Scale, Variant
 class Block(nn.Module):
     """Layer (linear or convolution), norm on its output ("batch", "instance" or "none"), LeakyReLU of a slope.
 
-    With `spectral`, the layer's weight is divided by its largest singular value (`labkit.layers.SpectralNorm`).
+    With `spectral`, the layer's weight is divided by its largest singular value (`labkit.layers.SpectralNorm`). With
+    `lean`, its output is not kept for the backward pass but computed again; a batch norm would count a batch twice.
     """
 
-    def __init__(self, layer: nn.Module, norm: str, spectral: bool, slope: float) -> None:
+    def __init__(self, layer: nn.Module, norm: str, spectral: bool, slope: float, lean: bool = False) -> None:
         super().__init__()
+        self.lean = lean and norm != "batch"
         self.layer = spectral_norm(layer, spectral)
         self.norm: nn.Module | None = None
         if norm == "batch":
@@ -52,19 +54,38 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any input of the layer -> its output, normalised and rectified."""
-        x = self.layer(x)
+        if self.lean and torch.is_grad_enabled():
+            # the weight from outside: a spectral norm must not be iterated again; and nothing in here is random
+            weight = exact_weight(self.layer, x)
+            return checkpoint(self._computed, x, weight, use_reentrant=False, preserve_rng_state=False)
+        return self._computed(x)
+
+    def _computed(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        x = self.layer(x, weight)
         return F.leaky_relu(x if self.norm is None else self.norm(x), self.slope)
 
 
-def halving_blocks(widths: Sequence[int], norm: str, spectral: bool, slope: float) -> nn.ModuleList:
-    """The hidden convolutions of D and E, of which the first has no norm; `widths` are the channels from the scan on.
+def halving_blocks(scale: Scale, norm: str, spectral: bool, slope: float) -> nn.ModuleList:
+    """The hidden convolutions of D and E, of which the first has no norm.
 
     (B, 1, S, S, S) -> (B, C, S/2, S/2, S/2) -> ... -> (B, 8C, 4, 4, 4).
     """
+    lean = scale.activation_checkpointing
     return nn.ModuleList(
-        Block(HalvingConv3d(a, b), norm if level else "none", spectral, slope)
-        for level, (a, b) in enumerate(pairwise(widths))
+        Block(HalvingConv3d(a, b), norm if level else "none", spectral, slope, lean)
+        for level, (a, b) in enumerate(pairwise((1, *scale.channels)))
     )
+
+
+def margins(scale: Scale) -> tuple[int, ...]:
+    """Voxels around a scale's box on either side, as ``F.pad`` takes them: the last axis first."""
+    around = [((scale.size - side) // 2, scale.size - side - (scale.size - side) // 2) for side in scale.sides]
+    return tuple(extent for pair in reversed(around) for extent in pair)
+
+
+def inside(x: Tensor, margins: tuple[int, ...]) -> Tensor:
+    """Cubes without their margins: (B, 1, S, S, S) -> (B, 1, X, Y, Z)."""
+    return F.pad(x, [-extent for extent in margins]) if any(margins) else x
 
 
 class Generator(nn.Module):
@@ -74,17 +95,20 @@ class Generator(nn.Module):
         super().__init__()
         widths = scale.channels[::-1]
         norm, spectral, slope = variant.generator_norm, variant.generator_spectral, variant.generator_slope
-        layers = [FirstConv3d(variant.latent_dim, widths[0])]
+        layers = [FirstConv3d(variant.latent_dim, widths[0], scale.coarsest)]
         layers += [UpsamplingConv3d(a, b) for a, b in pairwise(widths)]
-        self.blocks = nn.ModuleList(Block(layer, norm, spectral, slope) for layer in layers)
+        lean = scale.activation_checkpointing
+        self.blocks = nn.ModuleList(Block(layer, norm, spectral, slope, lean) for layer in layers)
         self.head = spectral_norm(UpsamplingConv3d(widths[-1], 1), spectral)
+        self.margins = margins(scale)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode: codes (B, Z) -> scans (B, 1, S, S, S) in [-1, 1], dtype of `z`."""
         x = z
         for block in self.blocks:  # (B, Z) -> (B, 8C, 4, 4, 4) -> ... -> (B, C, S/2, S/2, S/2)
             x = block(x)
-        return torch.tanh(self.head(x).to(z.dtype))
+        x = torch.tanh(self.head(x).to(z.dtype))
+        return F.pad(x, self.margins, value=-1.0) if any(self.margins) else x
 
 
 class Encoder(nn.Module):
@@ -93,11 +117,13 @@ class Encoder(nn.Module):
     def __init__(self, variant: Variant, scale: Scale) -> None:
         super().__init__()
         norm, spectral, slope = variant.encoder_norm, variant.encoder_spectral, variant.encoder_slope
-        self.blocks = halving_blocks((1, *scale.channels), norm, spectral, slope)
-        self.head = spectral_norm(LastConv3d(scale.channels[-1], variant.latent_dim), spectral)
+        self.blocks = halving_blocks(scale, norm, spectral, slope)
+        self.head = spectral_norm(LastConv3d(scale.channels[-1], variant.latent_dim, scale.coarsest), spectral)
+        self.margins = margins(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode: scans (B, 1, S, S, S) in [-1, 1] -> codes (B, Z), float32 under autocast."""
+        x = inside(x, self.margins)
         for block in self.blocks:  # (B, 1, S, S, S) -> (B, C, S/2, S/2, S/2) -> ... -> (B, 8C, 4, 4, 4)
             x = block(x)
         return self.head(x)
@@ -106,12 +132,13 @@ class Encoder(nn.Module):
 class Critic(nn.Module):
     """What D and C have in common: blocks, a last layer to (B, 1), and the gradient with respect to the input."""
 
-    def __init__(self, blocks: nn.ModuleList, head: nn.Module) -> None:
+    def __init__(self, blocks: nn.ModuleList, head: nn.Module, margins: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.blocks, self.head = blocks, head
+        self.blocks, self.head, self.margins = blocks, head, margins
 
     def forward(self, x: Tensor) -> Tensor:
         """Judge scans (B, 1, S, S, S) or codes (B, Z) -> (B,), higher for real, float32 under autocast."""
+        x = inside(x, self.margins)
         for block in self.blocks:
             x = block(x)
         return self.head(x).squeeze(1)
@@ -136,7 +163,7 @@ class Critic(nn.Module):
         """
         normed = any(block.norm is not None for block in self.blocks)
         weights = [exact_weight(block.layer, x) for block in self.blocks]
-        trail, h = [], x.detach()
+        trail, h = [], inside(x.detach(), self.margins)
         with torch.set_grad_enabled(normed):  # a norm's own gradient below needs a graph of it, wanted or not
             for block, weight in zip(self.blocks, weights, strict=True):
                 before = block.layer(h, weight)
@@ -151,7 +178,7 @@ class Critic(nn.Module):
             if block.norm is not None:
                 (g,) = torch.autograd.grad(after, before, g, create_graph=torch.is_grad_enabled())
             g = block.layer.transpose(g, weight)
-        return g.to(x.dtype)
+        return (F.pad(g, self.margins) if any(self.margins) else g).to(x.dtype)
 
 
 class Discriminator(Critic):
@@ -159,8 +186,9 @@ class Discriminator(Critic):
 
     def __init__(self, variant: Variant, scale: Scale) -> None:
         norm, spectral, slope = variant.discriminator_norm, variant.discriminator_spectral, variant.discriminator_slope
-        blocks = halving_blocks((1, *scale.channels), norm, spectral, slope)
-        super().__init__(blocks, spectral_norm(LastConv3d(scale.channels[-1], 1), spectral))
+        blocks = halving_blocks(scale, norm, spectral, slope)
+        head = spectral_norm(LastConv3d(scale.channels[-1], 1, scale.coarsest), spectral)
+        super().__init__(blocks, head, margins(scale))
 
 
 class CodeDiscriminator(Critic):

@@ -86,7 +86,7 @@ def generator(v: Variant, scale: Scale) -> nn.Sequential:
     """G: a code becomes 4^3 voxels, and is doubled and convolved until it is a scan."""
     widths, settings = scale.channels[::-1], (v.generator_norm, v.generator_spectral, v.generator_slope)
     parts = [nn.Unflatten(1, (v.latent_dim, 1, 1, 1))]
-    parts += group(nn.ConvTranspose3d(v.latent_dim, widths[0], 4, bias=False), *settings)
+    parts += group(nn.ConvTranspose3d(v.latent_dim, widths[0], scale.coarsest, bias=False), *settings)
     for a, b in pairwise(widths):
         parts += [nn.Upsample(scale_factor=2), *group(nn.Conv3d(a, b, 3, padding=1, bias=False), *settings)]
     last = nn.Conv3d(widths[-1], 1, 3, padding=1, bias=False)
@@ -100,7 +100,7 @@ def halving(scale: Scale, outputs: int, norm: str, spectral: bool, slope: float)
     parts: list[nn.Module] = []
     for level, (a, b) in enumerate(pairwise((1, *scale.channels))):
         parts += group(nn.Conv3d(a, b, 4, stride=2, padding=1), norm if level else "none", spectral, slope)
-    parts += group(nn.Conv3d(scale.channels[-1], outputs, 4), "none", spectral, None)
+    parts += group(nn.Conv3d(scale.channels[-1], outputs, scale.coarsest), "none", spectral, None)
     return nn.Sequential(*parts, nn.Flatten())
 
 

@@ -369,10 +369,11 @@ def card(run: Run | str | os.PathLike, folder: str | os.PathLike | None = None) 
 
 @contextlib.contextmanager
 def _stop_signals(asked: list[int]) -> Iterator[None]:
-    """Collect SIGINT and SIGTERM in `asked`."""
+    """Collect SIGINT, SIGTERM and, unless somebody waits for it, SIGUSR2 in `asked`: clusters warn by these."""
     before: dict[signal.Signals, Any] = {}
     with contextlib.suppress(ValueError):  # handlers belong to the main thread; elsewhere signals stay as they are
-        for number in (signal.SIGINT, signal.SIGTERM):
+        free = signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+        for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if free else [])):
             before[number] = signal.signal(number, lambda which, frame: asked.append(which))
     try:
         yield

@@ -7,6 +7,7 @@ says how large and how long. All are frozen, check themselves, and travel as JSO
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -192,7 +193,7 @@ class Scale:
     name : str
         Key in `SCALES` this scale was resolved from; overrides keep it.
     size : int
-        Side of the cube, voxels: 16, 32, 64, 128 or 256.
+        Side of the cube, voxels: 16, 32, 64, 96, 128, 192 or 256.
     base_channels : int
         Channels of the widest-resolution layer; the paper's 64 gives 64, 128, 256, 512 at 64^3.
     batch_size : int
@@ -206,6 +207,13 @@ class Scale:
         run a hundredth as long takes larger steps. A learning rate that is asked for is taken as it is.
     ema_decay : float
         Decay of the moving average of G's weights an iteration; 0 is G itself.
+    box : str
+        The part of the cube, in its middle, that the networks see and make: ``"cube"``, all of it, as the paper has it;
+        ``"fitted"``, the smallest that holds the scans without their padding, for :func:`labkit.train` to find;
+        or voxels such as ``"64x64x48"``, whole multiples of ``2 ** levels``. The rest of a scan is padding, -1.
+    activation_checkpointing : bool
+        Compute what a layer gave a second time where its gradient needs it, instead of keeping it: less memory, more
+        time, the same gradients (Chen et al. 2016, arXiv 1604.06174). Layers with batch norms keep it all the same.
     log_every, sample_every, checkpoint_every : int
         Iterations between rows of losses, fixed samples, and checkpoints.
 
@@ -216,24 +224,51 @@ class Scale:
     """
 
     name: str
-    size: int = one_of(16, 32, 64, 128, 256)
+    size: int = one_of(16, 32, 64, 96, 128, 192, 256)
     base_channels: int = number(1, 512)
     batch_size: int = number(1, 4096, default=4)
     iterations: int = number(1, 1e9)
     precision: str = one_of("fp32", "bf16", "auto", default="auto")
     lr_factor: float = number(1e-3, 1e3, default=1.0)
     ema_decay: float = number(0, 0.9999999, default=0.999)
+    box: str = "cube"
+    activation_checkpointing: bool = False
     log_every: int = number(1, 1e9)
     sample_every: int = number(1, 1e9)
     checkpoint_every: int = number(1, 1e9)
 
     def __post_init__(self) -> None:
         check(self)
+        step = 2**self.levels
+        if len(self.sides) != 3 or any(side % step or not step <= side <= self.size for side in self.sides):
+            raise ValueError(
+                f"box is {self.box!r}, allowed are cube, fitted and three sides such as "
+                f"{self.size}x{self.size}x{self.size - step}: multiples of {step}, at most {self.size}"
+            )
 
     @property
     def levels(self) -> int:
-        """Halvings from the cube to a side of 4 voxels: 4 at 64^3."""
-        return self.size.bit_length() - 3
+        """Halvings from the cube to a side of 4 voxels, or 6: 4 at 64^3, and at 96^3."""
+        return (self.size // 4).bit_length() - 1
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Voxels that the networks see and make; of a box that is to be fitted at most so many."""
+        if self.box in ("cube", "fitted"):
+            return (self.size,) * 3
+        return tuple(int(part) if part.isdecimal() else 0 for part in self.box.split("x"))
+
+    @property
+    def coarsest(self) -> tuple[int, ...]:
+        """Sides of the smallest volume in G, D and E: 4, 4, 4 at 64^3."""
+        return tuple(side >> self.levels for side in self.sides)
+
+    def fitted(self, extents: Iterable[int]) -> Scale:
+        """The same with the smallest box around scans of so many voxels, where it is to be fitted."""
+        if self.box != "fitted":
+            return self
+        step = 2**self.levels
+        return replace(self, box="x".join(str(-(-extent // step) * step) for extent in extents))
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -106,18 +106,22 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     several = spread.notna() & mean.notna()
     text = text.where(~several, text + " ± " + spread.map("{:.2g}".format))
     floors = {name: f"{table[f'{name} floor'].mean():.3g}" for name in names if f"{name} floor" in table}
-    text.insert(0, "trainings", n)
+    text.insert(0, "trainings", n.astype(str))
     if floors:
         text.loc["real scans (floor)"] = {name: floors.get(name, "") for name in text}
     return text.rename(columns={name: f"{name} ({MEASURES[name]})" for name in names})
 
 
-def best(table: pd.DataFrame, by: str, n: int = 3) -> pd.DataFrame:
-    """The points with the best values of a measure, best first.
+def chosen(table: pd.DataFrame, by: str | None = None) -> str:
+    """The measure that puts points in order: the one that is asked for, or the first that the table has.
 
     ValueError for a measure that the table does not have.
     """
-    known("best_by", by, measured(table))
+    return known("best_by", by or measured(table)[0], measured(table))
+
+
+def best(table: pd.DataFrame, by: str, n: int = 3) -> pd.DataFrame:
+    """The points with the best values of a measure, best first."""
     value = table[by]
     order = {"lower": value, "higher": -value}.get(MEASURES[by])
     if order is None:

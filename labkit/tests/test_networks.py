@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import cached
 
-from labkit import losses
+from labkit import losses, published
 from labkit.figures.architecture import summary
 from labkit.layers import InstanceNorm3d
 from labkit.networks import CodeDiscriminator, Discriminator, Encoder, Generator, build
@@ -64,7 +64,7 @@ def test_shapes_and_ranges_are_those_of_scans_and_codes(model, size, base):
     assert n.D(x).shape == n.C(z).shape == (2,)
 
 
-@pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("size", [16, 32, 64, 96, 128, 192, 256])
 def test_every_cube_side_is_built_with_a_level_more_or_less(size):
     variant, scale = resolve("sigmarat2", "paper", size=size, discriminator_spectral=False, code_spectral=False)
     with torch.device("meta"):
@@ -163,6 +163,72 @@ def test_a_critics_own_gradient_is_that_of_automatic_differentiation(model, crit
         a, b = (torch.zeros_like(p) if g is None else g for g in (a, b))
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
     assert sum(g.norm() for g in found if g is not None) > 1e-3
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_networks_of_a_box_see_and_make_nothing_around_it(model):
+    variant, scale = small(model, box="16x16x12")
+    n = build(variant, scale)
+    x, z = scans(), codes()
+    made = n.G(z)
+    assert made.shape == x.shape and (made[..., :2] == -1).all() and (made[..., 14:] == -1).all()
+    assert made[..., 2:14].abs().max() < 1
+    for network in (n.E, n.D):
+        network.eval()
+        other = x.clone()
+        other[..., :2], other[..., 14:] = 0.5, -0.3
+        assert torch.equal(network(x), network(other))
+        other[..., 2] += 0.1
+        assert not torch.equal(network(x), network(other))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_networks_of_a_box_are_the_published_ones_of_its_sides(model):
+    variant, scale = small(model, box="16x12x8", generator_spectral=False, discriminator_spectral=False,
+                           encoder_spectral=False, code_spectral=False)  # fmt: skip
+    n, plain = build(variant, scale), published.build(variant, scale)
+    for letter in "GDE":
+        load_by_position(getattr(n, letter), getattr(plain, letter).state_dict())
+    x, z = scans(), codes()
+    part = x[..., 2:14, 4:12]
+    torch.testing.assert_close(n.G(z)[..., 2:14, 4:12], plain.G(z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(n.D(x), plain.D(part).flatten(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(n.E(x), plain.E(part), rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_critic_of_a_box_is_that_of_automatic_differentiation():
+    network = freeze_power_iterations(build(*small("sigmarat1", box="16x16x12")).D.double())
+    x = scans(dtype=torch.double)
+    ours = network.input_gradient(x)
+    (automatic,) = torch.autograd.grad(network(x.requires_grad_()).sum(), x)
+    torch.testing.assert_close(ours.detach(), automatic, rtol=1e-10, atol=1e-14)
+    assert (ours[..., :2] == 0).all() and ours[..., 2].abs().max() > 0
+
+
+def kept_bytes(network, x):
+    """Of all that the passes of a network keep for its gradient, each tensor once."""
+    seen = {}
+
+    def keep(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = network(x).square().sum()
+    return sum(seen.values()), torch.autograd.grad(out, list(network.parameters()))
+
+
+@pytest.mark.parametrize("part", ["G", "E", "D"])
+@pytest.mark.parametrize("model", ["sigmarat1", "sigmarat2"])
+def test_activation_checkpointing_keeps_less_and_changes_no_gradient(model, part):
+    found = {}
+    for lean in (False, True):
+        network = getattr(build(*small(model, size=32, base_channels=8, activation_checkpointing=lean)), part)
+        with cached():
+            found[lean] = kept_bytes(freeze_power_iterations(network), codes() if part == "G" else scans(size=32))
+    assert found[True][0] < 0.8 * found[False][0]
+    for a, b in zip(found[True][1], found[False][1], strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from labkit import files, recording, runs
 from labkit.data.cohort import Cohort
+from labkit.generation import generate
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
 from labkit.training import DivergedError, default_n_train, default_run_folder, folds, split, train
@@ -94,6 +95,24 @@ def test_resume_continues_bit_for_bit(rats, tmp_path, model):
     train(model, rats, "smoke", tmp_path / "parts", **FAST | {"iterations": 3})
     parts = train(model, rats, "smoke", tmp_path / "parts", **FAST)
     assert same(whole, parts)
+
+
+def test_a_box_is_fitted_to_the_scans_and_their_padding_is_never_computed(rats, tmp_path):
+    run = train("sigmarat2", rats, "smoke", tmp_path / "run", iterations=4, box="fitted")
+    assert run.scale.box == "16x16x12"  # 40 of 64 slices are 10 of 16
+    made = generate(run, 2).volumes(16)
+    assert (made[..., :2] == -1).all() and (made[..., 14:] == -1).all() and (made[..., 4:12] > -1).any()
+    on = train("sigmarat2", rats, "smoke", tmp_path / "run", iterations=6, box="fitted")
+    whole = train("sigmarat2", rats, "smoke", tmp_path / "whole", iterations=6, box="fitted")
+    assert same(on, whole)
+
+
+def test_activation_checkpointing_changes_no_number_of_a_run(rats, tmp_path):
+    runs = [
+        train("sigmarat1", rats, "smoke", tmp_path / str(lean), iterations=3, activation_checkpointing=lean)
+        for lean in (False, True)
+    ]
+    assert same(*runs)
 
 
 @pytest.mark.parametrize("model", ["sigmarat2", "atlas"])

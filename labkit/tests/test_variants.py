@@ -48,9 +48,16 @@ def test_the_paper_scale_is_the_papers():
     assert (paper.levels, paper.channels, paper.code_channels) == (4, (64, 128, 256, 512), 4096)
 
 
-@pytest.mark.parametrize(("size", "levels"), [(16, 2), (32, 3), (128, 5), (256, 6)])
+@pytest.mark.parametrize(("size", "levels"), [(16, 2), (32, 3), (96, 4), (128, 5), (192, 5), (256, 6)])
 def test_another_cube_has_levels_more_or_less(size, levels):
     assert replace(SCALES["paper"], size=size).levels == levels
+
+
+def test_a_box_is_fitted_to_the_next_multiple_that_holds_the_scans():
+    scale = replace(SCALES["paper"], box="fitted")
+    assert scale.fitted((64, 64, 40)).box == "64x64x48" and scale.fitted((64, 64, 40)).coarsest == (4, 4, 3)
+    assert replace(scale, size=96).fitted((90, 80, 50)).sides == (96, 80, 64)
+    assert SCALES["paper"].fitted((64, 64, 40)) == SCALES["paper"]
 
 
 def test_overrides_reach_both_configurations():
@@ -96,7 +103,7 @@ def test_values_as_a_command_line_gives_them_are_understood(given, kept):
         (("adni", "smoke"), {"generator_norm": "layer"}, ["generator_norm", "'layer'", "batch, instance, none"]),
         (("adni", "smoke"), {"code_norm": "instance"}, ["code_norm", "batch, none"]),
         (("adni", "smoke"), {"l1_weight": 10}, ["l1_weight", "10", "lambda1"]),
-        (("adni", "smoke"), {"size": 48}, ["size", "48", "16, 32, 64, 128, 256"]),
+        (("adni", "smoke"), {"size": 48}, ["size", "48", "16, 32, 64, 96, 128, 192, 256"]),
         (("adni", "smoke"), {"lr": "fast"}, ["lr", "'fast'", "a number"]),
         (("adni", "smoke"), {"lr": 0}, ["lr", "0"]),
         (("adni", "smoke"), {"lambda1": float("nan")}, ["lambda1", "nan"]),
@@ -104,6 +111,11 @@ def test_values_as_a_command_line_gives_them_are_understood(given, kept):
         (("adni", "smoke"), {"latent_dim": 2.5}, ["latent_dim", "2.5", "a whole number from 1 to"]),
         (("adni", "smoke"), {"latent_dim": True}, ["latent_dim", "True"]),
         (("adni", "smoke"), {"generator_spectral": 1}, ["generator_spectral", "true and false"]),
+        (("adni", "smoke"), {"box": "16x16"}, ["box", "'16x16'", "16x16x12", "multiples of 4"]),
+        (("adni", "smoke"), {"box": "16x16x10"}, ["multiples of 4"]),
+        (("adni", "smoke"), {"box": "16x16x20"}, ["at most 16"]),
+        (("adni", "smoke"), {"box": "round"}, ["cube, fitted"]),
+        (("atlas", "smoke"), {"box": "fitted"}, ["'box'"]),
         (("adni", "smoke"), {"batch_size": 1}, ["batch_size is 1", "BatchNorm", "code_norm"]),
     ],
 )
