@@ -230,3 +230,20 @@ def test_the_experiment_on_mice_runs_of_any_labelled_cohort_and_resumes(tmp_path
     before = (tmp_path / "runs" / "groups-0-4.csv").stat().st_mtime_ns
     assert len(mice.groups(tmp_path / "runs", 0, 4)) == len(groups)
     assert (tmp_path / "runs" / "groups-0-4.csv").stat().st_mtime_ns == before
+
+
+def test_growth_is_fitted_as_it_was_made_up_and_the_page_shows_what_was_measured():
+    growth, measured = experiment("growth")
+    parts = np.array([2.0, 0.5, 3.0, 100.0, 0.25])
+    cases = [(size, width) for size in (16, 32, 64) for width in (2, 4, 8)]
+    made_up = pd.DataFrame(cases, columns=["size", "width"]).assign(way="plain")
+    made_up["seconds"] = [growth.causes(size, width, "seconds") @ parts for size, width in cases]
+    np.testing.assert_allclose(growth.fit(made_up, "seconds"), parts, rtol=1e-6)
+    fits = {what: growth.fit(measured[measured["way"] == "plain"], what) for what in ("seconds", "mib")}
+    assert (growth.OUT / "table.md").read_text(encoding="utf-8") == growth.markdown(measured, fits)
+
+
+def test_a_batch_is_what_a_card_has_memory_for():
+    growth = script("growth")
+    assert growth.count(40, grows=4 * 2.0, stays=6.0) == "15"  # (36 - 6) / 2 GB a scan
+    assert growth.count(24, grows=4 * 30.0, stays=1.0) == "none"
