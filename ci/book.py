@@ -43,6 +43,7 @@ import labkit
 from labkit import figures, training
 from labkit.cards import CONTROLS, as_good
 from labkit.data import common_grid
+from labkit.evidence.sweeps import read_sweep
 from labkit.markup import plain
 from labkit.widgets import rat
 
@@ -162,8 +163,9 @@ def write_page(
     if page.notebook == "02_train":
         first.source = first.source.replace("# Training", f"# Training {page.parameters['model']}", 1)
     first.source += f"\n\n{launch(page, args.repository, args.branch)}"
-    words = "\n\n".join(filter(None, [shown_animals(args.cohort), BANNERS.get(args.scale)]))
-    first.source += f"\n\n```{{note}}\n{words}\n```"
+    if page.notebook != "08_sweep":  # which has animals and a scale of its own
+        words = "\n\n".join(filter(None, [shown_animals(args.cohort), BANNERS.get(args.scale)]))
+        first.source += f"\n\n```{{note}}\n{words}\n```"
     end = provenance(page, known, args.scale, args.cohort)
     if any("interactive-figure" in str(cell.get("outputs", "")) for cell in notebook.cells):
         end += '\n<script defer src="_static/plotly/plotly.min.js"></script>\n'
@@ -415,6 +417,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--folds", type=int, default=1, help="trainings of each model, each holding out other animals, for chapter 4"
     )
+    parser.add_argument("--sweep", help="folder of a sweep for its page; default the one in the repository")
     parser.add_argument("--repository", default=origin(), help="OWNER/NAME on GitHub, for links to Binder and Colab")
     parser.add_argument("--branch", default="main", help="of that repository")
     parser.add_argument("--to", type=Path, help="folder for the pages; default book/_build/html; what it held is gone")
@@ -448,6 +451,12 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--folds {args.folds}: 1 to {most}, which hold every animal out once")
     if args.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repository):
         parser.error(f"--repository {args.repository}: write OWNER/NAME, as in github.com/OWNER/NAME")
+    if args.sweep:
+        args.sweep = str((Path(args.here) / args.sweep).resolve())
+        try:
+            read_sweep(args.sweep)
+        except ValueError as error:
+            parser.error(f"--sweep: {error}")
     args.to = Path(args.here) / args.to if args.to else BOOK / "_build" / "html"
     if args.to.is_symlink() or args.to.exists() and not replaceable(args.to):
         parser.error(f"--to {args.to}: is not an empty folder, nor one that holds a built book and nothing else")
@@ -460,6 +469,12 @@ def _folds(args: argparse.Namespace) -> int:
         return 1
     animals = len(set(labkit.open_cohort(args.cohort, n=args.n, grid=args.grid).subjects))
     return training.folds(animals, training.default_n_train(animals))
+
+
+def digest_of_sweep(folder: str | None) -> str:
+    """Of the table that the page of many trainings shows."""
+    table, _ = read_sweep(folder)
+    return digest(table.to_csv())
 
 
 class TimeLeft:
@@ -484,7 +499,7 @@ class TimeLeft:
 def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
     """Put every chapter into the book, or why the cohort forbids it."""
     data = data_digest(args.cohort)
-    chapters = pages(args.scale, args.cohort, args.n, args.models, data, args.grid, args.folds)
+    chapters = pages(args.scale, args.cohort, args.n, args.models, data, args.grid, args.folds, args.sweep)
     trained = [page for page in chapters if page.notebook == "02_train" and page.in_book]
     runs = {page.parameters["model"]: page.parameters["run_dir"] for page in trained}
     shown_run, common = Path(runs[shown(args.models)]), digest(sources_digest(), data)
@@ -504,7 +519,8 @@ def write_chapters(args: argparse.Namespace, work: Path, target: Path) -> None:
             return
         own = code_of(nbformat.read(BOOK / f"{page.notebook}.ipynb", 4))
         parameters = json.dumps(suited.parameters, sort_keys=True)
-        keys[page.stem] = digest(common, own, parameters, *(keys[other] for other in page.after))
+        of_sweep = (digest_of_sweep(args.sweep),) if page.notebook == "08_sweep" else ()
+        keys[page.stem] = digest(common, own, parameters, *of_sweep, *(keys[other] for other in page.after))
         with fresh if suited.parameters.get("cohort") == "fresh" else contextlib.nullcontext():
             notebook, known = execute(suited, work, keys[page.stem], LIMITS[args.scale])
         left.tell(page.stem)

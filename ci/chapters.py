@@ -30,7 +30,7 @@ JOBS = {"smoke": 2, "reference": 2, "laptop": 1, "paper": 1}
 LIMITS = {"smoke": 1200, "laptop": 86_400, "reference": 1_000_000, "paper": 1_000_000}
 """Seconds a cell may take."""
 
-SECONDS = {"reference": {"01": 10, "02": 10, "03": 10, "04": 75, "05": 55, "06": 25, "07": 30}}
+SECONDS = {"reference": {"01": 10, "02": 10, "03": 10, "04": 75, "05": 55, "06": 25, "07": 30, "08": 5}}
 """What chapters added on two idle cores, of scales whose runs come trained, by the first two letters of their names."""
 
 MEASURING = ("04_quality", "07_judge")
@@ -76,7 +76,7 @@ def shown(models: Sequence[str]) -> str:
 
 def pages(
     scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS, data: str = "", grid: str | None = None,
-    folds: int = 1,
+    folds: int = 1, sweep: str | None = None,
 ) -> list[Page]:  # fmt: skip
     """All chapters in an order in which they can be executed; `data` is what is known of the cohort's content."""
     rats = {"cohort": cohort} | ({"n": n} if n else {}) | ({"grid": grid} if grid else {})
@@ -106,7 +106,8 @@ def pages(
     if ready:
         after = {"04_quality": after["04_quality"], **after}
     about_runs = [Page(stem, stem, size[stem] | runs_of, needs) for stem, (runs_of, needs) in after.items()]
-    return [Page("01_explore", "01_explore", size["01_explore"] | rats), *training.values(), *about_runs]
+    many = Page("08_sweep", "08_sweep", {"sweep": sweep} if sweep else {})
+    return [Page("01_explore", "01_explore", size["01_explore"] | rats), *training.values(), *about_runs, many]
 
 
 def _making() -> list[str]:

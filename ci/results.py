@@ -66,6 +66,7 @@ PICTURES = {
     "05_segmentation": "figures.dose_response",
     "06_latent": "figures.traversals",
     "07_judge": "figures.judged_scans",
+    "08_sweep": "figures.point_samples",
 }
 """What draws the picture of a chapter."""
 

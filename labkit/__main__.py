@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("train", help="train a model on a cohort, or go on where it stopped")
     one.add_argument("--model", required=True, choices=list(MODELS))
     one.add_argument("--cohort", required=True, help=COHORT)
+    one.add_argument("--n", type=int, help="scans of the cohort; default all, 210 simulated ones")
+    one.add_argument("--grid", help="study, native, fitted, or matrix and mm such as 56x40x64@0.3")
+    one.add_argument("--opening", type=json.loads, default={}, help="what else open_cohort takes, as JSON")
     one.add_argument("--scale", default="auto", choices=["auto", *SCALES], help="default paper on a GPU, else laptop")
     one.add_argument("--run-dir", help="default runs/<model>-<cohort>-<scale>-s<seed>")
     one.add_argument("--iterations", type=int, help="default the scale's")
@@ -86,8 +89,9 @@ def settings(pairs: list[str]) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> str:
     """Do what was asked for; what there is to say of it."""
     if options.command == "train":
+        scans = open_cohort(options.cohort, n=options.n, grid=options.grid, **options.opening)
         trained = train(
-            options.model, options.cohort, options.scale, options.run_dir, options.iterations, options.seed,
+            options.model, scans, options.scale, options.run_dir, options.iterations, options.seed,
             options.device, n_train=options.n_train, fold=options.fold, **settings(options.set),
         )  # fmt: skip
         return f"{trained.path}: {trained.iteration} iterations"
@@ -108,7 +112,7 @@ def run(options: argparse.Namespace) -> str:
 def main() -> None:
     """Run a command; what cannot be done is a sentence, and exit status 1."""
     options = parser().parse_args()
-    if options.command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if options.command != "train" and parallel.started() > 1:
         sys.exit(f"labkit {options.command}: several processes share a training and nothing else: start it alone")
     try:
         told = run(options)

@@ -11,9 +11,13 @@ says otherwise.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -101,6 +105,52 @@ def _others_there() -> Iterator[None]:
 ALONE = Team()
 
 
+def started() -> int:
+    """How many processes ``torchrun`` started with this one.
+
+    A notebook's kernel is alone whatever its environment says: the others might never come, and it would wait for them.
+    """
+    ipython = sys.modules.get("IPython")
+    in_kernel = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+    return 1 if in_kernel else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch(processes: int, settings: Mapping[str, Any], **options: Any) -> None:
+    """Train in several processes of this machine and wait for them, as ``torchrun -m labkit train`` does.
+
+    Parameters
+    ----------
+    processes : int
+        One for each GPU, or for each of some threads.
+    settings : mapping
+        Of variant and scale, by name.
+    **options
+        What ``python -m labkit train --help`` lists, with underscores; None is left out.
+
+    Raises
+    ------
+    TeamError
+        The training ended before its last iteration: with what it said at the end.
+    """
+    words = [part for name, value in options.items() if value is not None for part in
+             (f"--{name.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value))]  # fmt: skip
+    words += [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    process = subprocess.Popen(
+        [*command, "-m", "labkit", "train", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,  # whoever interrupts a cell interrupts this process, which asks the others to stop
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate()
+    except BaseException:
+        process.terminate()  # they write a checkpoint
+        process.wait()
+        raise
+    if process.returncode:
+        own = [line for line in said.splitlines() if line.startswith("labkit train:")] or said.splitlines()[-5:]
+        raise TeamError("\n".join(dict.fromkeys(own)))
+
+
 def join(device: torch.device, batch: int) -> Team:
     """The team that ``torchrun`` started this process in, or :data:`ALONE`.
 
@@ -109,7 +159,7 @@ def join(device: torch.device, batch: int) -> Team:
     ValueError
         A batch that the processes cannot share evenly.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = started()
     if size == 1:
         return ALONE
     if batch % size:
@@ -135,7 +185,7 @@ def own_device(device: torch.device) -> torch.device:
 
     ValueError where one GPU is named for all.
     """
-    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if device.type != "cuda" or started() == 1:
         return device
     if device.index is not None:
         raise ValueError(f"device '{device}' for several processes: take 'cuda', and each gets a GPU of its own")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from gdl import quality, training_scans
 from torch import Tensor, nn
 
 import labkit
@@ -88,7 +87,7 @@ def code_rows(run: Run, cohort: Cohort) -> Iterator[dict[str, float | str]]:
     """
     encoder, size = run.encoder(), run.scale.size
     held_out = run.held_out(cohort).volumes(size)
-    sets = {"held-out animals": held_out, "training animals": training_scans(run, cohort)}
+    sets = {"held-out animals": held_out, "training animals": run.train_part(cohort).volumes(run.scale.size)}
     rows = {name: (_through(encoder, scans), run.generator(codes="encoded")) for name, scans in sets.items()}
     rows["random"] = draw_codes(run, SAMPLES), run.generator()
     for name, (codes, decoder) in rows.items():
@@ -110,12 +109,32 @@ def code_rows(run: Run, cohort: Cohort) -> Iterator[dict[str, float | str]]:
 
 
 def sample_rows(run: Run, cohort: Cohort) -> Iterator[dict[str, float | str]]:
-    """Random samples by G's weights as they stand and by their average, as :func:`gdl.quality` describes them."""
-    real, codes = training_scans(run, cohort), draw_codes(run, SAMPLES)
+    """Random samples by G's weights as they stand and by their average, as :func:`quality` describes them."""
+    real, codes = run.train_part(cohort).volumes(run.scale.size), draw_codes(run, SAMPLES)
     batches = torch.randn(CALIBRATION, codes.shape[1], generator=torch.Generator().manual_seed(0))
     standing = calibrated(run.generator(codes="encoded").train(), batches.split(run.scale.batch_size))
     for name, generator in zip(DECODERS, (standing, run.generator()), strict=True):
         yield {"weights of G": name, **quality(_through(generator, codes), real)}
+
+
+def quality(made: Tensor, real: Tensor) -> dict[str, float]:
+    """What random samples are like beside real training scans; 1 is the aim of the ratios.
+
+    ``variance ratio`` is the total voxel variance across scans, 0 for a collapsed generator; ``sharpness ratio`` the
+    mean size of steps between neighbouring voxels; ``mean-image RMSE`` compares the two means; ``nearest real, RMSE``
+    is the distance to the nearest training scan.
+    """
+
+    def steps(volumes: Tensor) -> float:
+        return sum(volumes.diff(dim=axis).abs().mean().item() for axis in (2, 3, 4))
+
+    distance = torch.cdist(made.flatten(1), real.flatten(1)) / made[0].numel() ** 0.5
+    return {
+        "variance ratio": (made.var(0).sum() / real.var(0).sum()).item(),
+        "sharpness ratio": steps(made) / steps(real),
+        "mean-image RMSE": (made.mean(0) - real.mean(0)).square().mean().sqrt().item(),
+        "nearest real, RMSE": distance.amin(1).mean().item(),
+    }
 
 
 def _through(network: nn.Module, inputs: Tensor) -> Tensor:

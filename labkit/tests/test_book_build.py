@@ -236,6 +236,7 @@ def test_the_repository_is_the_one_on_github_if_it_is_there(book, monkeypatch, u
     (["--repository", "https://github.com/a/b"], "write OWNER/NAME"), (["--to", "."], "is not an empty folder"),
     (["--scale", "huge"], "smoke"), (["--models", "adni,vae"], "vae: allowed are adni"),
     (["--cohort", "mice", "--grid", "big"], "grid='big' is not known"),
+    (["--sweep", "nowhere"], "holds no sweep.csv"),
 ])  # fmt: skip
 def test_what_cannot_be_built_is_refused_before_any_work(book, monkeypatch, capsys, words, said):
     monkeypatch.setattr(sys, "argv", ["ci/book", "--here", str(CI), *words])

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,3 +190,28 @@ def test_the_command_line_says_what_is_allowed_and_what_went_wrong(rats, tmp_pat
     assert (told["seed"], told["n"]) == (3, 2)
     code, told = labkit_says("segment", str(folder), str(tmp_path / "made"), str(tmp_path / "labelled"))
     assert code == 0 and len(list((tmp_path / "labelled").rglob("*_dseg.nii.gz"))) == 2
+
+
+def test_a_notebook_waits_for_no_other_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parallel.started() == 2
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert parallel.started() == 1
+    assert parallel.join(torch.device("cpu"), 4) is parallel.ALONE
+
+
+def test_several_processes_are_started_from_a_notebook_and_their_run_is_opened(rats, tmp_path):
+    asked = {
+        "model": "sigmarat2",
+        "cohort": str(rats),
+        "scale": "smoke",
+        "n_train": 8,
+        "iterations": 4,
+        "device": "cpu",
+    }
+    parallel.launch(2, {"latent_dim": 8}, run_dir=str(tmp_path / "run"), opening={}, grid=None, **asked)
+    run = labkit.load_run(tmp_path / "run")
+    assert (run.iteration, run.variant.latent_dim) == (4, 8) and run.provenance["sittings"][0]["processes"] == 2
+    with pytest.raises(parallel.TeamError, match="take 1, 2, 4 processes"):
+        parallel.launch(3, {}, run_dir=str(tmp_path / "other"), **asked)
