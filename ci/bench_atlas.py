@@ -15,7 +15,7 @@ from labkit.atlas import Atlas
 from labkit.recording import peak_memory_mib
 from labkit.registration import AtlasLearner
 from labkit.runs import choose_device
-from labkit.variants import ATLAS_SCALES
+from labkit.variants import ATLAS_SCALES, AtlasSettings
 
 COLUMNS = (
     "coarse_steps_per_s",
@@ -51,11 +51,12 @@ def main() -> None:
     print(json.dumps({"threads": torch.get_num_threads(), "cases": rows}))
 
 
-def measured(side: int, animals: int, device: torch.device) -> dict[str, float]:
-    """One case: medians of a few calls; ``minutes`` is what a laptop fit would take, without finish and labels."""
+def measured(
+    side: int, animals: int, device: torch.device, settings: AtlasSettings = ATLAS_SCALES["laptop"]
+) -> dict[str, float]:
+    """One case: medians of a few calls; ``minutes`` is what its fit would take, without finish and labels."""
     shape = (side, side, side * 5 // 8)
     scans = torch.rand(animals, 1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    settings = ATLAS_SCALES["laptop"]
     learner, rng = AtlasLearner(scans, settings), torch.Generator(device).manual_seed(0)
     coarse = per_call(lambda: learner.step(learner.draw(rng)), device)
     learner.iteration = settings.iterations // 2  # from here on at full resolution

@@ -1,10 +1,9 @@
-"""Many trainings: read a grid, compute its points here or on a cluster, collect them. Called by ``ci/sweep``."""
+"""Many trainings: compute the points of a grid here or on a cluster, and collect them. Called by ``ci/sweep``."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import itertools
+import contextlib
 import json
 import os
 import re
@@ -13,11 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-import tomllib
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +23,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 import papermill
 import point
 import submitit
-from point import BOOK, FAILED, POINT, RUN, literal
+from grid import GridError, Point, read, resolved
+from point import BOOK, RUN, literal
 
 import labkit
-from labkit import fields, training
+from labkit import fields
 from labkit.cards import METRICS
-from labkit.data.sources import NAMED
-from labkit.evidence.sweeps import MEASURES, NAME, PARTS, SAMPLES, SWEEP, TRAINED, said
-from labkit.files import runs_folder, write_json, write_text
+from labkit.evidence.sweeps import MEASURES, PARTS, SAMPLES, SWEEP, TRAINED, measured, said
+from labkit.files import new_folder, runs_folder, write_json, write_text
 from labkit.recording import HELD_OUT_COLUMNS
-from labkit.runs import RunError, choose_device, locked
+from labkit.runs import RunError, locked
 from labkit.samples import TILE
 
-FIRST, PAGE = "02_train", "08_sweep"
-FOLLOW = ("03_inspect", "04_quality", "05_segmentation", "06_latent")
-"""Chapters about runs, which may follow a training."""
+PAGE = "08_sweep"
 
 TRIES = 3
-"""How often a point is begun whose job was killed."""
+"""How often a point is begun whose job was killed before its training had come any further."""
 
 LOSSES = ("loss_EG", "loss_D", "loss_C", "loss", "rec_mse")
 HELD_OUT = HELD_OUT_COLUMNS[:2]
@@ -50,132 +46,20 @@ HELD_OUT = HELD_OUT_COLUMNS[:2]
 SHOWN = 6
 """Samples of a point that its picture keeps."""
 
-
-class GridError(ValueError):
-    """A grid that cannot be computed: says what was given, what is allowed."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point: what differs in it by name, and the chapters to execute with their parameters."""
-
-    name: str
-    varied: dict[str, Any]
-    chapters: dict[str, dict[str, Any]]
-    folder: Path
-
-    @property
-    def finished(self) -> bool:
-        """Whether all its chapters are executed."""
-        return all((self.folder / f"{stem}.ipynb").exists() for stem in self.chapters)
-
-    @property
-    def failed(self) -> str:
-        """Why it cannot be computed, if that is known."""
-        path = self.folder / FAILED
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """Parameters of chapter 2."""
-        return self.chapters[FIRST]
-
-
-def read(path: Path, folder: Path) -> list[Point]:
-    """The points of a grid, checked before any work.
-
-    Raises
-    ------
-    GridError
-        All faults at once.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise GridError(f"{path} cannot be read: {error}") from error
-    if odd := sorted(set(content) - {"every", "points", "chapters"}):
-        raise GridError(f"{path}: unknown part {', '.join(odd)}; a grid has [every], [[points]] and [chapters.NAME]")
-    every, tables, chapters = content.get("every", {}), content.get("points", []), content.get("chapters", {})
-    if not isinstance(tables, list) or not all(isinstance(part, dict) for part in (every, chapters, *tables)):
-        raise GridError(f"{path}: [every] is one table, [[points]] stands in two brackets, once or more often")
-    try:
-        json.dumps(content)
-    except TypeError as error:
-        raise GridError(f"{path}: a value is text, a number, true or false, or a list of these ({error})") from error
-    faults = [f"[chapters.{stem}]: allowed are {', '.join(FOLLOW)}" for stem in chapters if stem not in FOLLOW]
-    allowed = {stem: papermill.inspect_notebook(str(BOOK / f"{stem}.ipynb")) for stem in (FIRST, *FOLLOW)}
-    for stem in set(chapters) & set(FOLLOW):
-        names = [name for name in allowed[stem] if name not in ("run_dir", "run_dirs")]
-        faults += [f"[chapters.{stem}] {name}: {', '.join(names)}" for name in chapters[stem] if name not in names]
-    points, seen = [], Counter[str]()
-    configurations = [one for table in tables or [{}] for one in product(every | table)]
-    for given, varied in zip(configurations, differences(configurations), strict=True):
-        try:
-            points.append(_point(varied, given, chapters, allowed, path.parent, folder))
-            seen[points[-1].name] += 1
-        except (ValueError, TypeError) as error:
-            faults.append(f"point {said(varied)}: {error}")
-    faults += [f"point {name} stands there {times} times" for name, times in seen.items() if times > 1]
-    if faults:
-        raise GridError(f"{path}:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults)))
-    return points
-
-
-def product(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every choice of one value from each list of a table."""
-    choices = [value if isinstance(value, list) else [value] for value in table.values()]
-    return [dict(zip(table, values, strict=True)) for values in itertools.product(*choices)]
-
-
-def differences(configurations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each configuration what not all have alike, its name first."""
-    keys = dict.fromkeys([NAME, *(key for one in configurations for key in one)])
-    differ = [key for key in keys if len({json.dumps(one.get(key)) for one in configurations}) > 1]
-    return [{key: one[key] for key in differ if key in one} for one in configurations]
-
-
-def _point(
-    varied: dict[str, Any], given: dict[str, Any], chapters: dict[str, dict[str, Any]],
-    allowed: Mapping[str, Mapping[str, Any]], here: Path, folder: Path,
-) -> Point:  # fmt: skip
-    """A point's chapters: what chapter 2 does not know by name is a setting; a cohort's folder is beside the grid.
-
-    Its folder is known by what is trained, however a grid says it. ValueError for what cannot be trained.
-    """
-    parameters = {key: value for key, value in given.items() if key in allowed[FIRST] and key != "run_dir"}
-    extra = {key: value for key, value in given.items() if key not in (*parameters, NAME)}
-    parameters["overrides"] = fields.mapping("overrides", parameters.get("overrides", {})) | extra
-    cohort = str(parameters.get("cohort", "phantom"))
-    parameters["cohort"] = cohort if cohort in NAMED else str((here / cohort).resolve())
-    data = [parameters.get(key) for key in ("n", "grid", "opening", "n_train")]
-    trained = [*map(asdict, resolved(parameters)), parameters["cohort"], data]
-    trained += [parameters.get(key, 0) for key in ("seed", "fold")]
-    mark = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
-    words = [str(value) if key == NAME else f"{key}={value}" for key, value in varied.items()]
-    called = re.sub(r"[^\w.=-]+", "_", "-".join(words))[:100] or "point"
-    own = next((folder / "points").glob(f"*-{mark}"), folder / "points" / f"{called}-{mark}")
-    run = str(own / RUN)
-    follow = {stem: {**chapters[stem], **{key: run for key in ("run_dir", "run_dirs") if key in allowed[stem]}}
-              for stem in FOLLOW if stem in chapters}  # fmt: skip
-    return Point(own.name, varied, {FIRST: parameters | {"run_dir": run}, **follow}, own)
-
-
-def resolved(given: dict[str, Any]) -> tuple[Any, Any]:
-    """Model and scale of chapter 2's parameters with all settings; ValueError for what is not allowed."""
-    steps = {"iterations": given["iterations"]} if given.get("iterations") else {}
-    scale = training.choose_scale(given.get("scale", "auto"), choose_device(given.get("device", "auto")))
-    return labkit.resolve(given.get("model", "sigmarat2"), scale, **given["overrides"], **steps)
-
-
-def lay_out(one: Point) -> None:
-    """Put a point where its job finds it; what was computed with other parameters is computed anew."""
-    file = one.folder / POINT
-    before = json.loads(file.read_text(encoding="utf-8"))["chapters"] if file.exists() else {}
-    for stem in [stem for stem, parameters in before.items() if one.chapters.get(stem) != parameters]:
-        (one.folder / f"{stem}.ipynb").unlink(missing_ok=True)
-    (one.folder / FAILED).unlink(missing_ok=True)  # whoever starts it again has mended what was wrong
-    one.folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"varied": one.varied, "chapters": one.chapters})
+CLUSTER = (
+    "partition",
+    "gpus",
+    "time",
+    "cpus",
+    "mem",
+    "account",
+    "qos",
+    "constraint",
+    "gres",
+    "exclude",
+    "signal_delay_s",
+)
+"""What can be said of a job on a cluster."""
 
 
 class Here:
@@ -186,12 +70,14 @@ class Here:
     def __init__(self, folder: Path, jobs: int | None, share: int) -> None:
         import torch
 
-        self.gpus = torch.cuda.device_count()
-        self.jobs = jobs or max(1, self.gpus)
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")  # those that this process may use, by the names it has for them
+        self.gpus = (shown.split(",") if shown else [str(n) for n in range(torch.cuda.device_count())]) if (
+            torch.cuda.is_available()) else []  # fmt: skip
+        self.jobs, self.at_once = jobs or max(1, len(self.gpus)), (jobs or max(1, len(self.gpus))) * share
         self.executor = submitit.LocalExecutor(folder / "jobs")
         self.running: dict[str, tuple[submitit.LocalJob[None], int]] = {}
-        if "OMP_NUM_THREADS" not in os.environ and self.jobs * share > 1:
-            os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // (self.jobs * share)))
+        if "OMP_NUM_THREADS" not in os.environ and self.at_once > 1:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.at_once))
         os.environ["PYTHONPATH"] = module_path()
 
     def alive(self) -> set[str]:
@@ -206,11 +92,11 @@ class Here:
             free = [slot for slot in range(self.jobs) if slot not in taken]
             if not free:
                 break
-            gpu = {"gpus_per_node": 1, "visible_gpus": [free[0] % self.gpus]} if self.gpus else {}
-            self.executor.update_parameters(timeout_min=366 * 24 * 60, **gpu)
+            gpu = self.gpus[free[0] % len(self.gpus)] if self.gpus else None
+            self.executor.update_parameters(timeout_min=366 * 24 * 60)
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a key is for this process, which ends the others
             try:
-                job = self.executor.submit(point.Work([str(one.folder) for one in group]))
+                job = self.executor.submit(point.Work([str(one.folder) for one in group], gpu))
             finally:
                 signal.signal(signal.SIGINT, before)
             self.running |= {one.name: (job, free[0]) for one in group}
@@ -234,8 +120,10 @@ class Slurm:
     def __init__(self, folder: Path, jobs: int | None, share: int, options: str) -> None:
         if shutil.which("sbatch") is None:
             raise GridError("--slurm: there is no sbatch here; without --slurm points are computed on this machine")
-        self.jobs, self.file = jobs, folder / "jobs" / "submitted.json"
-        self.numbers: dict[str, str] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        self.jobs, self.at_once, self.file = jobs, (jobs or 0) * share, folder / "jobs" / "submitted.json"
+        known = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        queue = queued()
+        self.numbers: dict[str, str] = {name: number for name, number in known.items() if number in (queue or [number])}
         self.missing: set[str] = set()
         # a job that is pre-empted or out of time is queued again as often as it takes
         self.executor = submitit.SlurmExecutor(folder / "jobs", max_num_timeout=1000)
@@ -243,8 +131,10 @@ class Slurm:
 
     def alive(self) -> set[str]:
         """Points whose jobs are queued or running: not in the queue twice means ended. It needs no accounting."""
-        asked = subprocess.run(["squeue", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=True)
-        gone = {name for name, number in self.numbers.items() if number not in asked.stdout.split()}
+        queue = queued()
+        if queue is None:
+            return set(self.numbers)
+        gone = {name for name, number in self.numbers.items() if number not in queue}
         ended, self.missing = gone & self.missing, gone
         return set(self.numbers) - ended
 
@@ -252,7 +142,12 @@ class Slurm:
         """Queue all as one array; their points."""
         if groups:
             self.executor.update_parameters(array_parallelism=self.jobs or len(groups))
-            jobs = self.executor.submit_array([point.Work([str(one.folder) for one in group]) for group in groups])
+            try:
+                jobs = self.executor.submit_array([point.Work([str(one.folder) for one in group]) for group in groups])
+            except submitit.core.utils.FailedJobError as error:
+                raise GridError(
+                    f"--slurm: the cluster refused the jobs: {str(error).strip().splitlines()[-1]}"
+                ) from error
             for group, job in zip(groups, jobs, strict=True):
                 self.numbers |= {one.name: job.job_id for one in group}
                 self.missing -= {one.name for one in group}
@@ -269,30 +164,32 @@ def module_path() -> str:
     return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]))
 
 
-def slurm_parameters(options: str, share: int) -> dict[str, Any]:
-    """What is asked for behind ``--slurm`` as submitit takes it.
+def queued() -> set[str] | None:
+    """Numbers of the user's jobs that are queued or running; None where the cluster does not answer just now."""
+    asked = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False)
+    return None if asked.returncode else set(asked.stdout.split())
 
-    GridError for what is not NAME=VALUE, or no option of submitit.
-    """
+
+def slurm_parameters(options: str, share: int) -> dict[str, Any]:
+    """What is asked for behind ``--slurm`` as submitit takes it; GridError for what is not allowed."""
     pairs = [pair.partition("=") for pair in options.split(",") if pair]
     if odd := [name for name, sign, value in pairs if not (sign and value)]:
         raise GridError(f"--slurm {options}: write NAME=VALUE with commas between, not {', '.join(odd)}")
-    given: dict[str, Any] = {{"gpus": "gpus_per_node", "cpus": "cpus_per_task"}.get(name, name): value
-                             for name, _, value in pairs}  # fmt: skip
-    allowed = set(submitit.SlurmExecutor._valid_parameters()) - {"array_parallelism", "job_name", "setup", "srun_args"}
-    if odd := sorted(set(given) - allowed):
-        raise GridError(f"--slurm {', '.join(odd)}: allowed are gpus, cpus, {', '.join(sorted(allowed))}")
-    given = {name: int(value) if value.isdigit() and name != "account" else value for name, value in given.items()}
-    given["time"] = minutes(str(given.get("time", "24:00:00")))
-    given.setdefault("gpus_per_node", 1)
-    if not given["gpus_per_node"]:
-        del given["gpus_per_node"]
+    given: dict[str, Any] = {name: value for name, _, value in pairs}
+    if odd := sorted(set(given) - set(CLUSTER)):
+        raise GridError(f"--slurm {', '.join(odd)}: allowed are {', '.join(CLUSTER)}")
+    for name in {"gpus", "cpus", "signal_delay_s"} & set(given):
+        if not given[name].isdecimal():
+            raise GridError(f"--slurm {name}={given[name]}: a whole number is wanted")
+        given[name] = int(given[name])
     kept = {name: value for name in ("LABKIT_DATA", "LABKIT_MIRROR") if (value := os.environ.get(name))}
-    cpus = int(given.get("cpus_per_task", share))
+    cpus = given.pop("cpus", share)
     exported = kept | {"PYTHONPATH": module_path(), "OMP_NUM_THREADS": str(max(1, cpus // share))}
-    setup = [f"export {name}={shlex.quote(value)}" for name, value in exported.items()]
+    found = {"setup": [f"export {name}={shlex.quote(value)}" for name, value in exported.items()]}
     # srun no longer takes this from the job around it
-    return given | {"setup": setup, "srun_args": ["--cpus-per-task", str(cpus)], "cpus_per_task": cpus}
+    found |= {"srun_args": ["--cpus-per-task", str(cpus)], "cpus_per_task": cpus}
+    found |= {"gpus_per_node": gpus} if (gpus := given.pop("gpus", 1)) else {}
+    return found | given | {"time": minutes(given.get("time", "24:00:00"))}
 
 
 def minutes(text: str) -> int:
@@ -300,15 +197,21 @@ def minutes(text: str) -> int:
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)|(\d+)", text)
     if not found:
         raise GridError(f"--slurm time={text}: write minutes, HH:MM:SS or D-HH:MM:SS")
-    if found[5]:
-        return int(found[5])
-    days, hours, mins, seconds = (int(part or 0) for part in found.groups()[:4])
-    return max(1, 1440 * days + 60 * hours + mins + (seconds > 0))
+    days, hours, mins, seconds, alone = (int(part or 0) for part in found.groups())
+    return max(1, alone + 1440 * days + 60 * hours + mins + (seconds > 0))
+
+
+def prepare(points: list[Point], place: Here | Slurm) -> None:
+    """Lay points out, but for those that an earlier sweep's jobs compute yet."""
+    waiting = place.alive()
+    for one in points:
+        if one.name not in waiting:
+            one.lay_out()
 
 
 def compute(points: list[Point], place: Here | Slurm, share: int) -> list[str]:
     """All points, each begun again where its job was killed; what is wrong with those that could not be computed."""
-    begun, told = Counter[str](), set()
+    begun, told, reached = Counter[str](), set(), dict.fromkeys((one.name for one in points), 0)
     while True:
         alive = place.alive()
         for one in points:
@@ -316,14 +219,18 @@ def compute(points: list[Point], place: Here | Slurm, share: int) -> list[str]:
                 told.add(one.name)
                 print(f"  {one.failed or 'done'} ({len(told)} of {len(points)}): {said(one.varied)}", flush=True)
         left = [one for one in points if one.name not in told and one.name not in alive]
+        for one in left:
+            if begun[one.name] and one.iteration > reached[one.name]:  # it gets on, if in pieces
+                begun[one.name], reached[one.name] = 1, one.iteration
         waiting = [one for one in left if begun[one.name] < TRIES]
         if not waiting and not alive & {one.name for one in points}:
-            killed = [f"{said(one.varied)}: its job was killed {TRIES} times, see its log in jobs" for one in left]
+            killed = [f"{said(one.varied)}: its job ended {TRIES} times before the training had come any further, see "
+                      "its log in jobs" for one in left]  # fmt: skip
             return killed + [f"{said(one.varied)}: {one.failed}" for one in points if one.failed]
         for one in place.start([waiting[first : first + share] for first in range(0, len(waiting), share)]):
             begun[one.name] += 1
             if begun[one.name] > 1:
-                print(f"  its job was killed, begun again: {said(one.varied)}", flush=True)
+                print(f"  its job had ended early, begun again: {said(one.varied)}", flush=True)
         time.sleep(place.pause)
 
 
@@ -336,12 +243,12 @@ def row(one: Point) -> dict[str, Any]:
     errors = run.losses.dropna(subset="held_out_mse")
     found |= {name: errors[name].iloc[-1] for name in HELD_OUT if len(errors)}
     file = run.path / METRICS
-    measured = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
-    by_key = {f"{entry['metric']}, {entry['flavour']}": entry for entry in measured}
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    by_key = {f"{entry['metric']}, {entry['flavour']}": entry for entry in rows}
     for name in (name for name in MEASURES if name in by_key):
         found |= {f"{name}{ending}": by_key[name][key] for ending, key in PARTS.items()}
     found["seconds"] = round(sum(sitting["seconds"] for sitting in sittings))
-    return found | {"device": ", ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
+    return found | {"computed on": ", ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
 
 
 def collect(points: list[Point], folder: Path) -> None:
@@ -350,23 +257,28 @@ def collect(points: list[Point], folder: Path) -> None:
     from PIL import Image
 
     done = [one for one in points if one.finished]
+    if not done:
+        return
     rows = [row(one) for one in done]
+    with new_folder(folder / f"{SAMPLES}-new") as fresh:
+        for one in done:
+            size = labkit.load_run(one.folder / RUN).scale.size
+            side = size * -(-TILE // size)
+            with Image.open(sorted((one.folder / RUN / "samples").glob("*.png"))[-1]) as picture:
+                part = picture.crop((0, 0, min(picture.width, SHOWN * side), 3 * side))
+                part.save(fresh / f"{one.name}.png", optimize=True)
     shutil.rmtree(folder / SAMPLES, ignore_errors=True)
-    for one in done:
-        size = labkit.load_run(one.folder / RUN).scale.size
-        side = size * -(-TILE // size)
-        (folder / SAMPLES).mkdir(exist_ok=True)
-        with Image.open(sorted((one.folder / RUN / "samples").glob("*.png"))[-1]) as picture:
-            part = picture.crop((0, 0, min(picture.width, SHOWN * side), 3 * side))
-            part.save(folder / SAMPLES / f"{one.name}.png", optimize=True)
+    (folder / f"{SAMPLES}-new").rename(folder / SAMPLES)
     table = pd.DataFrame(rows)
-    ends = ["seconds", "device"]  # a point of another model has other losses: columns keep their places
+    ends = ["seconds", "computed on"]  # a point of another model has other losses: columns keep their places
     order = [*(key for one in points for key in one.varied), TRAINED, *LOSSES, *HELD_OUT]
     order = [name for name in dict.fromkeys(["point", *order]) if name in table]
     table = table[[*order, *(name for name in table if name not in [*order, *ends]), *(n for n in ends if n in table)]]
     write_text(folder / SWEEP, table.to_csv(index=False, float_format="%.5g"))
-    if done:
+    if measured(table):
         show(folder)
+    else:
+        print("no animals were held out, and chapter 4 is not in the grid: there is nothing to show, and no page")
 
 
 def show(folder: Path) -> None:
@@ -392,20 +304,23 @@ def expected(points: list[Point], place: Here | Slurm) -> str:
     for one in points:
         given, (_, scale) = one.training, resolved(one.training)
         dear = {name: value for name, value in given["overrides"].items() if name not in ("lr", "iterations")}
-        key = (given.get("model", "sigmarat2"), scale.name, dear, given.get("device", "auto"))
-        costs.append((one, json.dumps(key, sort_keys=True), scale.iterations))
+        key = (given.get("model", "sigmarat2"), given["scale"], dear, given.get("device", "auto"))
+        costs.append((one, json.dumps(key, sort_keys=True), max(0, scale.iterations - one.iteration)))
         asked[costs[-1][1]] = key
     keys = list(asked.values())
-    seconds = place.executor.submit(point.paces, keys).result() if isinstance(place, Slurm) else point.paces(keys)
+    if isinstance(place, Slurm):
+        seconds = place.executor.submit(point.paces, keys).result()
+    else:
+        seconds = point.paces(keys, max(1, (os.cpu_count() or 1) // place.at_once))
     pace, lines, left = dict(zip(asked, seconds, strict=True)), [], 0.0
     for one, mark, iterations in costs:
         hours = iterations * pace[mark] / 3600
-        left += 0 if one.finished else hours
+        left += hours
         state = "finished" if one.finished else f"{hours:.2g} h"
         lines.append(f"  {state:>9}  {iterations} iterations of {pace[mark]:.3g} s: {said(one.varied)}")
-    jobs = f", {left / place.jobs:.2g} h with {place.jobs} at a time" if place.jobs else ""
+    together = f", {left / place.at_once:.2g} h with {place.at_once} at a time" if place.at_once > 1 else ""
     return "\n".join(
-        [*lines, f"{len(points)} points; trainings that are left: {left:.2g} h{jobs}; chapters not counted"]
+        [*lines, f"{len(points)} points; trainings that are left: {left:.2g} h{together}; chapters come on top"]
     )
 
 
@@ -430,34 +345,52 @@ def main() -> None:
     """Read, compute what is missing, collect; exit status 1 if a point could not be computed."""
     options = arguments()
     folder = (options.to or runs_folder() / "sweeps" / options.grid.stem).resolve()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    place: Here | Slurm | None = None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
-        points = read(options.grid, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            place = (Here(folder, options.jobs, options.share) if options.slurm is None else
-                     Slurm(folder, options.jobs, options.share, options.slurm))  # fmt: skip
-            if options.dry_run:
-                print(expected(points, place))
-                return
+        points = read(options.grid, folder, options.slurm is not None)
+        if options.dry_run:
+            with tempfile.TemporaryDirectory(dir=None if options.slurm is None else ".") as scratch:
+                print(expected(points, computer(options, Path(scratch))))
+            return
+        with only_one(folder):
+            place = computer(options, folder)
             left = [one for one in points if not one.finished]
             print(f"{len(points)} points, {len(points) - len(left)} of them finished; {folder}", flush=True)
-            queued = place.alive()
-            for one in left:
-                if one.name not in queued:
-                    lay_out(one)
             open_cohorts(left)
-            wrong = compute(points, place, options.share)
+            prepare(left, place)
+            try:
+                wrong = compute(points, place, options.share)
+            except BaseException:
+                print(f"ci/sweep: {place.leave()}", file=sys.stderr)
+                raise
             collect(points, folder)
     except (GridError, RunError, labkit.CohortError) as error:
         sys.exit(f"ci/sweep: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"ci/sweep: {place.leave()}" if place else 130)
+        sys.exit(130)
     print(f"{folder / SWEEP}\n{folder / 'sweep.html'}")
     if wrong:
         sys.exit("these points could not be computed; start the same command again when that is mended:\n  "
                  + "\n  ".join(wrong))  # fmt: skip
+
+
+def computer(options: argparse.Namespace, folder: Path) -> Here | Slurm:
+    """Where jobs are computed."""
+    if options.slurm is None:
+        return Here(folder, options.jobs, options.share)
+    return Slurm(folder, options.jobs, options.share, options.slurm)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder of a sweep."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except RunError as error:
+            raise GridError(f"another ci/sweep computes in {folder}: wait for it, or choose another --to") from error
+        yield
 
 
 def open_cohorts(points: list[Point]) -> None:
@@ -465,8 +398,11 @@ def open_cohorts(points: list[Point]) -> None:
     names = ("cohort", "n", "grid", "opening")
     asked = {json.dumps({name: one.training.get(name) for name in names}): one.training for one in points}
     for given in asked.values():
-        labkit.open_cohort(given.get("cohort", "phantom"), n=given.get("n"), grid=given.get("grid"),
-                           **fields.mapping("opening", given.get("opening", {})))  # fmt: skip
+        try:
+            labkit.open_cohort(given["cohort"], n=given.get("n"), grid=given.get("grid"),
+                               **fields.mapping("opening", given.get("opening", {})))  # fmt: skip
+        except (TypeError, ValueError) as error:
+            raise GridError(f"cohort {given['cohort']}: {error}") from error
 
 
 if __name__ == "__main__":

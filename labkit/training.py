@@ -128,8 +128,7 @@ def train(
     if isinstance(variant, AtlasSettings) and "appearances" not in overrides:
         variant = replace(variant, appearances=min(variant.appearances, len(train_part) // SCANS_AN_APPEARANCE))
     team = _team(variant, size, device, len(train_part))
-    within = volumes.scanned_slices(train_part.shape, size.size)
-    size = size.fitted([part.stop - part.start for part in within])
+    size = size.fitted(volumes.extents(train_part.shape, size.size))
     config = _config(variant, size, seed, cohort, train_part, held_out)
     with runs.locked(folder) if team.first else contextlib.nullcontext():
         for own in (folder, folder / "samples") if team.first else ():

@@ -7,6 +7,7 @@ says how large and how long. All are frozen, check themselves, and travel as JSO
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
@@ -240,7 +241,11 @@ class Scale:
     def __post_init__(self) -> None:
         check(self)
         step = 2**self.levels
-        if len(self.sides) != 3 or any(side % step or not step <= side <= self.size for side in self.sides):
+        if (
+            not isinstance(self.box, str)
+            or len(self.sides) != 3
+            or any(side % step or not step <= side <= self.size for side in self.sides)
+        ):
             raise ValueError(
                 f"box is {self.box!r}, allowed are cube, fitted and three sides such as "
                 f"{self.size}x{self.size}x{self.size - step}: multiples of {step}, at most {self.size}"
@@ -263,12 +268,12 @@ class Scale:
         """Sides of the smallest volume in G, D and E: 4, 4, 4 at 64^3."""
         return tuple(side >> self.levels for side in self.sides)
 
-    def fitted(self, extents: Iterable[int]) -> Scale:
-        """The same with the smallest box around scans of so many voxels, where it is to be fitted."""
+    def fitted(self, extents: Iterable[float]) -> Scale:
+        """The same with the smallest box around scans of so many voxels about the middle, where it is to be fitted."""
         if self.box != "fitted":
             return self
         step = 2**self.levels
-        return replace(self, box="x".join(str(-(-extent // step) * step) for extent in extents))
+        return replace(self, box="x".join(str(math.ceil(extent / step) * step) for extent in extents))
 
     @property
     def channels(self) -> tuple[int, ...]:

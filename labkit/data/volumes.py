@@ -36,6 +36,14 @@ def scanned_slices(shape: tuple[int, ...], size: int) -> tuple[slice, ...]:
     )
 
 
+def extents(shape: tuple[int, ...], size: int) -> tuple[float, ...]:
+    """Sides of the box about the middle of a cube of `size` that holds a scan of `shape` voxels, fractions included."""
+    side = cube_side(shape)
+    ends = ((side / 2 - before, before + extent - side / 2)
+            for (before, _), extent in zip(padding(shape, side), shape, strict=True))  # fmt: skip
+    return tuple(2 * max(pair) * size / side for pair in ends)
+
+
 def cube_zooms(shape: Sequence[int], zooms: Sequence[float], size: int) -> tuple[float, ...]:
     """Voxel size, mm, of a cube of `size` that stands for scans of `shape` voxels of `zooms` mm."""
     side = cube_side(tuple(shape))

@@ -75,7 +75,7 @@ def settings(table: pd.DataFrame, seeds: bool = True) -> list[str]:
     names = [name for name in table.columns[1 : list(table.columns).index(TRAINED)] if seeds or name != "seed"]
     if NAME not in names:
         return names
-    within = table.groupby(NAME)
+    within = table.groupby(NAME, dropna=False)
     return [NAME, *(name for name in names if name != NAME and within[name].nunique(dropna=False).max() > 1)]
 
 
@@ -93,8 +93,13 @@ def arms(table: pd.DataFrame) -> pd.Series:
 
 def said(varied: Mapping[str, object]) -> str:
     """What differs in a point, in words; settings that it does not have are left out."""
-    parts = [str(value) if name == NAME else f"{name} {value}" for name, value in varied.items() if value == value]
-    return ", ".join(parts) or "as the grid has it"
+    known = {name: value for name, value in varied.items() if value == value}
+    # a whole number that other points do not have comes as a fraction
+    whole = {name: int(value) for name, value in known.items() if isinstance(value, float) and value.is_integer()}
+    return (
+        ", ".join(str(v) if name == NAME else f"{name} {v}" for name, v in (known | whole).items())
+        or "as the grid has it"
+    )
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
@@ -105,19 +110,29 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     text = mean.map("{:.3g}".format)
     several = spread.notna() & mean.notna()
     text = text.where(~several, text + " ± " + spread.map("{:.2g}".format))
-    floors = {name: f"{table[f'{name} floor'].mean():.3g}" for name in names if f"{name} floor" in table}
     text.insert(0, "trainings", n.astype(str))
+    floors = {name: _floor(table[f"{name} floor"]) for name in names if f"{name} floor" in table}
     if floors:
         text.loc["real scans (floor)"] = {name: floors.get(name, "") for name in text}
     return text.rename(columns={name: f"{name} ({MEASURES[name]})" for name in names})
 
 
+def _floor(values: pd.Series) -> str:
+    """Floors of all points: one number where they are measured alike, else from the smallest to the largest."""
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
 def chosen(table: pd.DataFrame, by: str | None = None) -> str:
     """The measure that puts points in order: the one that is asked for, or the first that the table has.
 
-    ValueError for a measure that the table does not have.
+    ValueError for a measure that the table does not have, or a table without any.
     """
-    return known("best_by", by or measured(table)[0], measured(table))
+    if not (there := measured(table)):
+        raise ValueError(
+            "the sweep measured nothing: its grid needs [chapters.04_quality], or animals that are held out"
+        )
+    return known("best_by", by or there[0], there)
 
 
 def best(table: pd.DataFrame, by: str, n: int = 3) -> pd.DataFrame:

@@ -93,8 +93,8 @@ def by_arm(table: pd.DataFrame) -> Figure:
                 ax.hlines(at, own[f"{name} low"], own[f"{name} high"], color=BLUE, alpha=0.35, linewidth=1)
             ax.plot(own[name], at, "o", color=BLUE, markersize=3.5)
             ax.plot([own[name].mean()] * 2, [place - 0.32, place + 0.32], color=ORANGE, linewidth=1.5)
-        if f"{name} floor" in table:
-            ax.axvline(table[f"{name} floor"].mean(), color=GREY, linestyle="--", linewidth=1)
+            if f"{name} floor" in table:
+                ax.plot([own[f"{name} floor"].mean()] * 2, [place - 0.5, place + 0.5], "--", color=GREY, linewidth=1)
         ax.set_title(f"{name} ({MEASURES[name]})", loc="left", size=9)
         ax.set_yticks(range(len(order)), order)
         ax.set_ylim(-0.6, len(order) - 0.4)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,14 @@ def test_a_point_keeps_its_folder_when_the_grid_grows(sweep, tmp_path):
         ("[chapters.04_quality]\nm = 5", "cohort, names, n, seed"),
         ("[point]\nseed = 1", r"\[\[points\]\]"),
         ("points = 3", r"\[\[points\]\]"),
+        ("chapters.04_quality = 3", r"write \[chapters.04_quality\]"),
+        ("[[points]]\nseed = []", "no point"),
+        ("[every]\nseed = 1.5", "seed"),
+        ("[every]\nfold = -1", "fold"),
+        ("[every]\niterations = 0", "iterations"),
+        ("[every]\nprocesses = 2", "--jobs"),
+        ('[every]\ndevice = "gpu"', "cuda:1"),
+        ('[[points]]\nname = "a"\n[[points]]\nname = "b"\ngenerator_steps = 1', "points a and b"),
         ("[every]\nwhen = 2020-01-01", "true or false"),
         ("[every", "cannot be read"),
     ],
@@ -137,10 +146,76 @@ def test_time_limits_are_read_as_slurm_writes_them(sweep, text, minutes):
     assert sweep.minutes(text) == minutes
 
 
-@pytest.mark.parametrize("options", ["partition", "time=soon", "gpu=1", "array_parallelism=3"])
+@pytest.mark.parametrize("options", ["partition", "time=soon", "gpu=1", "nodes=2", "cpus=four"])
 def test_options_of_a_cluster_that_there_are_not_are_refused(sweep, options):
     with pytest.raises(sweep.GridError, match=r"--slurm"):
         sweep.slurm_parameters(options, 1)
+
+
+def test_other_machines_are_told_the_scale(sweep, tmp_path):
+    path = grid(tmp_path, 'every.device = "cuda"')
+    with pytest.raises(sweep.GridError, match="scale: say which"):
+        sweep.read(path, tmp_path / "out", elsewhere=True)
+    (point,) = sweep.read(grid(tmp_path, 'every.scale = "paper"\nevery.device = "cuda"'), tmp_path / "out", True)
+    assert (point.training["scale"], point.training["device"]) == ("paper", "cuda")
+    (point,) = sweep.read(grid(tmp_path, 'every.device = "cpu"'), tmp_path / "out")
+    assert point.training["scale"] == "laptop"  # written down, whatever computes it
+
+
+def test_a_point_whose_chapters_are_asked_otherwise_is_not_finished(sweep, tmp_path):
+    text = f"[every]\n{SMALL}[chapters.04_quality]\nn = "
+    (point,) = sweep.read(grid(tmp_path, text + "50"), tmp_path / "out")
+    point.lay_out()
+    for stem in point.chapters:
+        (point.folder / f"{stem}.ipynb").touch()
+    assert point.finished
+    (other,) = sweep.read(grid(tmp_path, text + "60"), tmp_path / "out")
+    assert other.folder == point.folder and not other.finished
+    other.lay_out()
+    assert (other.folder / "02_train.ipynb").exists() and not (other.folder / "04_quality.ipynb").exists()
+
+
+QUEUE = """#!/bin/sh
+[ -e {0}/down ] && exit 1
+cat {0}/queue
+"""
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """A cluster that answers what it is told to: the file of numbers that are in its queue."""
+    for name in ("sbatch", "srun", "squeue"):
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(QUEUE.format(tmp_path))
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "queue").write_text("7_0\n7_1\n")
+    return tmp_path / "queue"
+
+
+def test_a_cluster_is_asked_twice_before_a_job_counts_as_ended(sweep, queue, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "submitted.json").write_text(json.dumps({"a": "7_0", "b": "7_1", "old": "6"}))
+    place = sweep.Slurm(tmp_path, None, 1, "partition=x")
+    assert place.alive() == {"a", "b"}  # what an earlier sweep queued and is no longer there has ended
+    queue.write_text("7_1\n")
+    assert place.alive() == {"a", "b"}
+    (tmp_path / "down").touch()
+    assert place.alive() == {"a", "b"}  # no answer is no news
+    (tmp_path / "down").unlink()
+    assert place.alive() == {"b"}
+
+
+def test_points_that_failed_on_a_cluster_are_computed_when_asked_again(sweep, queue, tmp_path):
+    """Even if the cluster has long forgotten their jobs."""
+    points = sweep.read(grid(tmp_path, f"[every]\n{SMALL}[[points]]\nseed = [0, 1]"), tmp_path)
+    for point in points:
+        point.lay_out()
+        (point.folder / "failed.txt").write_text("no such folder")
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "submitted.json").write_text(json.dumps({points[0].name: "3", points[1].name: "7_1"}))
+    sweep.prepare(points, sweep.Slurm(tmp_path, None, 1, ""))
+    assert [bool(point.failed) for point in points] == [False, True]  # the second one's job is in the queue
 
 
 def test_a_killed_job_goes_on_bit_for_bit_and_a_bad_point_stops_no_other(tmp_path):
@@ -153,7 +228,9 @@ def test_a_killed_job_goes_on_bit_for_bit_and_a_bad_point_stops_no_other(tmp_pat
         for one in [number, *children]:
             os.kill(int(one), signal.SIGKILL)
     output, _ = process.communicate(timeout=LONG)
-    assert process.returncode == 1 and "killed, begun again" in output and "n_train" in output.splitlines()[-1], output
+    assert process.returncode == 1 and "ended early, begun again" in output and "n_train" in output.splitlines()[-1], (
+        output
+    )
     table, _ = sweeps.read_sweep(tmp_path / "out")
     assert sorted(table["seed"]) == [0, 1] and set(table["trained"]) == {200}
     seed = json.loads((victim / "config.json").read_text())["seed"]
@@ -161,7 +238,8 @@ def test_a_killed_job_goes_on_bit_for_bit_and_a_bad_point_stops_no_other(tmp_pat
     assert_same_run(victim, left_alone(tmp_path, seed).path)
     again = started(tmp_path / "grid.toml", "--jobs", "2").communicate(timeout=LONG)[0]
     assert "3 points, 2 of them finished" in again
-    assert "https://" not in (tmp_path / "out" / "sweep.html").read_text().split("<body")[0]
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert "Plotly" in page and not re.search(r"<(script|link|img)[^>]*(src|href)=\"?(https?:)?//", page)
 
 
 def test_a_stopped_sweep_leaves_checkpoints_and_goes_on(tmp_path):
@@ -211,7 +289,7 @@ def test_slurm_computes_a_grid_with_a_job_killed_and_another_preempted(cluster, 
     table, folder = sweeps.read_sweep(tmp_path / "out")
     assert sorted(table["seed"]) == [0, 1, 2, 3] and set(table["trained"]) == {200}
     logs = (folder / "jobs" / f"{numbers[preempted]}_0_log.out").read_text()
-    assert "Requeued job" in logs and "killed, begun again" in output
+    assert "Requeued job" in logs and "ended early, begun again" in output
     for name in (killed, preempted):
         run = labkit.load_run(folder / "points" / name / "run")
         assert len(run.provenance["sittings"]) > 1
@@ -237,6 +315,13 @@ def test_seeds_of_a_configuration_are_averaged():
     assert list(found.index) == ["a", "b", "real scans (floor)"] and list(found["trainings"]) == ["3", "3", ""]
     assert found["recall, regions (higher)"].tolist() == ["0.31 ± 0.01", "0.61 ± 0.01", "0.9"]
     assert found["hours"].tolist()[:2] == ["0.1 ± 0", "0.1 ± 0"]
+
+
+def test_points_without_a_name_are_told_apart_beside_named_ones():
+    table = made_up().assign(name=["a"] * 3 + [None] * 3, model=["x"] * 4 + ["y"] * 2)
+    table = table[["point", "name", "seed", "model", *made_up().columns[4:]]]
+    assert list(sweeps.arms(table)) == ["a, model x"] * 3 + ["model x", "model y", "model y"]
+    assert sweeps.said({"latent_dim": 500.0, "lr": 0.5}) == "latent_dim 500, lr 0.5"
 
 
 def test_the_best_are_best_whichever_way_is_better():

@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from labkit.data.volumes import extents
 from labkit.variants import SCALES, VARIANTS, Scale, Variant, asdict, from_dict, resolve
 
 PAPER = {  # G, D, E: norm and spectral norm; C: norm and spectral norm; weights of L1, MSE, GDL; codes; optimiser
@@ -56,6 +57,7 @@ def test_another_cube_has_levels_more_or_less(size, levels):
 def test_a_box_is_fitted_to_the_next_multiple_that_holds_the_scans():
     scale = replace(SCALES["paper"], box="fitted")
     assert scale.fitted((64, 64, 40)).box == "64x64x48" and scale.fitted((64, 64, 40)).coarsest == (4, 4, 3)
+    assert replace(scale, size=96).fitted(extents((64, 64, 43), 96)).box == "96x96x80"  # voxels 15 to 80 of 96
     assert replace(scale, size=96).fitted((90, 80, 50)).sides == (96, 80, 64)
     assert SCALES["paper"].fitted((64, 64, 40)) == SCALES["paper"]
 
@@ -115,6 +117,7 @@ def test_values_as_a_command_line_gives_them_are_understood(given, kept):
         (("adni", "smoke"), {"box": "16x16x10"}, ["multiples of 4"]),
         (("adni", "smoke"), {"box": "16x16x20"}, ["at most 16"]),
         (("adni", "smoke"), {"box": "round"}, ["cube, fitted"]),
+        (("adni", "smoke"), {"box": 16}, ["box is 16", "cube, fitted"]),
         (("atlas", "smoke"), {"box": "fitted"}, ["'box'"]),
         (("adni", "smoke"), {"batch_size": 1}, ["batch_size is 1", "BatchNorm", "code_norm"]),
     ],
