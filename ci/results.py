@@ -66,7 +66,7 @@ PICTURES = {
     "05_segmentation": "figures.dose_response",
     "06_latent": "figures.traversals",
     "07_judge": "figures.judged_scans",
-    "08_sweep": "figures.point_samples",
+    "08_sweep": "figures.by_arm",
 }
 """What draws the picture of a chapter."""
 

@@ -76,7 +76,7 @@ def settings(table: pd.DataFrame, seeds: bool = True) -> list[str]:
     if NAME not in names:
         return names
     within = table.groupby(NAME, dropna=False)
-    return [NAME, *(name for name in names if name != NAME and within[name].nunique(dropna=False).max() > 1)]
+    return [NAME, *(n for n in names if n != NAME and (n == "seed" or within[n].nunique(dropna=False).max() > 1))]
 
 
 def measured(table: pd.DataFrame) -> list[str]:

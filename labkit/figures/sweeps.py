@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill, shorten
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from labkit.evidence.sweeps import MEASURES, SAMPLES, arms, measured, said, settings
 from labkit.figures import style
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 ACROSS = 7
 """Measures beside each other at most, so that their names can be read."""
+
+COLUMNS, LABEL = 3, 22
+"""Panels beside each other, and letters of a configuration's name on a line."""
 
 
 def parallel_coordinates(table: pd.DataFrame, by: str) -> Interactive:
@@ -43,14 +48,14 @@ def parallel_coordinates(table: pd.DataFrame, by: str) -> Interactive:
         else:
             kinds = sorted(values.astype(str).unique(), key=lambda text: (len(text), text))
             numbers = values.astype(str).map(kinds.index).astype(float)
-            ticks = {"tickvals": list(range(len(kinds))), "ticktext": kinds}
+            ticks = {"tickvals": list(range(len(kinds))), "ticktext": [shorten(text, LABEL) for text in kinds]}
         axes.append({"label": name, "values": numbers.tolist(), **ticks})
         span = numbers.max() - numbers.min()
         scaled.append((numbers - numbers.min()) / span if span else numbers * 0 + 0.5)
     order = _goodness(table, by)
     line = {"color": order.tolist(), "colorscale": "Cividis", "showscale": False}
     figure = go.Figure(go.Parcoords(dimensions=axes, line=line, labelangle=-15, labelside="top"))
-    figure.update_layout(height=420, margin={"l": 90, "r": 70, "t": 90, "b": 30}, template="plotly_white")
+    figure.update_layout(height=420, margin={"l": 150, "r": 70, "t": 90, "b": 30}, template="plotly_white")
     with plt.rc_context(style.STYLE):
         still, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
         lines = np.array(scaled).T
@@ -81,9 +86,11 @@ def by_arm(table: pd.DataFrame) -> Figure:
     """A panel a measure: a dot a training, its interval, arms beneath each other; dashed, the floor of real scans."""
     names, groups = measured(table), arms(table)
     order = list(dict.fromkeys(groups))[::-1]
-    rows = -(-len(names) // 2)
-    height = rows * (0.7 + 0.32 * len(order))
-    figure, axes = plt.subplots(rows, 2, figsize=(WIDTH, height), layout="constrained", sharey=True, squeeze=False)
+    rows = -(-len(names) // COLUMNS)
+    height = rows * (0.8 + 0.36 * len(order))
+    figure, axes = plt.subplots(
+        rows, COLUMNS, figsize=(WIDTH, height), layout="constrained", sharey=True, squeeze=False
+    )
     for ax, name in zip(axes.flat, names, strict=False):
         for place, arm in enumerate(order):
             own = table[groups == arm]
@@ -95,8 +102,10 @@ def by_arm(table: pd.DataFrame) -> Figure:
             ax.plot([own[name].mean()] * 2, [place - 0.32, place + 0.32], color=ORANGE, linewidth=1.5)
             if f"{name} floor" in table:
                 ax.plot([own[f"{name} floor"].mean()] * 2, [place - 0.5, place + 0.5], "--", color=GREY, linewidth=1)
-        ax.set_title(f"{name} ({MEASURES[name]})", loc="left", size=9)
-        ax.set_yticks(range(len(order)), order)
+        measure, _, kind = name.partition(", ")
+        ax.set_title(f"{measure}\n{kind} ({MEASURES[name]})", loc="left", size=8)
+        ax.set_yticks(range(len(order)), [fill(arm, LABEL) for arm in order], size=8)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.set_ylim(-0.6, len(order) - 0.4)
     for ax in list(axes.flat)[len(names) :]:
         ax.set_axis_off()

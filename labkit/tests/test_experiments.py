@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import labkit
+from labkit.evidence import sweeps
 from labkit.evidence.segmentation.network import PLANS
 from labkit.tests.brains import onions
 
@@ -241,6 +242,24 @@ def test_growth_is_fitted_as_it_was_made_up_and_the_page_shows_what_was_measured
     np.testing.assert_allclose(growth.fit(made_up, "seconds"), parts, rtol=1e-6)
     fits = {what: growth.fit(measured[measured["way"] == "plain"], what) for what in ("seconds", "mib")}
     assert (growth.OUT / "table.md").read_text(encoding="utf-8") == growth.markdown(measured, fits)
+
+
+def test_what_the_page_on_differences_says_of_the_gdl_is_what_the_sweep_found():
+    table, _ = sweeps.read_sweep()
+    page = (BOOK / "differences.md").read_text(encoding="utf-8")
+    names = [
+        "trace ratio, PCA",
+        "recall, regions",
+        "precision, regions",
+        "Fréchet distance, PCA",
+        "RMSE, reconstruction",
+    ]
+    digits = [2, 2, 2, 1, 3]
+    groups = table.groupby("name", sort=False)[names]
+    for (arm, mean), (_, spread) in zip(groups.mean().iterrows(), groups.std().iterrows(), strict=True):
+        cells = [f"{mean[name]:.{d}f} ± {spread[name]:.{d}f}" for name, d in zip(names, digits, strict=True)]
+        assert f"| {' | '.join(cells)} |" in page, arm
+    assert table["name"].value_counts().tolist() == [3] * 4
 
 
 def test_a_batch_is_what_a_card_has_memory_for():

@@ -348,4 +348,4 @@ def test_lines_are_darkest_where_the_measure_is_best(tmp_path):
     assert np.argmin(colours) == 5 and "b, seed 2" in drawn.alt
     labels = [axis.label for axis in drawn.figure.data[0].dimensions]
     assert labels == ["name", "seed", "recall, regions", "trace ratio, PCA", "held_out_mse"]
-    assert "recall" in drawn.alt and len(figures.by_arm(made_up()).axes) == 4
+    assert "recall" in drawn.alt and len(figures.by_arm(made_up()).axes) == 3
