@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from labkit.evidence.sweeps import MEASURES, SAMPLES, arms, measured, said, settings
+from labkit.evidence.sweeps import MEASURES, NAME, SAMPLES, arms, measured, said, settings
 from labkit.figures import style
 from labkit.figures.interactive import Interactive
 from labkit.figures.style import BLUE, GREY, ORANGE, WIDTH
@@ -46,8 +46,10 @@ def parallel_coordinates(table: pd.DataFrame, by: str) -> Interactive:
         if name in MEASURES:
             numbers, ticks = values.astype(float), {}
         else:
-            kinds = sorted(values.astype(str).unique(), key=lambda text: (len(text), text))
-            numbers = values.astype(str).map(kinds.index).astype(float)
+            texts = [said({NAME: value}) if value == value else "as usual" for value in values]
+            kinds = sorted(set(texts), key=lambda text: (len(text), text))
+            numbers = values.index.to_series().map(dict(zip(values.index, map(kinds.index, texts), strict=True)))
+            numbers = numbers.astype(float)
             ticks = {"tickvals": list(range(len(kinds))), "ticktext": [shorten(text, LABEL) for text in kinds]}
         axes.append({"label": name, "values": numbers.tolist(), **ticks})
         span = numbers.max() - numbers.min()

@@ -322,6 +322,8 @@ def test_points_without_a_name_are_told_apart_beside_named_ones():
     table = table[["point", "name", "seed", "model", *made_up().columns[4:]]]
     assert list(sweeps.arms(table)) == ["a, model x"] * 3 + ["model x", "model y", "model y"]
     assert sweeps.said({"latent_dim": 500.0, "lr": 0.5}) == "latent_dim 500, lr 0.5"
+    first = figures.parallel_coordinates(table, "held_out_mse").figure.data[0].dimensions[0]
+    assert list(first.ticktext) == ["a", "as usual"] and list(first.values) == [0, 0, 0, 1, 1, 1]
 
 
 def test_the_best_are_best_whichever_way_is_better():
