@@ -88,8 +88,9 @@ def by_arm(table: pd.DataFrame) -> Figure:
     """A panel a measure: a dot a training, its interval, arms beneath each other; dashed, the floor of real scans."""
     names, groups = measured(table), arms(table)
     order = list(dict.fromkeys(groups))[::-1]
-    rows = -(-len(names) // COLUMNS)
-    height = rows * (0.8 + 0.36 * len(order))
+    rows, labels = -(-len(names) // COLUMNS), [fill(arm, LABEL) for arm in order]
+    lines = max(2, *(label.count("\n") + 1 for label in labels))
+    height = rows * (0.8 + 0.18 * lines * len(order))
     figure, axes = plt.subplots(
         rows, COLUMNS, figsize=(WIDTH, height), layout="constrained", sharey=True, squeeze=False
     )
@@ -106,7 +107,7 @@ def by_arm(table: pd.DataFrame) -> Figure:
                 ax.plot([own[f"{name} floor"].mean()] * 2, [place - 0.5, place + 0.5], "--", color=GREY, linewidth=1)
         measure, _, kind = name.partition(", ")
         ax.set_title(f"{measure}\n{kind} ({MEASURES[name]})", loc="left", size=8)
-        ax.set_yticks(range(len(order)), [fill(arm, LABEL) for arm in order], size=8)
+        ax.set_yticks(range(len(order)), labels, size=8)
         ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.set_ylim(-0.6, len(order) - 0.4)
     for ax in list(axes.flat)[len(names) :]:
