@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.fields import known
-from labkit.files import located, top
+from labkit.files import located
+from labkit.sharing import REPOSITORY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ def read_sweep(folder: str | os.PathLike | None = None) -> tuple[pd.DataFrame, P
     """
     import pandas as pd
 
-    place = located(folder) if folder else top() / "book" / "reference" / "sweep"
+    place = located(folder) if folder else REPOSITORY.parent / "sweep"
     path = place / SWEEP
     if not path.exists():
         raise ValueError(f"{place} holds no {SWEEP}: give a folder that ci/sweep wrote, such as runs/sweeps/seeds")
