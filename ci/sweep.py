@@ -123,7 +123,9 @@ class Slurm:
         self.jobs, self.at_once, self.file = jobs, (jobs or 0) * share, folder / "jobs" / "submitted.json"
         known = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         queue = queued()
-        self.numbers: dict[str, str] = {name: number for name, number in known.items() if number in (queue or [number])}
+        self.numbers: dict[str, str] = {
+            name: number for name, number in known.items() if queue is None or number in queue
+        }
         self.missing: set[str] = set()
         # a job that is pre-empted or out of time is queued again as often as it takes
         self.executor = submitit.SlurmExecutor(folder / "jobs", max_num_timeout=1000)
@@ -369,7 +371,7 @@ def main() -> None:
         sys.exit(f"ci/sweep: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"{folder / SWEEP}\n{folder / 'sweep.html'}")
+    print(*(path for name in (SWEEP, "sweep.html") if (path := folder / name).exists()), sep="\n")
     if wrong:
         sys.exit("these points could not be computed; start the same command again when that is mended:\n  "
                  + "\n  ".join(wrong))  # fmt: skip

@@ -216,6 +216,9 @@ def test_points_that_failed_on_a_cluster_are_computed_when_asked_again(sweep, qu
     (tmp_path / "jobs" / "submitted.json").write_text(json.dumps({points[0].name: "3", points[1].name: "7_1"}))
     sweep.prepare(points, sweep.Slurm(tmp_path, None, 1, ""))
     assert [bool(point.failed) for point in points] == [False, True]  # the second one's job is in the queue
+    queue.write_text("")
+    sweep.prepare(points, sweep.Slurm(tmp_path, None, 1, ""))
+    assert not points[1].failed  # an empty queue is an answer, too
 
 
 def test_a_killed_job_goes_on_bit_for_bit_and_a_bad_point_stops_no_other(tmp_path):
