@@ -131,6 +131,11 @@ def finished(folder: Path, iterations: int) -> Run:
     return run
 
 
+def _given(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe asks for: an older one does not name options that came later, which are None where nobody asks."""
+    return {key: value for key, value in recipe.items() if value is not None}
+
+
 def _differ(there: Any, asked: Any) -> str:
     """Two values of a setting in words: of lists how much they share."""
     if isinstance(there, list) and isinstance(asked, list):
@@ -318,7 +323,7 @@ class Run:
         if cohort.fingerprint == trained["fingerprint"]:
             return
         cure = "open that cohort, with the same n"
-        if cohort.recipe is not None and cohort.recipe == trained["recipe"]:
+        if cohort.recipe is not None and _given(cohort.recipe) == _given(trained["recipe"] or {}):
             cure = "its files have changed since, or are read in another way: open them as they were"
             if cohort.recipe.get("source") in SIMULATED:
                 if self._same_to_a_grey_level(cohort):

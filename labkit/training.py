@@ -134,6 +134,8 @@ def train(
         for own in (folder, folder / "samples") if team.first else ():
             sweep(own, 0)  # who holds the lock writes there alone
         team.wait()
+        if packed is not None:
+            config |= _as_packed(Run(folder), config, cohort)
         runs.check_config(folder, config)
         if not resume and (folder / runs.CHECKPOINT).exists():
             raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")
@@ -180,6 +182,18 @@ def train(
         team.wait()
         recorder.end_if_stopped(iteration)
     return Run(folder)
+
+
+def _as_packed(run: Run, config: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:
+    """What a packed run says of its scans, where they are these but for how another machine rounds; else nothing."""
+    parts = ("train", "held_out")
+    if any(run.config[part]["subjects"] != config[part]["subjects"] for part in parts):
+        return {}
+    try:
+        run.held_out(cohort)
+    except RunError:  # other scans, which is refused with all else that differs
+        return {}
+    return {part: run.config[part] for part in ("cohort", *parts)}
 
 
 def _nothing_unseen(animals: int) -> str:

@@ -71,6 +71,31 @@ def test_a_packed_run_is_opened_by_training_and_not_trained_further(run, rats, t
         labkit.train(name, rats, "smoke", folder, iterations=20, seed=1)
 
 
+def test_a_packed_run_is_opened_where_another_machine_simulates_with_other_rounding(tmp_path, monkeypatch):
+    """The first command of README trains on rats that are made anew on each machine."""
+    monkeypatch.chdir(tmp_path)
+    rats = labkit.open_cohort("phantom", n=12)
+    run = labkit.train("sigmarat2", rats, "smoke", tmp_path / "run", iterations=4)
+    folder = packed(run, tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    for part in ("cohort", "train", "held_out"):
+        config[part]["fingerprint"] = "0" * 64
+    config["train"]["digests"] = ["0" * 64 for _ in config["train"]["digests"]]
+    del config["cohort"]["recipe"]["labels"]  # packed before there was this option
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="not to the last grey level"):
+        opened = labkit.train("sigmarat2", rats, "smoke", folder, iterations=4)
+    assert opened.iteration == 4
+    with pytest.raises(RunError, match="seed: 0 there, 1 asked"), pytest.warns(UserWarning, match="grey level"):
+        labkit.train("sigmarat2", rats, "smoke", folder, iterations=4, seed=1)
+    template = json.loads((folder / runs.FILE_TEMPLATE).read_text())
+    template["ranges"] = [[low, high + 9] for low, high in template["ranges"]]
+    (folder / runs.FILE_TEMPLATE).write_text(json.dumps(template))
+    shutil.rmtree("runs")  # what was unpacked
+    with pytest.raises(RunError, match="have changed since"):
+        labkit.train("sigmarat2", rats, "smoke", folder, iterations=4)
+
+
 def test_the_repositorys_runs_have_short_names(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sharing, "REPOSITORY", tmp_path / "repository")
