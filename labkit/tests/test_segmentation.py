@@ -407,6 +407,17 @@ def test_results_are_left_beside_the_arms(done):
     assert done.table().shape == (5, 13)
 
 
+def test_an_experiment_is_found_again_where_the_runs_rats_are_rounded_otherwise(rats, run, monkeypatch):
+    folder = Experiment(run, COARSE).folder
+    moved = [replace(scan, digest=f"{place:064d}") for place, scan in enumerate(rats)]
+    other = Cohort(rats.name, rats.folder, moved, recipe=rats.recipe)
+    monkeypatch.setattr(labkit.Run, "_check_cohort", lambda *_: None)  # as it does of simulated rats
+    monkeypatch.setattr(labkit.Run, "cohort", lambda _: other)
+    assert other.fingerprint != rats.fingerprint and Experiment(run, COARSE).folder == folder
+    train = run.train_part(other)
+    assert Experiment(run, COARSE, train=train, test=run.held_out(other)).folder != folder  # scans that one brings
+
+
 @pytest.mark.skipif(not REFERENCE_RUNS.is_file(), reason="the script is part of a checkout")
 def test_an_experiment_travels_with_a_packed_run_and_is_not_trained_again(rats, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -131,6 +131,7 @@ class Experiment:
         self.simulated = recipe if recipe.get("source") in SIMULATED else {}
         if arms:
             chosen(arms, bool(self.simulated), self.atlas is not None)  # wrong names stop before any scan is read
+        own_train, own_test = train is None, test is None
         if train is None or test is None:
             if isinstance(cohort, str | os.PathLike):
                 other = (
@@ -152,7 +153,11 @@ class Experiment:
         self.arms = chosen(arms or usual, bool(self.simulated), self.atlas is not None, len(self.unlabelled) > 0)
         self.notes = self._notes(len(not_tested))
         self._last_atlas: tuple[set[str], ArmsAtlas] | None = None
-        parts = (to_json(self.plan), train.fingerprint, self.test.fingerprint, self.run.fingerprint)
+        # scans of the run's own are called as it calls them: simulated on another machine they may be rounded otherwise
+        config, whole_test = self.run.config, own_test and not len(not_tested)
+        trained = config["train"]["fingerprint"] if own_train else train.fingerprint
+        tested = config["held_out"]["fingerprint"] if whole_test else self.test.fingerprint
+        parts = (to_json(self.plan), trained, tested, self.run.fingerprint)
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
         default = self.run.path / "segmentation" / f"{self.plan.name}-{key}"
         self.folder = located(out_dir) if out_dir else default
