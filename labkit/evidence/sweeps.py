@@ -108,19 +108,24 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     names = measured(table)
     groups = table.assign(hours=table["seconds"] / 3600).groupby(arms(table), sort=False)[[*names, "hours"]]
     mean, spread, n = groups.mean(), groups.std(), groups.size()
-    text = mean.map("{:.3g}".format)
+    text = mean.map(_brief)
     several = spread.notna() & mean.notna()
-    text = text.where(~several, text + " ± " + spread.map("{:.2g}".format))
+    text = text.where(~several, text + " ± " + spread.map("{:.1g}".format))
     text.insert(0, "trainings", n.astype(str))
     floors = {name: _floor(table[f"{name} floor"]) for name in names if f"{name} floor" in table}
     if floors:
-        text.loc["real scans (floor)"] = {name: floors.get(name, "") for name in text}
+        text.loc["real"] = {name: floors.get(name, "") for name in text}
     return text.rename(columns={name: f"{name} ({MEASURES[name]})" for name in names})
+
+
+def _brief(value: float) -> str:
+    """As many digits as a few trainings can tell apart."""
+    return f"{value:.3g}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 def _floor(values: pd.Series) -> str:
     """Floors of all points: one number where they are measured alike, else from the smallest to the largest."""
-    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    low, high = _brief(values.min()), _brief(values.max())
     return low if low == high else f"{low} to {high}"
 
 

@@ -315,7 +315,7 @@ def test_seeds_of_a_configuration_are_averaged():
     table = made_up()
     assert sweeps.settings(table) == ["name", "seed"]  # the name says the learning rate
     found = sweeps.over_seeds(table)
-    assert list(found.index) == ["a", "b", "real scans (floor)"] and list(found["trainings"]) == ["3", "3", ""]
+    assert list(found.index) == ["a", "b", "real"] and list(found["trainings"]) == ["3", "3", ""]
     assert found["recall, regions (higher)"].tolist() == ["0.31 ± 0.01", "0.61 ± 0.01", "0.9"]
     assert found["hours"].tolist()[:2] == ["0.1 ± 0", "0.1 ± 0"]
 
