@@ -13,7 +13,6 @@ float32 (N, 1, X, Y, Z) in [0, 1] on their own grid, without padding. Ancestors:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -23,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit import warps
-from labkit.rendering import Geometry, Shape, expected
+from labkit.rendering import Geometry, Shape, expected, noise_of, scanned
 
 if TYPE_CHECKING:
     from labkit.variants import AtlasSettings
@@ -158,15 +156,7 @@ class Atlas:
         seen, more = self.geometry.see(fine, points), self.geometry.see(plain, points)
         bright = self.geometry.brightness(numbers)
         clean = (seen[:, :1] + more[:, :1]) * bright
-        if noise is None:
-            scans = expected(clean, self.noise)
-        else:
-            texture, real, imaginary = noise.split(1, 1)
-            filters = [state[f"filter_{axis}"] for axis in "xyz"]
-            signal = clean + more[:, 1:] * bright * warps.separable(texture, filters)
-            scans = torch.hypot(signal + self.noise * real, self.noise * imaginary)
-        if self.black:
-            scans = torch.where(clean < self.black, 0.0, scans)
+        scans = scanned(clean, more[:, 1:] * bright, noise, state, self.noise, self.black)
         if not labelled:
             return scans, scans
         # argmax along an axis that is not the last in memory takes eight times as long as max
@@ -365,13 +355,7 @@ class AtlasGenerator(nn.Module):
 
     def noise_of(self, z: Tensor) -> Tensor | None:
         """Standard normal numbers for :meth:`Atlas.decode`, by codes (B, Z), or None."""
-        if not self.noise:
-            return None
-        rows = []
-        for code in z.detach().cpu().contiguous():
-            seed = int.from_bytes(hashlib.sha256(code.numpy().tobytes()).digest()[:8], "little") >> 1
-            rows.append(torch.randn(self.atlas.noise_shape(1)[1:], generator=torch.Generator().manual_seed(seed)))
-        return torch.stack(rows).to(z.device)
+        return noise_of(z, self.atlas.geometry.shape) if self.noise else None
 
 
 class AtlasEncoder(nn.Module):

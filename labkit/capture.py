@@ -42,7 +42,8 @@ class Captured:
     def __init__(self, learner: Learner, graph: bool = True, benchmark: bool = True) -> None:
         on_gpu = learner.device.type == "cuda"
         self.learner, self.benchmark = learner, benchmark
-        self.wanted = graph and on_gpu and learner.team.size == 1  # processes meet between backward and step
+        # processes meet between backward and step; some iterations with R1 have a penalty, and others none
+        self.wanted = graph and on_gpu and learner.team.size == 1 and not learner.variant.r1
         self.eager_left = WARM_UP
         self.replay: Replay | None = None
         # recordings are made on a stream of their own, and what is used in them is brought up on the same one
@@ -87,7 +88,7 @@ def record(learner: Learner, draws: Draws, stream: torch.cuda.Stream) -> Replay:
     comes back copies draws in, plays the iteration on the current stream, and gives the terms, which are the caller's.
     RuntimeError if something cannot be recorded, or memory is short; the learner's tensors are then as they were.
     """
-    inputs = Draws(*(value.clone() for value in draws))
+    inputs = Draws(*(None if value is None else value.clone() for value in draws))
     graph = torch.cuda.CUDAGraph()
     # the outer stream context gives the current stream back even if ending the recording fails
     with torch.cuda.device(learner.device), on_stream(stream), capturable(learner.optimisers.values()):
@@ -96,7 +97,7 @@ def record(learner: Learner, draws: Draws, stream: torch.cuda.Stream) -> Replay:
             names, values = list(logged), torch.stack(list(logged.values()))
 
     def replay(fresh: Draws) -> dict[str, Tensor]:
-        torch._foreach_copy_(list(inputs), list(fresh))
+        torch._foreach_copy_(*([value for value in part if value is not None] for part in (inputs, fresh)))
         graph.replay()
         return dict(zip(names, values.clone().unbind(), strict=True))
 

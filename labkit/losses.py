@@ -106,3 +106,9 @@ def unit_norm_penalty(gradient: Tensor) -> Tensor:
     g = gradient.flatten(1)
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     return ((g.square().sum(1) + 1e-15).sqrt() - 1).square().mean()
+
+
+def zero_norm_penalty(gradient: Tensor) -> Tensor:
+    """R1 (Mescheder et al. 2018, arXiv 1801.04406) of a critic's gradient at real scans, (B, ...): E[||g||^2] / 2."""
+    g = gradient.flatten(1)
+    return g.to(torch.promote_types(g.dtype, torch.float32)).square().sum(1).mean() / 2

@@ -84,6 +84,8 @@ def group(layer: nn.Module, norm: str, spectral: bool, slope: float | None) -> l
 
 def generator(v: Variant, scale: Scale) -> nn.Sequential:
     """G: a code becomes 4^3 voxels, and is doubled and convolved until it is a scan."""
+    if v.generator_head != "voxels":
+        raise ValueError(f"{v.name} ends its generator as no paper does (generator_head={v.generator_head!r})")
     widths, settings = scale.channels[::-1], (v.generator_norm, v.generator_spectral, v.generator_slope)
     parts = [nn.Unflatten(1, (v.latent_dim, 1, 1, 1))]
     parts += group(nn.ConvTranspose3d(v.latent_dim, widths[0], scale.coarsest, bias=False), *settings)

@@ -5,8 +5,9 @@ This is the formula of `labkit.atlas`, without anything that is learned.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,12 +80,13 @@ class Geometry:
         `guarded` warps fold nowhere: a velocity that would is weakened, as the simulator does.
         """
         v, pose, _, _ = self.split(numbers)
+        return self._posed(pose, self.moved(v, guarded))
+
+    def moved(self, v: Tensor, guarded: bool = False) -> Tensor:
+        """Where velocities (B, 3, x, y, z) carry each voxel, (B, 3, X, Y, Z), voxels from the scan's middle."""
         velocity = warps.separable(v, self.to_flow) / self.cell
-        if guarded:
-            moved, _ = warps.diffeomorphism(velocity, self.squarings)
-        else:
-            moved = warps.flow(velocity, self.squarings)
-        return self._posed(pose, warps.separable(moved * self.cell, self.to_voxels) + self.centres)
+        flow = warps.diffeomorphism(velocity, self.squarings)[0] if guarded else warps.flow(velocity, self.squarings)
+        return warps.separable(flow * self.cell, self.to_voxels) + self.centres
 
     def unposed(self, scans: Tensor, numbers: Tensor) -> Tensor:
         """Scans (B, C, X, Y, Z) as they would lie in the template's pose, their shape as it is."""
@@ -94,7 +96,10 @@ class Geometry:
     def _posed(self, pose: Tensor, places: Tensor) -> Tensor:
         """Places (B, 3, X, Y, Z), voxels from the scan's middle, moved by poses (B, 12): points of :attr:`shape`."""
         matrix = warps.affine_matrix(pose, self.full)
-        places = (matrix[:, :, :3] @ places.flatten(2) + matrix[:, :, 3:]).view_as(places)
+        return self.found((matrix[:, :, :3] @ places.flatten(2) + matrix[:, :, 3:]).view_as(places))
+
+    def found(self, places: Tensor) -> Tensor:
+        """Places, voxels from the scan's middle, as points for :meth:`see`."""
         return (places + self.middle) * self.scale - 0.5
 
     def see(self, volumes: Tensor, points: Tensor) -> Tensor:
@@ -105,7 +110,11 @@ class Geometry:
 
     def brightness(self, numbers: Tensor) -> Tensor:
         """exp(B g), (B, 1, X, Y, Z)."""
-        return warps.separable(self.split(numbers)[2], self.to_bright).exp()
+        return self.brightened(self.split(numbers)[2])
+
+    def brightened(self, g: Tensor) -> Tensor:
+        """exp(B g) of g (B, 1, x, y, z) at knots."""
+        return warps.separable(g, self.to_bright).exp()
 
     def look(self, appearances: Tensor, numbers: Tensor) -> Tensor:
         """sum_j a_j A_j of each animal, (B, 1, X, Y, Z)."""
@@ -138,6 +147,43 @@ def grain(volumes: Tensor) -> Tensor:
     if not volumes.numel():
         return volumes.sum()
     return torch.stack([volumes.diff(dim=axis).square().mean() for axis in (-3, -2, -1)]).sum()
+
+
+def scanned(
+    clean: Tensor, spread: Tensor | None, noise: Tensor | None, state: Mapping[str, Tensor], sd: float, black: float
+) -> Tensor:
+    """What a scanner makes of a signal, (B, 1, X, Y, Z): magnitudes with noise, or without any their mean.
+
+    Parameters
+    ----------
+    clean : torch.Tensor
+        (B, 1, X, Y, Z), the signal.
+    spread : torch.Tensor or None
+        Standard deviation of what a warp leaves unexplained, of the same shape; needed with `noise`.
+    noise : torch.Tensor or None
+        N(0, 1), (B, 3, X, Y, Z).
+    state : mapping of str to torch.Tensor
+        With ``filter_x``, ``filter_y``, ``filter_z``: matrices that colour what `spread` scales.
+    sd, black : float
+        The scanner's noise, and the signal below which scans are 0.
+    """
+    if noise is None:
+        scans = expected(clean, sd)
+    else:
+        texture, real, imaginary = noise.split(1, 1)
+        signal = clean + spread * warps.separable(texture, [state[f"filter_{axis}"] for axis in "xyz"])
+        # torch.hypot has no slope at 0, which scans without air reach
+        scans = ((signal + sd * real).square() + (sd * imaginary).square() + 1e-12).sqrt()
+    return torch.where(clean < black, 0.0, scans) if black else scans
+
+
+def noise_of(z: Tensor, shape: Shape) -> Tensor:
+    """Standard normal numbers (B, 3, X, Y, Z) for :func:`scanned`, which follow from codes (B, Z) alone."""
+    rows = []
+    for code in z.detach().cpu().contiguous():
+        seed = int.from_bytes(hashlib.sha256(code.numpy().tobytes()).digest()[:8], "little") >> 1
+        rows.append(torch.randn((3, *shape), generator=torch.Generator().manual_seed(seed)))
+    return torch.stack(rows).to(z.device)
 
 
 def expected(clean: Tensor, noise: float) -> Tensor:

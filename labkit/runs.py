@@ -10,6 +10,7 @@
         models.safetensors       encoder and generators for use and sharing
         encodings.safetensors    of an atlas, codes that were found of scans
         file_template.json       grid, header and intensity ranges of the training scans, for what is generated
+        atlas/              the run of the atlas that its G moves, if it moves one
         README.md           its card, with what chapters 4 and 5 measured
         samples/            fixed codes and scans as they change: NIfTI and montage
         events/             TensorBoard
@@ -44,6 +45,7 @@ from labkit.variants import AtlasSettings, Scale, Variant, asdict
 CHECKPOINT = "checkpoint.safetensors"
 MODELS = "models.safetensors"
 LOSSES = "losses.csv"
+OWN_ATLAS = "atlas"
 FILE_TEMPLATE = "file_template.json"
 
 
@@ -409,9 +411,19 @@ class Run:
         if codes not in names:
             raise ValueError(f"codes={codes!r} is not known; allowed: {', '.join(names)}")
         state, settings = load_state(self._written(MODELS), device), self.variant
+        noise = noise and codes == "random"
         if isinstance(settings, AtlasSettings):
-            return AtlasGenerator(Atlas(settings, state["atlas"]), self.scale.size, noise and codes == "random")
-        return self._network(networks.Generator, state[names[codes]], device)
+            return AtlasGenerator(Atlas(settings, state["atlas"]), self.scale.size, noise)
+        weights, atlas = state[names[codes]], {}
+        if settings.generator_head == "atlas":
+            try:
+                learned = {name: torch.empty_like(weights[f"head.{name}"]) for name in ("template", "appearances")}
+                atlas = {"atlas": learned | state["scanner"]}
+            except KeyError as error:
+                raise self._other_networks() from error
+        network = self._network(networks.Generator, weights, device, **atlas)
+        network.noisy = noise
+        return network
 
     def encoder(self, device: torch.device | str = "cpu") -> networks.Encoder | AtlasEncoder:
         """The encoder in evaluation mode: (B, 1, S, S, S) -> (B, Z); ``generator(codes="encoded")`` belongs to it."""
@@ -427,15 +439,18 @@ class Run:
         codes = encoder.atlas.codes(encoder.atlas.state["numbers"]).cpu()
         return dict(zip(self.config["train"]["digests"], codes, strict=True))
 
-    def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str) -> Any:
+    def _network(self, kind: type, weights: dict[str, Any], device: torch.device | str, **more: Any) -> Any:
         settings = self.variant, self.scale
         with torch.device("meta"):  # where networks take no memory, however large they would be
-            outline = {name: tensor.shape for name, tensor in kind(*settings).state_dict().items()}
+            outline = {name: tensor.shape for name, tensor in kind(*settings, **more).state_dict().items()}
         if outline != {name: tensor.shape for name, tensor in weights.items()}:
-            raise RunError(f"{self.path / MODELS} does not hold the networks that config.json describes")
-        network = kind(*settings)
+            raise self._other_networks()
+        network = kind(*settings, **more)
         network.load_state_dict(weights)
         return network.to(device).eval()
+
+    def _other_networks(self) -> RunError:
+        return RunError(f"{self.path / MODELS} does not hold the networks that config.json describes")
 
     def _written(self, name: str) -> Path:
         path = self.path / name
@@ -487,9 +502,11 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
 
 
 def find_atlas(run: Run) -> Run | None:
-    """The run itself if it is an atlas's, else the newest atlas beside it that was trained on the same scans."""
+    """The run itself if it is an atlas's, else its own, or the newest beside it that was trained on the same scans."""
     if run.variant.name == "atlas":
         return run
+    if (run.path / OWN_ATLAS / MODELS).exists():
+        return Run(run.path / OWN_ATLAS)
     if run.path.parent.name == sharing.REFERENCE and sharing.packed_run(f"{sharing.REFERENCE}/atlas"):
         load_run(f"{sharing.REFERENCE}/atlas")  # unpacked beside it
     beside = [

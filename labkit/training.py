@@ -25,7 +25,7 @@ from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import GRIDS, PAPER_N, SIMULATED, open_cohort
 from labkit.fields import whole
-from labkit.files import located, runs_folder, sweep, write_json
+from labkit.files import load_state, located, runs_folder, sweep, write_json
 from labkit.losses import draw_mix
 from labkit.recording import DivergedError, Recorder, card
 from labkit.registration import AtlasFit
@@ -152,7 +152,12 @@ def train(
         if isinstance(variant, AtlasSettings):
             learner, step = _atlas(variant, size, train_part, scans, seed, rng, team)
         else:
-            learner, step = _networks(variant, size, train_part, scans, seed, rng, team)
+            atlas = None
+            if variant.generator_head == "atlas":
+                own = train("atlas", cohort, size.name, folder / runs.OWN_ATLAS, seed=seed, device=str(device),
+                            n_train=n_train, fold=fold, size=size.size)  # fmt: skip
+                atlas = load_state(own.path / runs.MODELS, device)["atlas"]
+            learner, step = _networks(variant, size, train_part, scans, seed, rng, team, atlas)
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
         iteration = recorder.resume()
@@ -225,14 +230,22 @@ Step = Callable[[], dict[str, Tensor]]
 
 
 def _networks(
-    variant: Variant, scale: Scale, train: Cohort, scans: Tensor, seed: int, rng: torch.Generator, team: parallel.Team
+    variant: Variant,
+    scale: Scale,
+    train: Cohort,
+    scans: Tensor,
+    seed: int,
+    rng: torch.Generator,
+    team: parallel.Team,
+    atlas: Mapping[str, Tensor] | None = None,
 ) -> tuple[Learner | AtlasFit, Step]:
     """An alpha-GAN's four networks, and an iteration of them."""
     transforms = replace(AUGMENTATIONS[variant.augmentation], voxel_mm=train[0].zooms)
-    learner = Learner(variant, scale, scans.device, seed)
+    learner = Learner(variant, scale, scans.device, seed, atlas)
     learner.team = team
     step = Captured(learner)  # labkit.updates.step, on a GPU recorded and played back
-    return learner, lambda: step(draw(scans, variant, scale, transforms, rng).part(team))
+    noise = learner.G.noise_shape
+    return learner, lambda: step(draw(scans, variant, scale, transforms, rng, noise).part(team))
 
 
 def _atlas(
@@ -253,8 +266,15 @@ def _atlas(
     return learner, lambda: learner.step(learner.draw(rng))
 
 
-def draw(scans: Tensor, variant: Variant, scale: Scale, transforms: Augmentation, rng: torch.Generator) -> Draws:
-    """Everything random of one iteration, in a fixed order: scans, augmented, codes, and the penalties' places.
+def draw(
+    scans: Tensor,
+    variant: Variant,
+    scale: Scale,
+    transforms: Augmentation,
+    rng: torch.Generator,
+    noise_shape: tuple[int, ...] | None = None,
+) -> Draws:
+    """Everything random of one iteration, in a fixed order: scans, augmented, codes, the penalties' places, noise.
 
     `scans` are the training scans on the device, (N, 1, S, S, S) in [-1, 1]; fewer than a batch are repeated.
     """
@@ -269,8 +289,10 @@ def draw(scans: Tensor, variant: Variant, scale: Scale, transforms: Augmentation
         return torch.randn(n, variant.latent_dim, generator=rng, device=scans.device)
 
     x_real, z_rand, x_critic, z_critic, z_code = some_scans(), codes(), some_scans(), codes(), codes()
-    mixes = (draw_mix(like, rng) for like in (x_critic, x_critic, z_code))
-    return Draws(x_real, z_rand, x_critic, z_critic, z_code, *mixes)
+    mixes = [draw_mix(like, rng) for like in (x_critic, x_critic, z_code)]
+    noise = torch.randn(n, 4, *noise_shape, generator=rng, device=scans.device) if noise_shape else None
+    views = torch.rand(n, 5, 5, generator=rng, device=scans.device) if variant.critic_augmentation else None
+    return Draws(x_real, z_rand, x_critic, z_critic, z_code, *mixes, noise, views)
 
 
 def choose_scale(name: str, device: torch.device) -> str:

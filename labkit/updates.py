@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +23,19 @@ CALIBRATION = 64
 """Scans or codes from which the batch norms of a network in use take their statistics."""
 
 
+R1_EVERY = 16
+"""Iterations between two penalties at real scans, each with the weight of all (Karras et al. 2020, arXiv 1912.04958)."""
+
+SHIFT, BRIGHTER = 1 / 16, 0.2
+"""By how much of its side a scan is shifted at most, and by how much brightened, before an augmented D sees it."""
+
+
 class Draws(NamedTuple):
-    """Everything random of one iteration: scans (B, 1, S, S, S), codes (B, Z), and places of penalties in [0, 1]."""
+    """Everything random of one iteration: scans (B, 1, S, S, S), codes (B, Z), and places of penalties in [0, 1].
+
+    Where G is a scanner's too, the noise of four batches of generated scans, N(0, 1); where D's view is augmented, what
+    happens to five batches, uniform in [0, 1]. Both in the order in which D sees them.
+    """
 
     x_real: Tensor  # of the update of (E, G)
     z_rand: Tensor
@@ -34,22 +45,29 @@ class Draws(NamedTuple):
     mix_rec: Tensor  # (B, 1, 1, 1, 1), between x and G(z_enc)
     mix_rand: Tensor  # (B, 1, 1, 1, 1), between x and G(z_rand)
     mix_code: Tensor  # (B, 1), between z_enc and z_rand
+    noise: Tensor | None = None  # (B, 4, 3, X, Y, Z)
+    views: Tensor | None = None  # (B, 5, 5)
 
     def part(self, team: parallel.Team) -> Draws:
         """What one process of a team computes of it."""
-        return Draws(*map(team.part, self))
+        return Draws(*(None if value is None else team.part(value) for value in self))
 
 
 class Learner:
     """Four networks, their optimisers, and the moving average of G, on a device.
 
-    Initial weights are drawn by `seed` on the CPU, so that every device starts alike.
+    Initial weights are drawn by `seed` on the CPU, so that every device starts alike. `atlas` is what a G begins with
+    that moves one (:class:`labkit.networks.AtlasHead`).
     """
 
-    def __init__(self, variant: Variant, scale: Scale, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self, variant: Variant, scale: Scale, device: torch.device, seed: int = 0,
+        atlas: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.variant, self.scale, self.device, self.team = variant, scale, device, parallel.ALONE
         self.precision = choose_precision(scale.precision, device)
-        self.E, self.G, self.D, self.C = (n.to(device) for n in networks.build(variant, scale, seed))
+        self.E, self.G, self.D, self.C = (n.to(device) for n in networks.build(variant, scale, seed, atlas))
+        self.scanner = {name: atlas[name].cpu() for name in networks.SCANNER if name in atlas} if atlas else {}
         self.networks: dict[str, nn.Module] = {"E": self.E, "G": self.G, "D": self.D, "C": self.C}
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[variant.optimiser]
         self.optimisers = {
@@ -94,15 +112,14 @@ class Learner:
         with self.autocast():
             encoder = calibrated(self.E, parts)
             encoded = [encoder(part) for part in parts]
-            return {
-                "E": encoder,
-                "G": calibrated(self.average, random.split(self.scale.batch_size)),
-                "G_encoded": calibrated(self.G, encoded),
-            }
+            generator = calibrated(self.average, random.split(self.scale.batch_size))
+            generator.noisy = True
+            return {"E": encoder, "G": generator, "G_encoded": calibrated(self.G, encoded)}
 
     def in_use(self, scans: Tensor) -> dict[str, Any]:
-        """What is kept for use: the weights of :meth:`evaluators`."""
-        return {name: network.state_dict() for name, network in self.evaluators(scans).items()}
+        """What is kept for use: the weights of :meth:`evaluators`, and what is left as it was of an atlas."""
+        weights = {name: network.state_dict() for name, network in self.evaluators(scans).items()}
+        return weights | ({"scanner": self.scanner} if self.scanner else {})
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: networks, average, optimisers."""
@@ -133,6 +150,18 @@ class Learner:
             return tuple(network(batch) for batch in batches)
         return network(torch.cat(batches)).chunk(len(batches))
 
+    def generated(self, *codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Scans of codes, a batch of them for each, with `noise` (B, batches, ...) where G is a scanner's too."""
+        if noise is None:
+            return self.each("G", *codes)
+        return self.G(torch.cat(codes), noise.transpose(0, 1).flatten(0, 1)).chunk(len(codes))
+
+    def viewed(self, views: Tensor | None, *batches: Tensor) -> tuple[Tensor, ...]:
+        """Batches of scans as an augmented D sees them, the places of a scan in `views` (B, batches, 5)."""
+        if views is None:
+            return batches
+        return tuple(view(batch, some) for batch, some in zip(batches, views.unbind(1), strict=True))
+
     @contextlib.contextmanager
     def updating(self, *names: str) -> Iterator[None]:
         """Let gradients reach only these networks, and compute each spectral norm once, for as long as it lasts."""
@@ -141,6 +170,22 @@ class Learner:
             network.zero_grad(set_to_none=True)
         with parametrize.cached():
             yield
+
+
+def view(x: Tensor, draws: Tensor) -> Tensor:
+    """Shift, mirror along the first axis, and brighten cubes (B, 1, S, S, S) by draws (B, 5) in [0, 1].
+
+    Whole voxels, by products with matrices of zeros and ones: nothing is blurred, and gradients are products too.
+    """
+    size, places = x.shape[-1], torch.arange(x.shape[-1], device=x.device)
+    shift = ((2 * draws[:, :3] - 1) * SHIFT * size).round()[:, :, None, None]
+    wanted = (places[:, None] - places == shift).to(x.dtype)  # (B, 3, S, S): row i takes voxel i - shift
+    mirrored = torch.where(draws[:, 3, None, None] < 0.5, wanted[:, 0].flip(2), wanted[:, 0])
+    above = (x + 1)[:, 0]  # what is shifted in is background, -1
+    above = (mirrored @ above.flatten(2)).view_as(above)
+    above = wanted[:, None, 1] @ above @ wanted[:, None, 2].transpose(2, 3)
+    factor = 1 + BRIGHTER * (2 * draws[:, 4, None, None, None] - 1)
+    return (above * factor - 1)[:, None]
 
 
 def calibrated(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
@@ -171,20 +216,26 @@ def step(learner: Learner, draws: Draws) -> dict[str, Tensor]:
 
 def three_updates(learner: Learner, draws: Draws) -> dict[str, Tensor]:
     """An update of (E, G), one of D, one of C; the average of G, whose weight changes every iteration, is `step`'s."""
-    logged = update_encoder_generator(learner, draws.x_real, draws.z_rand)
-    of_critic, z_enc = update_discriminator(learner, draws.x_critic, draws.z_critic, draws.mix_rec, draws.mix_rand)
+    noise, views = (
+        [None, None] if part is None else part.split(n, 1) for part, n in ((draws.noise, (2, 2)), (draws.views, (2, 3)))
+    )
+    logged = update_encoder_generator(learner, draws.x_real, draws.z_rand, noise[0], views[0])
+    mixes = draws.mix_rec, draws.mix_rand
+    of_critic, z_enc = update_discriminator(learner, draws.x_critic, draws.z_critic, *mixes, noise[1], views[1])
     of_code = update_code_discriminator(learner, z_enc, draws.z_code, draws.mix_code)
     return logged | of_critic | of_code
 
 
-def update_encoder_generator(learner: Learner, x_real: Tensor, z_rand: Tensor) -> dict[str, Tensor]:
+def update_encoder_generator(
+    learner: Learner, x_real: Tensor, z_rand: Tensor, noise: Tensor | None = None, views: Tensor | None = None
+) -> dict[str, Tensor]:
     """Make L_G smaller: equation 2, 5 or 6."""
     variant = learner.variant
     with learner.updating("E", "G"):
         with learner.autocast():
             z_enc = learner.E(x_real)
-            x_rec, x_rand = learner.each("G", z_enc, z_rand)
-            d_rec, d_rand = learner.each("D", x_rec, x_rand)
+            x_rec, x_rand = learner.generated(z_enc, z_rand, noise=noise)
+            d_rec, d_rand = learner.each("D", *learner.viewed(views, x_rec, x_rand))
             c_enc = learner.C(z_enc)
         terms = losses.reconstruction_terms(
             x_real, x_rec, variant.reconstruction_weights, variant.gdl_reduction, variant.gdl_gradient
@@ -212,7 +263,13 @@ def update_encoder_generator(learner: Learner, x_real: Tensor, z_rand: Tensor) -
 
 
 def update_discriminator(
-    learner: Learner, x_real: Tensor, z_rand: Tensor, mix_rec: Tensor, mix_rand: Tensor
+    learner: Learner,
+    x_real: Tensor,
+    z_rand: Tensor,
+    mix_rec: Tensor,
+    mix_rand: Tensor,
+    noise: Tensor | None = None,
+    views: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Make L_D smaller: equation 4. Also returns the encoded codes, for C."""
     variant = learner.variant
@@ -220,15 +277,21 @@ def update_discriminator(
         with learner.autocast():
             with torch.no_grad():
                 z_enc = learner.E(x_real)
-                x_rec, x_rand = learner.each("G", z_enc, z_rand)
+                x_rec, x_rand = learner.generated(z_enc, z_rand, noise=noise)
+                x_rec, x_rand, x_real = learner.viewed(views, x_rec, x_rand, x_real)
             d_rec, d_rand, d_real = learner.each("D", x_rec, x_rand, x_real)
+            penalty, weight = d_real.new_zeros(()), variant.lambda1
             points = losses.points_between(x_real, x_rec, mix_rec), losses.points_between(x_real, x_rand, mix_rand)
-            if learner.batch_free["D"]:
+            if variant.r1:
+                weight = variant.r1
+                if learner.averaged % R1_EVERY == 0:
+                    penalty = R1_EVERY * losses.zero_norm_penalty(learner.D.input_gradient(x_real))
+            elif learner.batch_free["D"]:
                 # the sum of two penalties, each a mean over its half of this batch
                 penalty = 2 * losses.unit_norm_penalty(learner.D.input_gradient(torch.cat(points)))
             else:
                 penalty = sum(losses.unit_norm_penalty(learner.D.input_gradient(x)) for x in points)
-        loss = losses.critic_loss(d_real, d_rec, d_rand, penalty, variant.lambda1)  # (4)
+        loss = losses.critic_loss(d_real, d_rec, d_rand, penalty, weight)  # (4)
         learner.backward(loss, "D")
     learner.optimisers["D"].step()
     with torch.no_grad():
@@ -243,6 +306,8 @@ def update_discriminator(
 
 def update_code_discriminator(learner: Learner, z_enc: Tensor, z_rand: Tensor, mix: Tensor) -> dict[str, Tensor]:
     """Make L_C smaller: equation 3."""
+    if learner.variant.sphere_codes:
+        z_rand = networks.on_sphere(z_rand)
     with learner.updating("C"):
         with learner.autocast():
             # two calls: C may hold a batch norm, and is small enough for it not to matter

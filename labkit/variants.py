@@ -66,6 +66,20 @@ class Variant:
         Optimiser steps of G on the same gradients an iteration: 1; the released code takes 2.
     augmentation : str
         "full": all of the paper's transforms; "flip": the baseline's flip alone.
+    generator_head : str
+        How G ends. "voxels", the paper's: a convolution and tanh give grey values. "atlas": a warp, a brightness and
+        weights of appearances, at a quarter of the resolution, which move the template of an atlas of the training
+        scans, and a residual at full resolution (:class:`labkit.networks.AtlasHead`).
+    residual : float
+        Of such a head: by how much, grey values of [0, 1], G may depart from what it moved.
+    r1 : float
+        Weight of half the squared gradient of D at real scans, every :data:`labkit.updates.R1_EVERY` iterations, in
+        the place of both of D's penalties (Mescheder et al. 2018, arXiv 1801.04406); 0 is the paper's penalties.
+    critic_augmentation : bool
+        Shift, mirror and brighten what D sees, real and generated alike (Zhao et al. 2020, arXiv 2006.10738).
+    sphere_codes : bool
+        Codes of E, and those that C compares them with, have the length that random ones have on average: a G that
+        feels no length (:attr:`feels_length`) loses nothing, and C has only directions to look at.
 
     Raises
     ------
@@ -103,6 +117,11 @@ class Variant:
     weight_decay: float = number(0, default=0.0)
     generator_steps: int = number(1, 10, default=1)
     augmentation: str = one_of("full", "flip", default="full")
+    generator_head: str = one_of("voxels", "atlas", default="voxels")
+    residual: float = number(0, 1, default=0.2)
+    r1: float = number(0, default=0.0)
+    critic_augmentation: bool = False
+    sphere_codes: bool = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -315,9 +334,9 @@ def resolve(
     >>> variant, scale = labkit.resolve("sigmarat2", "laptop", latent_dim=1000, discriminator_norm="none")
     >>> variant.latent_dim, scale.size
     (1000, 32)
-    >>> labkit.resolve("sigmarat3", "laptop")
+    >>> labkit.resolve("sigmarat4", "laptop")
     Traceback (most recent call last):
-    ValueError: unknown model 'sigmarat3': did you mean 'sigmarat2'? allowed are adni, sigmarat1, sigmarat2,
+    ValueError: unknown model 'sigmarat4': did you mean 'sigmarat3'? allowed are adni, sigmarat1, sigmarat2, sigmarat3,
     sigmarat2_released, atlas
     """
     if isinstance(model, str):
@@ -410,11 +429,13 @@ VARIANTS: dict[str, Variant] = {
         _ADNI,
         _SIGMARAT1,
         _SIGMARAT2,
+        # ours: the losses and networks of SigmaRat2, whose G moves an atlas instead of making every voxel
+        replace(_SIGMARAT2, name="sigmarat3", generator_head="atlas"),
         # what the released code trains under SigmaRat2's name: no gradient from the GDL, two steps of G an iteration
         replace(_SIGMARAT2, name="sigmarat2_released", gdl_gradient=False, gdl_reduction="sum", generator_steps=2),
     )
 }
-"""The paper's models by name, and what its release trains."""
+"""The paper's models by name, ours that is trained as they are, and what the release trains."""
 
 MODELS = (*VARIANTS, "atlas")
 """Names of all models."""

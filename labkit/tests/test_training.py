@@ -237,7 +237,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(ra
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("sigmarat3", {}, "did you mean 'sigmarat"),
+        ("sigmarat4", {}, "did you mean 'sigmarat"),
         ("sigmarat2", {"scale": "huge"}, "allowed are smoke, laptop, reference, paper"),
         ("sigmarat2", {"device": "gpu"}, "device 'gpu' is not known"),
         ("sigmarat2", {"latentdim": 3}, "did you mean 'latent_dim'"),

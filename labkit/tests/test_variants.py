@@ -97,7 +97,7 @@ def test_values_as_a_command_line_gives_them_are_understood(given, kept):
 @pytest.mark.parametrize(
     ("arguments", "overrides", "words"),
     [
-        (("sigmarat3", "smoke"), {}, ["'sigmarat3'", "did you mean 'sigmarat2", "adni", "sigmarat1", "released"]),
+        (("sigmarat4", "smoke"), {}, ["'sigmarat4'", "did you mean 'sigmarat3", "adni", "sigmarat1", "released"]),
         (("SigmaRat2", "smoke"), {}, ["did you mean 'sigmarat2'"]),
         (("adni", "laptp"), {}, ["'laptp'", "did you mean 'laptop'", "paper", "smoke"]),
         (("adni", "smoke"), {"latentdim": 5}, ["'latentdim'", "did you mean 'latent_dim'", "base_channels", "lr"]),
