@@ -154,9 +154,9 @@ def train(
         else:
             atlas = None
             if variant.generator_head == "atlas":
-                own = train("atlas", cohort, size.name, folder / runs.OWN_ATLAS, seed=seed, device=str(device),
-                            n_train=n_train, fold=fold, size=size.size)  # fmt: skip
-                atlas = load_state(own.path / runs.MODELS, device)["atlas"]
+                fitted = train("atlas", cohort, size.name, folder / runs.OWN_ATLAS, seed=seed, device=str(device),
+                               n_train=n_train, fold=fold, size=size.size)  # fmt: skip
+                atlas = load_state(fitted.path / runs.MODELS, device)["atlas"]
             learner, step = _networks(variant, size, train_part, scans, seed, rng, team, atlas)
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
@@ -289,10 +289,10 @@ def draw(
         return torch.randn(n, variant.latent_dim, generator=rng, device=scans.device)
 
     x_real, z_rand, x_critic, z_critic, z_code = some_scans(), codes(), some_scans(), codes(), codes()
-    mixes = [draw_mix(like, rng) for like in (x_critic, x_critic, z_code)]
+    mix_rec, mix_rand, mix_code = (draw_mix(like, rng) for like in (x_critic, x_critic, z_code))
     noise = torch.randn(n, 4, *noise_shape, generator=rng, device=scans.device) if noise_shape else None
     views = torch.rand(n, 5, 5, generator=rng, device=scans.device) if variant.critic_augmentation else None
-    return Draws(x_real, z_rand, x_critic, z_critic, z_code, *mixes, noise, views)
+    return Draws(x_real, z_rand, x_critic, z_critic, z_code, mix_rec, mix_rand, mix_code, noise, views)
 
 
 def choose_scale(name: str, device: torch.device) -> str:

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from labkit import losses, networks, parallel
+from labkit.atlas_head import SCANNER
 from labkit.variants import Scale, Variant
 
 CALIBRATION = 64
@@ -24,7 +25,8 @@ CALIBRATION = 64
 
 
 R1_EVERY = 16
-"""Iterations between two penalties at real scans, each with the weight of all (Karras et al. 2020, arXiv 1912.04958)."""
+"""Iterations from one penalty at real scans to the next, which weighs as much as all (Karras et al. 2020, arXiv
+1912.04958)."""
 
 SHIFT, BRIGHTER = 1 / 16, 0.2
 """By how much of its side a scan is shifted at most, and by how much brightened, before an augmented D sees it."""
@@ -57,7 +59,7 @@ class Learner:
     """Four networks, their optimisers, and the moving average of G, on a device.
 
     Initial weights are drawn by `seed` on the CPU, so that every device starts alike. `atlas` is what a G begins with
-    that moves one (:class:`labkit.networks.AtlasHead`).
+    that moves one (:class:`labkit.atlas_head.AtlasHead`).
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Learner:
         self.variant, self.scale, self.device, self.team = variant, scale, device, parallel.ALONE
         self.precision = choose_precision(scale.precision, device)
         self.E, self.G, self.D, self.C = (n.to(device) for n in networks.build(variant, scale, seed, atlas))
-        self.scanner = {name: atlas[name].cpu() for name in networks.SCANNER if name in atlas} if atlas else {}
+        self.scanner = {name: atlas[name].cpu() for name in SCANNER if name in atlas} if atlas else {}
         self.networks: dict[str, nn.Module] = {"E": self.E, "G": self.G, "D": self.D, "C": self.C}
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[variant.optimiser]
         self.optimisers = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,8 +11,10 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from labkit import networks
-from labkit.atlas import Geometry
+from labkit.atlas_head import AtlasHead
 from labkit.layers import FirstConv3d, UpsamplingConv3d
+from labkit.rendering import Geometry
+from labkit.updates import R1_EVERY
 from labkit.variants import AtlasSettings, Scale, Variant
 
 if TYPE_CHECKING:
@@ -40,14 +43,41 @@ def summary(network: nn.Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
     network.eval()  # neither power iterations nor running statistics move
     try:
         with torch.no_grad():
-            for part in (*network.blocks, network.head):
-                x = part(x)
+            features = x
+            for part in network.blocks if _moves(network) else (*network.blocks, network.head):
+                features, x = x, part(x)
                 label = _block_label(part) if isinstance(part, networks.Block) else _layer_label(part)
                 label += ", tanh" if isinstance(network, networks.Generator) and part is network.head else ""
                 rows.append(LayerRow(label, tuple(x.shape), sum(p.numel() for p in part.parameters())))
+            if _moves(network):
+                rows += _head_rows(network.head, features, x)
     finally:
         network.train(was_training)
     return rows
+
+
+def _moves(network: nn.Module) -> bool:
+    """Whether a network ends by moving a template."""
+    return isinstance(network.head, AtlasHead)
+
+
+def _head_rows(head: AtlasHead, features: torch.Tensor, last: torch.Tensor) -> list[LayerRow]:
+    """What such an end is made of, for features a quarter as fine as the scan and what the last block put out."""
+    n, pooled = len(features), math.prod(head.pooled)
+    parts: list[tuple[str, nn.Module | None, torch.Tensor]] = [
+        ("velocity, log-brightness", head.field, features),
+        ("weights of appearances", head.weights, features.new_zeros(n, features.shape[1] * pooled)),
+        ("residual", head.residual, last),
+    ]
+    rows = [
+        LayerRow(f"{name}: {_layer_label(layer)}", tuple(layer(x).shape), sum(p.numel() for p in layer.parameters()))
+        for name, layer, x in parts
+        if layer is not None
+    ]
+    for name, learned in (("template", head.template), ("appearances", head.appearances)):
+        rows.append(LayerRow(f"{name}, learned", (n, *learned.shape[-4:]), learned.numel()))
+    scan = head(features, last)[0]
+    return [*rows, LayerRow("template, moved", tuple(scan.shape), 0)]
 
 
 def _layer_label(layer: nn.Module) -> str:
@@ -161,14 +191,35 @@ def equations(variant: Variant | AtlasSettings) -> str:
     # a line a term, so that the equation fits a phone; of "\\\\" Sphinx makes another environment, which takes no tag
     terms = "".join(rf" \cr & + {weight:g}\, {names[term]}" for term, weight in weights.items())
     penalty = rf"{variant.lambda1:g}\, L"
+    of_d = (
+        rf"{variant.r1 / 2:g}\, \mathbb{{E}}\lVert \nabla D(x) \rVert^2"
+        if variant.r1
+        else rf"{penalty}_{{GP\text{{-}}D}}"
+    )
     lines = [
         r"$$ L_{GD} = -\mathbb{E}[D(G(z_e))] - \mathbb{E}[D(G(z_r))] \tag{1} $$",
         rf"$$ \begin{{aligned}} L_{{G}} = {{}} & L_{{GD}} - \mathbb{{E}}[C(z_e)]{terms} \end{{aligned}} "
         rf"\tag{{{_number(weights)}}} $$",
         rf"$$ L_C = \mathbb{{E}}[C(z_e)] - \mathbb{{E}}[C(z_r)] + {penalty}_{{GP\text{{-}}C}} \tag{{3}} $$",
-        rf"$$ L_D = -L_{{GD}} - 2\,\mathbb{{E}}[D(x)] + {penalty}_{{GP\text{{-}}D}} \tag{{4}} $$",
+        rf"$$ L_D = -L_{{GD}} - 2\,\mathbb{{E}}[D(x)] + {of_d} \tag{{4}} $$",
     ]
     notes = []
+    if variant.generator_head == "atlas":
+        template = r"\bigl(T + \textstyle\sum_j a_j A_j\bigr) \circ \exp(v)"
+        lines.insert(0, rf"$$ G(z) = \bigl\lvert\, e^{{B g}} \, {template} + r + \mathrm{{noise}} \,\bigr\rvert $$")
+        notes.append(
+            "G moves the template T of an atlas of the training scans: it makes velocity v, log-brightness g, weights "
+            f"a of appearances A and a residual r of at most {variant.residual:g} grey values of [0, 1]; T and A are "
+            "trained on. The noise is the atlas's."
+        )
+    if variant.r1:
+        notes.append(
+            f"The penalty of D is taken at real scans, every {R1_EVERY}th iteration with {R1_EVERY} times its weight."
+        )
+    if variant.critic_augmentation:
+        notes.append("D sees scans, real and generated, shifted, mirrored and brightened at random.")
+    if variant.sphere_codes:
+        notes.append("Codes of E, and random ones that C sees, all have the same length.")
     if "gdl" in weights:
         kind = {"sum": "summed over voxels and batch", "mean": "averaged over voxels and batch"}[variant.gdl_reduction]
         trained = "" if variant.gdl_gradient else ", added as a plain number that no gradient flows through"
