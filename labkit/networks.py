@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from labkit.atlas_head import AtlasHead
 from labkit.layers import (
     DenseLayer,
     FirstConv3d,
@@ -33,8 +33,8 @@ from labkit.layers import (
     exact_weight,
     spectral_norm,
 )
-from labkit.rendering import noise_of
-from labkit.variants import Scale, Variant
+from labkit.rendering import SPACING, AtlasHead, no_atlas, noise_of
+from labkit.variants import AtlasSettings, Scale, Variant
 
 
 class Block(nn.Module):
@@ -95,7 +95,7 @@ def inside(x: Tensor, margins: tuple[int, ...]) -> Tensor:
 class Generator(nn.Module):
     """G: code to scan; `variant` gives latent size, norm, slope and how it ends, `scale` size and width.
 
-    `atlas` is what an :class:`labkit.atlas_head.AtlasHead` begins with. With `noisy`, which in evaluation makes a
+    `atlas` is what an :class:`labkit.rendering.AtlasHead` begins with. With `noisy`, which in evaluation makes a
     difference to such a head alone, each scan has the noise that follows from its code.
     """
 
@@ -109,7 +109,12 @@ class Generator(nn.Module):
         lean = scale.activation_checkpointing
         self.blocks = nn.ModuleList(Block(layer, norm, spectral, slope, lean) for layer in layers)
         if variant.generator_head == "atlas":
-            self.head: nn.Module = AtlasHead(widths[-2], widths[-1], scale, variant.residual, atlas)
+            settings = AtlasSettings(iterations=1, knot_spacing=SPACING, brightness_spacing=SPACING)
+            if atlas is None:  # for whoever asks what layers there are
+                atlas = no_atlas(scale, settings.appearances)
+            fine, coarse, count = atlas["template"].shape[2], int(atlas["shape"][0]), len(atlas["appearances"])
+            settings = replace(settings, appearances=count, template_factor=fine // coarse)
+            self.head: nn.Module = AtlasHead(widths[-2], widths[-1], scale, settings, variant.residual, atlas)
         else:
             self.head = spectral_norm(UpsamplingConv3d(widths[-1], 1), spectral)
         self.margins = margins(scale)
@@ -279,7 +284,7 @@ def build(variant: Variant, scale: Scale, seed: int = 0, atlas: Mapping[str, Ten
     seed : int
         Of the initial weights and power iterations; the global random state is left as it was.
     atlas : mapping of str to torch.Tensor, optional
-        What an :class:`labkit.atlas_head.AtlasHead` begins with.
+        What an :class:`labkit.rendering.AtlasHead` begins with.
 
     Returns
     -------

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from labkit import losses, networks, parallel
-from labkit.atlas_head import SCANNER
+from labkit.rendering import SCANNER
 from labkit.variants import Scale, Variant
 
 CALIBRATION = 64
@@ -59,7 +59,7 @@ class Learner:
     """Four networks, their optimisers, and the moving average of G, on a device.
 
     Initial weights are drawn by `seed` on the CPU, so that every device starts alike. `atlas` is what a G begins with
-    that moves one (:class:`labkit.atlas_head.AtlasHead`).
+    that moves one (:class:`labkit.rendering.AtlasHead`).
     """
 
     def __init__(

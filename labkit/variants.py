@@ -69,7 +69,7 @@ class Variant:
     generator_head : str
         How G ends. "voxels", the paper's: a convolution and tanh give grey values. "atlas": a warp, a brightness and
         weights of appearances, at a quarter of the resolution, which move the template of an atlas of the training
-        scans, and a residual at full resolution (:class:`labkit.atlas_head.AtlasHead`).
+        scans, and a residual at full resolution (:class:`labkit.rendering.AtlasHead`).
     residual : float
         Of such a head: by how much, grey values of [0, 1], G may depart from what it moved.
     r1 : float

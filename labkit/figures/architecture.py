@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from labkit import networks
-from labkit.atlas_head import AtlasHead
 from labkit.layers import FirstConv3d, UpsamplingConv3d
-from labkit.rendering import Geometry
+from labkit.rendering import AtlasHead, Geometry
 from labkit.updates import R1_EVERY
 from labkit.variants import AtlasSettings, Scale, Variant
 

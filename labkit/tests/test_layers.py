@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MATHS = {"variants", "fields", "layers", "networks", "losses", "updates", "capture", "published"}
-MATHS |= {"warps", "rendering", "atlas", "atlas_head", "parallel"}
+MATHS |= {"warps", "rendering", "atlas", "parallel"}
 GROUND = {"files", "fields", "warps"}  # what data may use of the hall: no model, no run
 WINGS = ["data", "evidence", "figures", "widgets"]  # each may import those before it, the hall after data
 FLOORS = 8
