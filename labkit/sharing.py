@@ -43,15 +43,21 @@ REPOSITORY = Path(__file__).resolve().parents[1] / "book" / "reference" / "runs"
 
 STEPS = {
     "E/": 0.4,
+    "G_encoded/head.template": 0.02,
+    "G_encoded/head.appearances": 0.4,
+    "G/head.template": 0.02,
+    "G/head.appearances": 0.4,
     "G_encoded/": 0.2,
     "G/": 0.2,
     "atlas/template": 0.02,
     "atlas/appearances": 0.4,
     "atlas/spread": 0.05,
     "atlas/label_logits": 0.2,
+    "scanner/spread": 0.05,
+    "scanner/label_logits": 0.2,
 }
 """Size of a step by the beginning of a tensor's name, in standard deviations of a channel; others are kept as they are.
-What E rounds is spread over all that a code sums up, and may be coarser."""
+What E rounds is spread over all that a code sums up, and may be coarser; the first that fits counts."""
 
 GREY = {"atlas/basis": 0.0025, "atlas/numbers": 0.05}
 """The same of an atlas's numbers, in grey values that they move: most hardly move any. A scan sums up all of its code,

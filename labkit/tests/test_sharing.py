@@ -26,7 +26,7 @@ def packed(run, folder):
     return folder
 
 
-@pytest.fixture(params=["sigmarat2", "atlas"])
+@pytest.fixture(params=["sigmarat2", "sigmarat3", "atlas"])
 def run(request, rats, tmp_path_factory):
     return labkit.train(request.param, rats, "smoke", tmp_path_factory.mktemp("runs") / request.param, iterations=20)
 
