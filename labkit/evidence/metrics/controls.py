@@ -50,14 +50,14 @@ def controls(train: Cohort, n: int, seed: int = 0) -> dict[str, Cohort]:
         torch.cat([elastic(part, None, rng)[0] for part in unit[chosen].split(8)]),
     )
     like = [scans[place] for place in chosen.tolist()]
-    return {name: _cohort(name, train, like, volumes) for name, volumes in zip(CONTROLS, made, strict=True)}
+    return {name: in_memory(name, train, like, volumes) for name, volumes in zip(CONTROLS, made, strict=True)}
 
 
 def _in_unit(scan: Scan) -> np.ndarray:
     return (scan.image - scan.origin.low) / (scan.origin.high - scan.origin.low)  # no scan is constant
 
 
-def _cohort(name: str, train: Cohort, like: list[Scan], unit: Tensor) -> Cohort:
+def in_memory(name: str, train: Cohort, like: list[Scan], unit: Tensor) -> Cohort:
     """Scans (N, 1, X, Y, Z) in [0, 1] as a cohort in memory, each with the intensity range of one of `like`."""
     scans = []
     for place, (scan, volume) in enumerate(zip(like, unit.clamp(0, 1)[:, 0].numpy(), strict=True)):
