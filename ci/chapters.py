@@ -22,7 +22,7 @@ from labkit.data.sources import SIMULATED
 from labkit.sharing import REFERENCE, packed_run
 
 BOOK = ROOT / "book"
-MODELS = ("adni", "sigmarat1", "sigmarat2", "atlas")
+MODELS = ("adni", "sigmarat1", "sigmarat2", "sigmarat3", "atlas")
 
 JOBS = {"smoke": 2, "reference": 2, "laptop": 1, "paper": 1}
 """Chapters executed at a time: larger ones need the whole machine, and measure how fast it is."""

@@ -143,6 +143,7 @@ def models_table() -> str:
             "norms in G, D, E, C": ", ".join(getattr(variant, f"{name}_norm") for name in networks.values()),
             "spectral norms in": ", ".join(spectral) or "none",
             "λ₁, λ₂, λ₃": ", ".join(weights),
+            "G makes": {"voxels": "every voxel", "atlas": "a warp of an atlas"}[variant.generator_head],
             "reconstruction": " + ".join(f"{subscripts[w]} {term}" for term, w in terms.items()),
             "optimiser": {"adam": "Adam", "adamw": "AdamW"}[variant.optimiser] + decay,
             "augmentation": {"full": "all six transforms", "flip": "the flip alone"}[variant.augmentation],

@@ -32,6 +32,12 @@ CONTROLS = {
 }
 """What a card calls chapter 4's generators that learned nothing."""
 
+OURS = {
+    "atlas": "a template that is warped, of this study",
+    "sigmarat3": "a 3-D alpha-GAN whose generator warps a template, of this study",
+}
+"""Models that are not the paper's, and what they are."""
+
 PAPER = (
     "A. Ferreira, R. Magalhães, S. Mériaux, V. Alves. Generation of Synthetic Rat Brain MRI Scans with a 3D Enhanced "
     "Alpha Generative Adversarial Network. Applied Sciences 12(10):4844, 2022. doi 10.3390/app12104844"
@@ -97,14 +103,14 @@ def _about_folder(run: Run, made: Mapping[str, Any], labels: bool) -> str:
 def _about_run(run: Run, fingerprint: str) -> str:
     """Model, size, time and machine, and how well held-out scans come back."""
     variant, scale, template = run.variant, run.scale, run.file_template
-    atlas = variant.name == "atlas"
+    kind = OURS.get(variant.name, "a 3-D alpha-GAN")
     voxels, zooms = (" × ".join(f"{n:g}" for n in numbers) for numbers in (template.shape, template.zooms))
     try:
         sittings = run.provenance["sittings"]
     except (OSError, ValueError, KeyError):
         sittings = []
     rows = {
-        "model": f"`{variant.name}`, " + ("a template that is warped, of this study" if atlas else "a 3-D alpha-GAN"),
+        "model": f"`{variant.name}`, {kind}",
         "scale": f"{plain(scale.name)}: cubes of {scale.size}³ voxels",
         "scans": f"{voxels} voxels of {zooms} mm (right, superior, anterior), kind {plain(template.suffix or 'T2w')}",
         "iterations": f"{sittings[-1]['to']} of {scale.iterations}" if sittings else "not kept",
@@ -281,7 +287,7 @@ shown that it helps.
 
 
 def _citation(run: Run) -> str:
-    atlas = run.variant.name == "atlas"
-    ours = " Its model `atlas` is this study's own, not the paper's." if atlas else ""
+    name = run.variant.name
+    ours = f" Its model `{name}` is this study's own, not the paper's." if name in OURS else ""
     lines = [f"- The paper: {PAPER}.{ours}", *(f"- The data: {plain(one)}" for one in _references(_data(run)))]
     return "\n".join(["## Citation", "", *lines, "- The software: labkit, an open study of synthetic rat brain MRI."])
