@@ -253,6 +253,12 @@ class Run:
         return settings_of(self.config["variant"])
 
     @property
+    def own_atlas(self) -> Run | None:
+        """The run of the atlas whose template its generator moves, in its own folder, if it moves one."""
+        there = getattr(self.variant, "generator_head", "") == "atlas" and (self.path / OWN_ATLAS / MODELS).exists()
+        return Run(self.path / OWN_ATLAS) if there else None
+
+    @property
     def scale(self) -> Scale:
         """The resolved scale."""
         return from_dict(Scale, self.config["scale"])
@@ -505,8 +511,8 @@ def find_atlas(run: Run) -> Run | None:
     """The run itself if it is an atlas's, else its own, or the newest beside it that was trained on the same scans."""
     if run.variant.name == "atlas":
         return run
-    if (run.path / OWN_ATLAS / MODELS).exists():
-        return Run(run.path / OWN_ATLAS)
+    if (own := run.own_atlas) is not None:
+        return own
     if run.path.parent.name == sharing.REFERENCE and sharing.packed_run(f"{sharing.REFERENCE}/atlas"):
         load_run(f"{sharing.REFERENCE}/atlas")  # unpacked beside it
     beside = [

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 KINDS = {"none": ("real scans alone", BLUE), "teacher": ("+ synthetic", ORANGE), "gaussian": ("+ Gaussian", PURPLE),
          "elastic": ("+ random warps", GREY), "atlas": ("+ atlas, own labels", VERMILION),
+         "own": ("+ generator's, own labels", "#882255"),
          "registered": ("+ real, labelled by atlas", SKY), "contrast": ("+ atlas, recoloured", "black"),
          "true": ("+ new simulated, true labels", GREEN)}  # fmt: skip
 
@@ -82,6 +83,7 @@ def dose_response(experiment: Experiment) -> Figure:
         ("with augmentation", BLUE): [arm for arm in learned if arm.augmentation == "full"],
         ("without", ORANGE): [arm for arm in learned if arm.augmentation == "none"],
         ("atlas, own labels", VERMILION): [arm for arm in whole if arm.source == "atlas"],
+        ("generator, own labels", "#882255"): [arm for arm in whole if arm.source == "own"],
         ("real, labelled by atlas", SKY): [arm for arm in whole if arm.source == "registered"],
         ("random warps", GREY): [arm for arm in whole if arm.source == "elastic"],
         ("Gaussian (control)", PURPLE): [arm for arm in whole if arm.source == "gaussian"],

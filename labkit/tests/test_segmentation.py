@@ -39,6 +39,7 @@ from labkit.evidence.segmentation.reader import find_network, find_reader
 from labkit.evidence.segmentation.scores import score
 from labkit.evidence.segmentation.sources import gaussian
 from labkit.files import load_state
+from labkit.generation import draw_codes
 from labkit.runs import MODELS
 from labkit.tests.brains import onions
 from labkit.tests.test_training import FAST
@@ -513,6 +514,25 @@ def test_what_an_atlas_labels_itself_stands_beside_what_networks_label(run, atla
     assert table.loc[("8 real", "the atlas, by registration"), "CSF"].startswith(
         f"{found.query('tissue == @tissue', local_dict={'tissue': 'CSF'})['dice'].mean():.3f}"
     )
+
+
+def test_a_generator_that_moves_an_atlas_labels_its_scans_from_an_arms_labels_alone(run, rats, atlas, tmp_path):
+    own = train("sigmarat3", rats, "smoke", tmp_path / "third", n_train=8, iterations=2)
+    experiment = Experiment(own, COARSE, "r5+o200,r5+a200")
+    assert experiment.atlas.path == own.path / "atlas"
+    data, about = experiment._data(arms.ARMS["r5+o200"], 0)
+    assert len(data) == 1 + 16 and about["labels"] == "the atlas's own"
+    network, z = own.generator(), draw_codes(own, 16, 0)
+    pairs = zip(data.images[1:], network(z).detach(), strict=True)
+    assert all(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99 for a, b in pairs)  # another white
+    seen = experiment.atlas_with(sources.arms_animals(experiment.train, 0.05, 0))
+    network.head.label_logits, network.head.label_values = (
+        seen.atlas.state[name] for name in ("label_logits", "label_values")
+    )
+    assert torch.equal(data.labels[1:], experiment.plan.classes(network.labelled(z)[1]))
+    with pytest.raises(ValueError, match="'r100\\+o200' needs a generator that moves an atlas"):
+        Experiment(run, COARSE, "r100+o200")
+    assert not [arm for arm in Experiment(own, COARSE, "least", atlas=atlas).arms if arm.source == "own"]
 
 
 def test_arms_of_an_atlas_need_one():

@@ -14,18 +14,19 @@ SOURCES = {
     "control that needs no generator",
     "elastic": "the arm's own real scans under random warps",
     "atlas": "scans drawn from an atlas that sees the arm's own labels, with labels of its own",
+    "own": "scans of a generator that moves that atlas, with the atlas's labels moved along",
     "registered": "the other real training scans, without labels or as if they had none, labelled by that atlas",
     "contrast": "scans drawn from that atlas, each tissue's brightness drawn anew",
     "true": "new simulated rats with their true labels: what synthetic scans would be if they were perfect, a control",
 }
 """What an arm adds, and where its labels are from."""
 
-ATLAS_SOURCES = ("atlas", "registered", "contrast")
+ATLAS_SOURCES = ("atlas", "own", "registered", "contrast")
 """Those for which an atlas has to be trained."""
 
 WORDS = {
-    "teacher": "synthetic", "gaussian": "Gaussian", "elastic": "warped", "atlas": "atlas", "registered": "registered",
-    "contrast": "recoloured", "true": "true",
+    "teacher": "synthetic", "gaussian": "Gaussian", "elastic": "warped", "atlas": "atlas", "own": "self-labelled",
+    "registered": "registered", "contrast": "recoloured", "true": "true",
 }  # fmt: skip
 """Sources, in a word."""
 
@@ -71,11 +72,13 @@ def _arms() -> list[Arm]:
         found.append(Arm(f"r{part}", part / 100, reference="r100"))
         found.append(Arm(f"r{part}+s200", part / 100, 2.0, "teacher", reference=f"r{part}"))
         found.append(Arm(f"r{part}+a200", part / 100, 2.0, "atlas", reference=f"r{part}"))
+        found.append(Arm(f"r{part}+o200", part / 100, 2.0, "own", reference=f"r{part}"))
         found.append(Arm(f"r{part}+u{100 - part}", part / 100, 1 - part / 100, "registered", reference=f"r{part}"))
     found += [Arm(f"a{dose}", 0.0, dose / 100, "atlas", reference="r100") for dose in (100, 200)]
     found += [Arm(f"r100+a{dose}", 1.0, dose / 100, "atlas", reference="r100") for dose in (50, 200)]
+    found += [Arm("o200", 0.0, 2.0, "own", reference="r100"), Arm("r100+o200", 1.0, 2.0, "own", reference="r100")]
     found.append(Arm("r100+u", 1.0, source="registered", reference="r100", unlabelled=True))
-    for letter, source in (("s", "teacher"), ("a", "atlas"), ("e", "elastic"), ("t", "true")):
+    for letter, source in (("s", "teacher"), ("a", "atlas"), ("o", "own"), ("e", "elastic"), ("t", "true")):
         found.append(Arm(f"r100+{letter}1000", 1.0, 10.0, source, reference="r100"))
     found.append(Arm("r5+c200", 0.05, 2.0, "contrast", reference="r5"))
     for part in (5, 100):
@@ -91,22 +94,24 @@ ARMS = {arm.name: arm for arm in _arms()}
 SETS = {
     "full": tuple(name for name in ARMS if not name.endswith("1000")),  # tens of thousands of scans of hundreds
     "reduced": (
-        "r100-plain", "r100", "r100+s50", "r100+s200", "r100+g200", "r100+a200", "r100+t200",
-        "r5", "r5+s200", "r5+e200", "r5+a200", "r5+u95", "r5+t200",
+        "r100-plain", "r100", "r100+s50", "r100+s200", "r100+g200", "r100+a200", "r100+o200", "r100+t200",
+        "r5", "r5+s200", "r5+e200", "r5+a200", "r5+o200", "r5+u95", "r5+t200",
     ),
-    "few": ("r100-plain", "r100", "r100+s1000", "r100+a1000", "r100+u", "r100+e1000", "r100+t1000"),
-    "least": ("r100-plain", "r100", "r100+s200", "r100+g200", "r100+a200", "r100+t200"),
+    "few": ("r100-plain", "r100", "r100+s1000", "r100+a1000", "r100+o1000", "r100+u", "r100+e1000", "r100+t1000"),
+    "least": ("r100-plain", "r100", "r100+s200", "r100+g200", "r100+a200", "r100+o200", "r100+t200"),
 }  # fmt: skip
 """Arms by name of a set: all; the laptop scale's; those for fewer than :data:`FEW` labelled scans; a smoke test's."""
 
 
-def chosen(arms: str | Sequence[str], simulated: bool, atlas: bool = True, unlabelled: bool = True) -> list[Arm]:
+def chosen(
+    arms: str | Sequence[str], simulated: bool, atlas: bool = True, unlabelled: bool = True, moves: bool = True
+) -> list[Arm]:
     """Arms by name of a set, or by their own, in the order of :data:`ARMS`, with the arms they are compared with.
 
     An arm's reference is trained on the same real scans, and so it is also the teacher of its synthetic ones. `arms` is
     a key of :data:`SETS`, or names, which one text may hold with commas. Where no new rats can be `simulated`, true
-    controls are left out of a set, and refused by name; so are arms of an `atlas` where none was trained, and of
-    `unlabelled` scans where there are none.
+    controls are left out of a set, and refused by name; so are arms of an `atlas` where none was trained, of
+    `unlabelled` scans where there are none, and of a generator that labels its scans where the run's `moves` no atlas.
     """
     names, a_set = arms, isinstance(arms, str) and arms in SETS
     if isinstance(arms, str):
@@ -126,6 +131,10 @@ def chosen(arms: str | Sequence[str], simulated: bool, atlas: bool = True, unlab
                 f"arm {arm.name!r} needs an atlas of the same training scans: papermill book/02_train.ipynb out.ipynb "
                 "-p model atlas, with the cohort of this run"
             )
+        if arm.source == "own" and not moves:
+            if a_set:
+                continue
+            raise ValueError(f"arm {arm.name!r} needs a generator that moves an atlas: train the model sigmarat3")
         if arm.unlabelled and not unlabelled:
             if a_set:
                 continue

@@ -129,8 +129,10 @@ class Experiment:
         self.seeds = whole("seeds", plan.seeds if seeds is None else seeds, 1, "how often every arm is repeated")
         recipe = self.run.config["cohort"].get("recipe") or {}
         self.simulated = recipe if recipe.get("source") in SIMULATED else {}
-        if arms:
-            chosen(arms, bool(self.simulated), self.atlas is not None)  # wrong names stop before any scan is read
+        mine = self.run.own_atlas
+        moves = mine is not None and self.atlas is not None and mine.path == self.atlas.path
+        if arms:  # wrong names stop before any scan is read
+            chosen(arms, bool(self.simulated), self.atlas is not None, moves=moves)
         own_train, own_test = train is None, test is None
         if train is None or test is None:
             if isinstance(cohort, str | os.PathLike):
@@ -150,7 +152,8 @@ class Experiment:
         self.tissues = scored(names) if names else SCORED_TISSUES
         usual = {"paper": "full", "smoke": "least"}.get(self.plan.name, "reduced")
         usual = "few" if len(self.train) < FEW else usual
-        self.arms = chosen(arms or usual, bool(self.simulated), self.atlas is not None, len(self.unlabelled) > 0)
+        there = bool(self.simulated), self.atlas is not None, len(self.unlabelled) > 0, moves
+        self.arms = chosen(arms or usual, *there)
         self.notes = self._notes(len(not_tested))
         self._last_atlas: tuple[set[str], ArmsAtlas] | None = None
         # scans of the run's own are called as it calls them: simulated on another machine they may be rounded otherwise
@@ -265,6 +268,8 @@ class Experiment:
         if arm.source == "registered":
             others = [place for place, subject in enumerate(self.train.subjects) if subject not in seen]
             return atlas.registered(others[:n])
+        if arm.source == "own":
+            return atlas.moved_by(self.run, n, seed)
         return atlas.drawn(n, seed, contrast=arm.source == "contrast")
 
     def atlas_with(self, animals: set[str]) -> ArmsAtlas:

@@ -33,6 +33,7 @@ OTHERWISE = {
         ("g", "samples of a Gaussian added"),
         ("e", "the same scans under random warps added"),
         ("a", "scans of an atlas with its own labels added"),
+        ("o", "scans that the generator labels itself added"),
         ("t", "new rats with true labels added"),
     )
     for part, dose in ((5, 200), (100, 200), (100, 1000))

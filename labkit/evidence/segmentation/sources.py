@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from labkit.data import volumes
 from labkit.data.augment import elastic
@@ -88,12 +88,21 @@ class ArmsAtlas:
         """
         generator = self.run.generator()
         generator.atlas = self.atlas
-        made = list(labelled_batches(generator, draw_codes(self.run, n, seed)))
-        images, labels = (torch.cat(parts) for parts in zip(*made, strict=True))
+        found = self._made(generator, draw_codes(self.run, n, seed))
+        return replace(found, images=recoloured(found.images, found.labels, seed)) if contrast else found
+
+    def moved_by(self, run: Run, n: int, seed: int) -> Examples:
+        """Scans of a generator that moves this very atlas (:class:`labkit.rendering.AtlasHead`), its labels along."""
+        generator = run.generator()
+        head = generator.head
+        head.label_logits, head.label_values = (self.atlas.state[name] for name in ("label_logits", "label_values"))
+        return self._made(generator, draw_codes(run, n, seed))
+
+    def _made(self, generator: nn.Module, codes: Tensor) -> Examples:
+        images, labels = (torch.cat(parts) for parts in zip(*labelled_batches(generator, codes), strict=True))
         sample = _sample(images, self.plan.size, self.train.shape)
         labels = self.plan.classes(volumes.resize_labels(labels, self.plan.size))
-        images = sample.normalised * 2 - 1
-        return replace(self.like, images=recoloured(images, labels, seed) if contrast else images, labels=labels)
+        return replace(self.like, images=sample.normalised * 2 - 1, labels=labels)
 
     def label(self, numbers: Tensor) -> Tensor:
         """Labels of numbers (N, P), of :meth:`register`, on the scans' own grid, uint8 (N, X, Y, Z)."""
