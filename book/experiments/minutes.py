@@ -1,12 +1,14 @@
-"""Equal minutes: the atlas beside the alpha-GAN that uses the same time on the same threads best.
+"""Equal minutes: what each model is after the same time on the same threads, for the same animals and measures.
 
-    python book/experiments/minutes.py [--cohort sigma] [--minutes 10,20] [--seeds 0,1,2,3,4] [--runs runs/minutes]
+    python book/experiments/minutes.py [--cohort sigma] [--minutes 10,20] [--seeds 0,1,2,3,4]
+        [--models sigmarat2,sigmarat3,MONAI] [--runs runs/minutes]
 
 How many iterations a minute holds is timed first, once, on a machine that should do nothing else, and kept in --runs;
-what is trained after that may be interrupted, and the machine busy. sigmarat2 is tried in three sizes with the first
-seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds; the atlas needs fewer
-minutes and gets no more. Nobody trained on the 36 animals of the table or on those of the choice. Writes table.md,
-measured.csv and provenance.json to book/reference/minutes.
+what is trained after that may be interrupted, and the machine busy. An alpha-GAN is tried in three sizes with the first
+seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds; MONAI's latent diffusion
+(peers.py) gives half of its minutes to either stage. The minutes of sigmarat3's atlas count; the atlas by itself needs
+fewer minutes and gets no more. Nobody trained on the 36 animals of the table or on those of the choice. Writes
+table.md, measured.csv and provenance.json to book/reference/minutes.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 
 import labkit
 from labkit.data.cohort import Cohort
+from labkit.evidence.metrics.compare import Comparison
 from labkit.evidence.metrics.study import Study, short
 from labkit.files import new_folder, write_json, write_text
 from labkit.recording import provenance
@@ -31,12 +34,14 @@ SIZES = {
     "64³, width 8": {"size": 64, "base_channels": 8},
     "64³, width 16": {"size": 64, "base_channels": 16},
 }
+GANS, PEER = ("sigmarat2", "sigmarat3"), "MONAI"
+STAGES = "autoencoder", "diffusion"
 TRAINED, VALIDATION = 150, 24
 CHOICE = ("Fréchet distance", "PCA")
 """What sizes are chosen by, the smaller the better: it tells bad from worse where a classifier sees everything."""
 SHOWN = (
     ("classifier AUC", "PCA"), ("classifier AUC", "regions"), ("precision", "regions"), ("recall", "regions"),
-    ("trace ratio", "PCA"), ("Fréchet distance", "PCA"), ("RBF-MMD", "regions"),
+    ("trace ratio", "PCA"), ("Fréchet distance", "PCA"), ("RBF-MMD", "regions"), ("copies p", "synthetic"),
 )  # fmt: skip
 
 
@@ -46,30 +51,35 @@ def main() -> None:
     parser.add_argument("--cohort", default="sigma")
     parser.add_argument("--minutes", default="10,20", help="rising, with commas")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="the first one chooses")
+    parser.add_argument("--models", default=",".join((*GANS, PEER)))
     parser.add_argument("--runs", type=Path, default=Path("runs/minutes"))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "reference" / "minutes")
     options = parser.parse_args()
     cohort = labkit.open_cohort(options.cohort)
     minutes, seeds = ([int(part) for part in text.split(",")] for text in (options.minutes, options.seeds))
+    models = options.models.split(",")
+    if unknown := set(models) - {*GANS, PEER}:
+        parser.error(f"--models {min(unknown)}: allowed are {', '.join((*GANS, PEER))}; the atlas is always there")
     runs = options.runs.resolve()
-    pace = kept(runs / "pace.json", lambda: {name: seconds_an_iteration(cohort, runs, name) for name in SIZES})
-    rows, chosen = [], {}
-    for budget in minutes:
-        fair = {name: int(60 * budget / seconds) for name, seconds in pace.items()}
-        tried = kept(runs / f"choice-{budget}.json", lambda n=fair, b=budget: choose(cohort, runs, seeds[0], n, b))
-        best = min(tried, key=tried.get)
-        chosen[budget] = {"iterations": fair, " ".join(CHOICE): tried, "chosen": best}
-        for seed in seeds:
-            file = runs / f"measured-{budget}-s{seed}.csv"
-            if not file.exists():
-                write_text(file, measure(cohort, runs, best, seed, fair[best], budget).to_csv(index=False))
-            rows.append(pd.read_csv(file, keep_default_na=False).assign(minutes=budget, seed=seed))
+    rows, about = [measured_atlas(cohort, runs, seed) for seed in seeds], {}
+    for model in models:
+        for budget in minutes:
+            fair = iterations(cohort, runs, model, budget)
+            size, tried = "", {}
+            if model != PEER:
+                tried = kept(runs / f"choice-{model}-{budget}.json", lambda m=model, f=fair, b=budget: choose(
+                    cohort, runs, m, seeds[0], f, b))  # fmt: skip
+                size = min(tried, key=tried.get)
+            about[f"{model}, {budget} min"] = {"iterations": fair, " ".join(CHOICE): tried, "chosen": size}
+            for seed in seeds:
+                rows.append(measured(cohort, runs, model, size, seed, fair, budget))
     table = pd.concat(rows, ignore_index=True)
     write_text(options.out / "measured.csv", table.to_csv(index=False, float_format="%.5g"))
-    write_text(options.out / "table.md", markdown(table, chosen))
-    about = {"cohort": cohort.fingerprint, "pace, seconds": pace, "choice": chosen, "seeds": seeds}
-    write_json(options.out / "provenance.json", about | provenance(torch.device("cpu")))
-    print(markdown(table, chosen))
+    write_text(options.out / "table.md", markdown(table))
+    about["pace, seconds"] = {model: json.loads((runs / f"pace-{model}.json").read_text()) for model in models}
+    about |= {"cohort": cohort.fingerprint, "seeds": seeds, **provenance(torch.device("cpu"))}
+    write_json(options.out / "provenance.json", about)
+    print(markdown(table))
 
 
 def kept(path: Path, compute) -> dict:
@@ -79,30 +89,56 @@ def kept(path: Path, compute) -> dict:
     return json.loads(path.read_text())
 
 
-def seconds_an_iteration(cohort: Cohort, runs: Path, name: str, iterations: int = 12) -> float:
-    """Of training alone: a long trial less a short one, which share everything else."""
-    took = []
-    for n in (iterations, 3 * iterations):
-        began = time.perf_counter()
-        train(cohort, runs / f"pace-{name.replace(' ', '')}-{n}", name, 0, n)
-        took.append(time.perf_counter() - began)
-    return (took[1] - took[0]) / (2 * iterations)
+def iterations(cohort: Cohort, runs: Path, model: str, budget: int) -> dict[str, int]:
+    """How many a budget holds, of each size of an alpha-GAN, or each stage of the peer."""
+    pace = kept(runs / f"pace-{model}.json", lambda: paces(cohort, runs, model))
+    if model == PEER:
+        return {stage: int(30 * budget / pace[stage]) for stage in STAGES}
+    return {name: max(1, int((60 * budget - pace.get(f"atlas, {name}", 0)) / pace[name])) for name in SIZES}
 
 
-def train(cohort: Cohort, folder: Path, name: str, seed: int, iterations: int) -> labkit.Run:
+def paces(cohort: Cohort, runs: Path, model: str, few: int = 12) -> dict[str, float]:
+    """Seconds an iteration of training alone, of an alpha-GAN a long trial less a short one; and of its atlas's fit."""
+    found: dict[str, float] = {}
+    for name in () if model == PEER else SIZES:
+        took = []
+        for n in (few, 3 * few):
+            began = time.perf_counter()
+            run = train(cohort, runs / f"pace-{model}-{name.replace(' ', '')}-{n}", model, name, 0, n)
+            took.append(time.perf_counter() - began)
+        found[name] = (took[1] - took[0]) / (2 * few)
+        if run.own_atlas is not None:
+            found[f"atlas, {name}"] = sum(sitting["seconds"] for sitting in run.own_atlas.provenance["sittings"])
+    if model == PEER:
+        peer(cohort, runs / f"pace-{PEER}", 0).fit(dict.fromkeys(STAGES, 2))  # what the first one sets up
+        found = peer(cohort, runs / f"pace-{PEER}", 0).fit(dict.fromkeys(STAGES, 2 + few))
+    return found
+
+
+def peer(cohort: Cohort, folder: Path, seed: int):
+    """The peer, on the animals that a run trains on."""
+    from peers import Peer
+
+    from labkit.training import split
+
+    return Peer(split(cohort, TRAINED)[0], folder, seed)
+
+
+def train(cohort: Cohort, folder: Path, model: str, size: str, seed: int, iterations: int) -> labkit.Run:
     """The alpha-GAN of a size, or further; precision is the same on every machine."""
-    return labkit.train("sigmarat2", cohort, "laptop", folder, seed=seed, n_train=TRAINED, iterations=iterations,
-                        precision="fp32", **SIZES[name])  # fmt: skip
+    return labkit.train(model, cohort, "laptop", folder, seed=seed, n_train=TRAINED, iterations=iterations,
+                        precision="fp32", **SIZES[size])  # fmt: skip
 
 
-def trained(cohort: Cohort, runs: Path, name: str, seed: int, iterations: int, budget: int) -> labkit.Run:
+def trained(cohort: Cohort, runs: Path, model: str, size: str, seed: int, n: int, budget: int) -> labkit.Run:
     """A run of its own for each budget; where a smaller one has been trained, it goes on from there."""
-    folder = runs / f"{name.replace(' ', '')}-s{seed}-{budget:03d}min"
-    before = [path for path in sorted(runs.glob(f"{name.replace(' ', '')}-s{seed}-*min")) if path < folder]
+    stem = f"{model}-{size.replace(' ', '')}-s{seed}"
+    folder = runs / f"{stem}-{budget:03d}min"
+    before = [path for path in sorted(runs.glob(f"{stem}-*min")) if path < folder]
     if before and not folder.exists():
         with new_folder(folder) as fresh:
             shutil.copytree(before[-1], fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns("synthetic", "rec*"))
-    return train(cohort, folder, name, seed, iterations)
+    return train(cohort, folder, model, size, seed, n)
 
 
 def parts(run: labkit.Run, cohort: Cohort) -> tuple[Cohort, Cohort]:
@@ -111,38 +147,78 @@ def parts(run: labkit.Run, cohort: Cohort) -> tuple[Cohort, Cohort]:
     return held_out[:VALIDATION], held_out[VALIDATION:]
 
 
-def choose(cohort: Cohort, runs: Path, seed: int, iterations: dict[str, int], budget: int) -> dict[str, float]:
+def choose(cohort: Cohort, runs: Path, model: str, seed: int, fair: dict[str, int], budget: int) -> dict[str, float]:
     """How far each size's samples lie from the validation animals."""
     found = {}
-    for name, n in iterations.items():
-        run = trained(cohort, runs, name, seed, n, budget)
+    for name, n in fair.items():
+        run = trained(cohort, runs, model, name, seed, n, budget)
         table = Study([run], real=parts(run, cohort)[0]).table
-        row = table[(table["metric"] == CHOICE[0]) & (table["flavour"] == CHOICE[1]) & (table["model"] == "sigmarat2")]
+        row = table[(table["metric"] == CHOICE[0]) & (table["flavour"] == CHOICE[1]) & (table["model"] == model)]
         found[name] = float(row["value"].iloc[0])
     return found
 
 
-def measure(cohort: Cohort, runs: Path, name: str, seed: int, iterations: int, budget: int) -> pd.DataFrame:
-    """The chapter's table of one seed: the alpha-GAN, the atlas and the controls, on animals that chose nothing."""
-    gan = trained(cohort, runs, name, seed, iterations, budget)
-    atlas = labkit.train("atlas", cohort, "laptop", runs / f"atlas-s{seed}", seed=seed, n_train=TRAINED)
-    return Study([gan, atlas], real=parts(gan, cohort)[1]).table
+def atlas(cohort: Cohort, runs: Path, seed: int) -> labkit.Run:
+    """The atlas of a seed."""
+    return labkit.train("atlas", cohort, "laptop", runs / f"atlas-s{seed}", seed=seed, n_train=TRAINED)
 
 
-def markdown(table: pd.DataFrame, chosen: dict[int, dict]) -> str:
-    """Means and standard deviations over seeds: measures down, budgets and models across."""
-    picks = {minutes: about["chosen"] for minutes, about in chosen.items()}
-    heads = [f"sigmarat2, {minutes} min ({size})" for minutes, size in picks.items()]
-    lines = ["| measure | " + " | ".join([*heads, "atlas", "real"]) + " |", "|---|" + "---:|" * (len(heads) + 2)]
+def measured_atlas(cohort: Cohort, runs: Path, seed: int) -> pd.DataFrame:
+    """The chapter's table of an atlas and of the controls, on animals that chose nothing."""
+    return rows_of(runs / f"measured-atlas-s{seed}.csv", lambda: study(cohort, runs, seed).table, 0, seed)
+
+
+def study(cohort: Cohort, runs: Path, seed: int) -> Study:
+    """The atlas of a seed, and the yardstick that the others are measured by."""
+    run = atlas(cohort, runs, seed)
+    return Study([run], real=parts(run, cohort)[1])
+
+
+def measured(
+    cohort: Cohort, runs: Path, model: str, size: str, seed: int, fair: dict[str, int], budget: int
+) -> pd.DataFrame:
+    """The same of another model."""
+
+    def compute() -> pd.DataFrame:
+        if model == PEER:
+            one = peer(cohort, runs / f"{PEER}-s{seed}-{budget:03d}min", seed)
+            one.fit(fair)
+            beside = study(cohort, runs, seed)
+            return Comparison(beside.yardstick, one.draw(beside.n, seed), beside.real).table().assign(model=PEER)
+        run = trained(cohort, runs, model, size, seed, fair[size], budget)
+        table = Study([run], real=parts(run, cohort)[1]).table
+        return table[table["model"] == model]
+
+    return rows_of(runs / f"measured-{model}-{budget}-s{seed}.csv", compute, budget, seed)
+
+
+def rows_of(file: Path, compute, budget: int, seed: int) -> pd.DataFrame:
+    """What was measured before, or is now."""
+    if not file.exists():
+        write_text(file, compute().to_csv(index=False))
+    return pd.read_csv(file, keep_default_na=False, na_values=[""]).assign(minutes=budget, seed=seed)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Means and standard deviations over seeds: models and budgets down, measures across, as few as a page can hold."""
+    found = [(model, budget) for model, budget in table[["model", "minutes"]].drop_duplicates().itertuples(index=False)]
+    heads = [f"{metric}, {flavour}" for metric, flavour in SHOWN]
+    lines = ["| model | minutes | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
+    floors = []
+    for model, budget in found:
+        own = table[(table["model"] == model) & (table["minutes"] == budget)]
+        cells = []
+        for metric, flavour in SHOWN:
+            part = own[(own["metric"] == metric) & (own["flavour"] == flavour)]
+            values = part["value"].astype(float)
+            cells.append(f"{short(values.mean())} ± {short(values.std())}" if len(values) > 1 else short(values.mean()))
+        lines.append(f"| {model} | {budget or 'no more than it needs'} | " + " | ".join(cells) + " |")
     for metric, flavour in SHOWN:
-        own = table[(table["metric"] == metric) & (table["flavour"] == flavour)]
-        groups = [own[(own["model"] == "sigmarat2") & (own["minutes"] == minutes)] for minutes in picks]
-        groups.append(own[(own["model"] == "atlas") & (own["minutes"] == min(picks))])
-        cells = [f"{short(part['value'].mean())} ± {short(part['value'].std())}" for part in groups]
-        cells.append(short(groups[-1]["floor"].mean()))
-        lines.append(f"| {metric}, {flavour} | " + " | ".join(cells) + " |")
+        part = table[(table["metric"] == metric) & (table["flavour"] == flavour)]
+        floors.append(short(part["floor"].astype(float).mean()))
+    lines.append("| other real rats | | " + " | ".join(floors) + " |")
     n = table["seed"].nunique()
-    lines += ["", f"Mean ± standard deviation over {n} trainings each; real: other animals in their place."]
+    lines += ["", f"Mean ± standard deviation over {n} trainings each; the last row: other animals in their place."]
     return "\n".join(lines) + "\n"
 
 

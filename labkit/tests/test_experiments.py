@@ -78,20 +78,52 @@ def test_what_is_drawn_has_the_truth_that_it_is_held_against(place):
 class Measured:
     """In place of a Study, which takes its time: the table of a run is how long it was trained."""
 
+    yardstick, n = None, 3
+
     def __init__(self, runs, real):
         assert not {animal for run in runs for animal in run.config["train"]["subjects"]} & set(real.subjects)
+        self.real = real
         rows = [(run.variant.name, *row, run.iteration, 0.5) for run in runs for row in (script("minutes").SHOWN)]
         self.table = pd.DataFrame(rows, columns=["model", "metric", "flavour", "value", "floor"])
 
 
-def test_equal_minutes_choose_a_size_and_measure_it_beside_the_atlas(tmp_path, monkeypatch, capsys):
+class Peer:
+    """In place of the model that stands beside: its scans are the animals it was trained on."""
+
+    def __init__(self, train):
+        self.train, self.fitted = train, {}
+
+    def fit(self, iterations):
+        self.fitted = iterations
+
+    def draw(self, n, seed):
+        return sum(self.fitted.values())
+
+
+class Compared:
+    """In place of a Comparison with those."""
+
+    def __init__(self, yardstick, made, real):
+        rows = [(*row, made, 0.5) for row in script("minutes").SHOWN]
+        self.rows = pd.DataFrame(rows, columns=["metric", "flavour", "value", "floor"])
+
+    def table(self):
+        return self.rows
+
+
+def test_equal_minutes_choose_a_size_and_measure_all_beside_the_atlas(tmp_path, monkeypatch, capsys):
     minutes = script("minutes")
     onions(tmp_path / "rats", n=20)
     sizes = {"16³, width 4": {"size": 16, "base_channels": 4}, "16³, width 8": {"size": 16, "base_channels": 8}}
-    pace = dict(zip(sizes, (30.0, 20.0), strict=True))  # seconds an iteration
-    for name, value in {"SIZES": sizes, "Study": Measured, "TRAINED": 8, "VALIDATION": 6}.items():
+    # seconds an iteration, and of a stage of the peer
+    pace = {"sigmarat2": dict(zip(sizes, (30.0, 20.0), strict=True)), "MONAI": {"autoencoder": 10, "diffusion": 3}}
+    peers = []
+    for name, value in {
+        "SIZES": sizes, "Study": Measured, "Comparison": Compared, "TRAINED": 8, "VALIDATION": 6,
+        "paces": lambda cohort, runs, model: pace[model],
+        "peer": lambda cohort, folder, seed: peers.append((folder.name, Peer(cohort))) or peers[-1][1],
+    }.items():  # fmt: skip
         monkeypatch.setattr(minutes, name, value)
-    monkeypatch.setattr(minutes, "seconds_an_iteration", lambda cohort, runs, name: pace[name])
     train, small = labkit.train, {"size": 16, "base_channels": 4, "iterations": 4}
 
     def quick(model, *where, **how):  # adni stands for the atlas, which takes its time
@@ -99,16 +131,23 @@ def test_equal_minutes_choose_a_size_and_measure_it_beside_the_atlas(tmp_path, m
 
     monkeypatch.setattr(labkit, "train", quick)
     words = f"minutes.py --cohort {tmp_path / 'rats'} --minutes 1,2 --seeds 0 --runs {tmp_path / 'runs'}"
-    monkeypatch.setattr(sys, "argv", [*words.split(), "--out", str(tmp_path / "out")])
+    words += f" --models sigmarat2,MONAI --out {tmp_path / 'out'}"
+    monkeypatch.setattr(sys, "argv", words.split())
     minutes.main()
     table = pd.read_csv(tmp_path / "out" / "measured.csv").drop_duplicates(["model", "minutes"])
-    # the size with the smallest value is chosen: here the one that was trained for fewer iterations
+    # the size with the smallest value is chosen: here the one that was trained for fewer iterations; of the peer's
+    # minutes each stage gets a half
     assert table[["model", "minutes", "value"]].values.tolist() == [
-        ["sigmarat2", 1, 2], ["adni", 1, 4], ["sigmarat2", 2, 4], ["adni", 2, 4],
+        ["adni", 0, 4], ["sigmarat2", 1, 2], ["sigmarat2", 2, 4], ["MONAI", 1, 3 + 10], ["MONAI", 2, 6 + 20],
     ]  # fmt: skip
-    longer = labkit.load_run(tmp_path / "runs" / "16³,width4-s0-002min")
+    assert [name for name, _ in peers] == ["MONAI-s0-001min", "MONAI-s0-002min"]
+    longer = labkit.load_run(tmp_path / "runs" / "sigmarat2-16³,width4-s0-002min")
     assert longer.losses.index.tolist() == [2, 4]  # it went on from the smaller budget's
-    assert "| classifier AUC, PCA |" in capsys.readouterr().out
+    assert "classifier AUC, PCA |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*words.split(), "--models", "sigmarat9"])
+    with pytest.raises(SystemExit):
+        minutes.main()
+    assert "sigmarat9: allowed are sigmarat2, sigmarat3, MONAI" in capsys.readouterr().err
 
 
 def test_the_page_shows_the_departures_that_were_measured():
