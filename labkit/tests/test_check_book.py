@@ -115,3 +115,34 @@ def test_accessibility_is_scanned_where_axe_is_there(found, axe):
 
 def test_an_empty_folder_is_no_book(checker, tmp_path):
     assert checker.check(tmp_path) == [f"{tmp_path}: no pages"]
+
+
+def test_on_a_phone_a_small_table_is_a_card_a_row_and_a_large_one_scrolls(browser_path, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    static = CI.parent / "book" / "_static"
+    head = "".join(f"<th>column {k} of many</th>" for k in range(6))
+    row = "".join(f"<td>value {k}</td>" for k in range(6))
+    tables = "".join(
+        f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{n * f"<tr>{row}</tr>"}</tbody></table>'
+        for n in (3, 40)
+    )
+    page = f'<style>{(static / "book.css").read_text()}</style><article class="bd-article">{tables}</article>'
+    script = (static / "cards.js").read_text()
+    (tmp_path / "page.html").write_text(f"<!doctype html><body>{page}<script>{script}</script></body>")
+    shown = """[...document.querySelectorAll('table')].map((table) => {
+      const row = table.tBodies[0].rows[0], label = getComputedStyle(row.cells[2], '::before').content;
+      return [getComputedStyle(row).display, table.getBoundingClientRect().right <= innerWidth, label];
+    })"""
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        seen = {}
+        for width in (390, 1200):
+            view = browser.new_page(viewport={"width": width, "height": 800})
+            view.goto((tmp_path / "page.html").as_uri())
+            seen[width] = view.evaluate(shown)
+            roles = view.evaluate("document.querySelector('table').tBodies[0].rows[0].cells[0].getAttribute('role')")
+            assert roles == "cell" and view.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        browser.close()
+    assert seen[390] == [["block", True, '"column 2 of many"'], ["table-row", True, "none"]]
+    assert seen[1200] == [["table-row", True, "none"]] * 2
