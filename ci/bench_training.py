@@ -28,7 +28,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def main() -> None:
     """Print a table, then one JSON object on the last line."""
     parser = argparse.ArgumentParser(prog="ci/bench training")
-    parser.add_argument("--model", default="sigmarat2", choices=list(VARIANTS))
+    papers = [name for name, variant in VARIANTS.items() if variant.generator_head == "voxels"]
+    parser.add_argument("--model", default="sigmarat2", choices=papers)
     parser.add_argument("--scale", default="laptop", choices=list(SCALES))
     parser.add_argument("--iterations", type=int, default=0, help="timed rounds; default 3 at paper scale, 15 below")
     parser.add_argument("--device", default="auto")

@@ -230,6 +230,8 @@ def test_a_run_has_its_atlas_labels_and_every_verb(rats, run, tmp_path):
     assert not torch.equal(noisy, clean)
     with pytest.raises(ValueError, match="truncation"):
         labkit.generate(run, 1, truncation=0.5)
+    mine, its = (labkit.segment(one, rats[:2], tmp_path / one.path.name) for one in (run, find_atlas(run)))
+    assert all(np.array_equal(a.labels, b.labels) for a, b in zip(mine, its, strict=True)) and mine.labelled
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit_and_fits_no_second_atlas(rats, run, tmp_path, monkeypatch):

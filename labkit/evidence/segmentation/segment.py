@@ -35,20 +35,21 @@ def segment(
     """Label scans, and write them with ``_dseg.nii.gz`` beside each.
 
     An atlas that was trained on scans of which some had labels brings its template's along by registration, whatever
-    their coding. With other runs it is a network of the segmentation experiment that labels.
+    their coding; so does the atlas of a generator that moves one. With other runs it is a network of the segmentation
+    experiment that labels.
 
     Parameters
     ----------
     run : Run, path or labkit.evidence.segmentation.experiment.Experiment
-        An atlas's run; the generator's run in which the experiment was done; or the experiment. Their data are not
-        needed.
+        An atlas's run, or one that has an atlas of its own; the generator's run in which the experiment was done; or
+        the experiment. Their data are not needed.
     cohort : Cohort
         Scans of any animals, on the study's grid or the run's.
     out_dir : path, optional
         New folder; default ``segmented/<fingerprint>`` in the run's or the experiment's folder. If it holds these
         scans with these labels, it is opened.
     arm, seed : str, int
-        Which network; default the atlas, or where the run is none ``r100``.
+        Which network; default the atlas, or where the run has none ``r100``.
 
     Returns
     -------
@@ -75,8 +76,9 @@ def segment(
         raise ValueError("no scans to segment: the cohort is empty")
     generator = run.run if isinstance(run, Experiment) else run if isinstance(run, Run) else load_run(run)
     generator.file_template.check_grid(cohort)
-    if arm is None and not isinstance(run, Experiment) and generator.variant.name == "atlas":
-        return _by_atlas(generator, cohort, out_dir)
+    atlas = generator if generator.variant.name == "atlas" else generator.own_atlas
+    if arm is None and not isinstance(run, Experiment) and atlas is not None:
+        return _by_atlas(atlas, cohort, out_dir)
     arm = known("arm", arm or "r100", ARMS)
     found = find_network(run.folder if isinstance(run, Experiment) else generator.path, arm, seed)
     if found is None:
