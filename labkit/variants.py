@@ -39,7 +39,7 @@ class Variant:
     name : str
         Key in `VARIANTS` this variant was resolved from; overrides keep it.
     latent_dim : int
-        Length of a code; 1000 for the baseline, 500 for SigmaRat1 and SigmaRat2.
+        Length of a code; 1000 for the baseline, 500 for SigmaRat1 and SigmaRat2, 64 for `sigmarat3`.
     generator_norm, discriminator_norm, encoder_norm : str
         "batch", "instance" (no affine parameters) or "none"; after every hidden convolution of G, after hidden
         convolutions 2 and on of D and E (the paper's architecture figures).
@@ -429,8 +429,9 @@ VARIANTS: dict[str, Variant] = {
         _ADNI,
         _SIGMARAT1,
         _SIGMARAT2,
-        # ours: the losses and networks of SigmaRat2, whose G moves an atlas instead of making every voxel
-        replace(_SIGMARAT2, name="sigmarat3", generator_head="atlas"),
+        # ours: the losses and networks of SigmaRat2, whose G moves an atlas instead of making every voxel, and whose
+        # codes are few and all directions; book/sweeps/switches.toml asks what either is good for
+        replace(_SIGMARAT2, name="sigmarat3", generator_head="atlas", latent_dim=64, sphere_codes=True),
         # what the released code trains under SigmaRat2's name: no gradient from the GDL, two steps of G an iteration
         replace(_SIGMARAT2, name="sigmarat2_released", gdl_gradient=False, gdl_reduction="sum", generator_steps=2),
     )
