@@ -114,7 +114,7 @@ def _about_run(run: Run, fingerprint: str) -> str:
         "scale": f"{plain(scale.name)}: cubes of {scale.size}³ voxels",
         "scans": f"{voxels} voxels of {zooms} mm (right, superior, anterior), kind {plain(template.suffix or 'T2w')}",
         "iterations": f"{sittings[-1]['to']} of {scale.iterations}" if sittings else "not kept",
-        "trained": _time(sittings),
+        "trained": _time(sittings, run),
         "weights": f"sha256 `{fingerprint}`",
     }
     if (error := _held_out_error(run)) is not None:
@@ -122,10 +122,10 @@ def _about_run(run: Run, fingerprint: str) -> str:
     return "## The model\n\n" + table(rows)
 
 
-def _time(sittings: list[dict[str, Any]]) -> str:
+def _time(sittings: list[dict[str, Any]], run: Run) -> str:
     if not sittings:
         return "when and on what was not kept"
-    last, minutes = sittings[-1], sum(sitting["seconds"] for sitting in sittings) / 60
+    last, minutes = sittings[-1], run.seconds / 60
     machine = f"{last['device']}, threads: {last['threads']}, {last['precision']}"
     versions = f"labkit {last['labkit']} ({last['commit']}), torch {last['torch']}"
     return plain(f"{minutes:.1f} minutes; sittings: {len(sittings)}, the last on {machine}, {versions}")

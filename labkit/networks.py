@@ -34,7 +34,7 @@ from labkit.layers import (
     spectral_norm,
 )
 from labkit.rendering import SPACING, AtlasHead, no_atlas, noise_of
-from labkit.variants import AtlasSettings, Scale, Variant
+from labkit.variants import ATLAS_SCALES, AtlasSettings, Scale, Variant
 
 
 class Block(nn.Module):
@@ -111,7 +111,7 @@ class Generator(nn.Module):
         if variant.generator_head == "atlas":
             settings = AtlasSettings(iterations=1, knot_spacing=SPACING, brightness_spacing=SPACING)
             if atlas is None:  # for whoever asks what layers there are
-                atlas = no_atlas(scale, settings.appearances)
+                atlas = no_atlas(scale, ATLAS_SCALES.get(scale.name, settings).appearances)
             fine, coarse, count = atlas["template"].shape[2], int(atlas["shape"][0]), len(atlas["appearances"])
             settings = replace(settings, appearances=count, template_factor=fine // coarse)
             self.head: nn.Module = AtlasHead(widths[-2], widths[-1], scale, settings, variant.residual, atlas)

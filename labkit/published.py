@@ -84,8 +84,6 @@ def group(layer: nn.Module, norm: str, spectral: bool, slope: float | None) -> l
 
 def generator(v: Variant, scale: Scale) -> nn.Sequential:
     """G: a code becomes 4^3 voxels, and is doubled and convolved until it is a scan."""
-    if v.generator_head != "voxels":
-        raise ValueError(f"{v.name} ends its generator as no paper does (generator_head={v.generator_head!r})")
     widths, settings = scale.channels[::-1], (v.generator_norm, v.generator_spectral, v.generator_slope)
     parts = [nn.Unflatten(1, (v.latent_dim, 1, 1, 1))]
     parts += group(nn.ConvTranspose3d(v.latent_dim, widths[0], scale.coarsest, bias=False), *settings)
@@ -116,6 +114,10 @@ def code_discriminator(v: Variant, scale: Scale) -> nn.Sequential:
 def build(variant: Variant, scale: Scale, seed: int = 0) -> Networks:
     """Make the four networks with weights drawn by `seed`, on the CPU, float32; D and C give (B, 1)."""
     v = variant
+    if v.generator_head != "voxels" or v.r1 or v.critic_augmentation or v.sphere_codes:
+        raise ValueError(
+            f"{v.name} has settings that no paper has: generator_head, r1, critic_augmentation or sphere_codes"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Networks(

@@ -187,7 +187,10 @@ def scanned(
         signal = clean + spread * warps.separable(texture, [state[f"filter_{axis}"] for axis in "xyz"])
         # torch.hypot has no slope at 0, which scans without air reach
         scans = ((signal + sd * real).square() + (sd * imaginary).square() + 1e-12).sqrt()
-    return torch.where(clean < black, 0.0, scans) if black else scans
+    if not black:
+        return scans
+    # what is black has a slope all the same, or nothing that learns could ever light it
+    return scans + (torch.where(clean < black, 0.0, scans) - scans).detach()
 
 
 def noise_of(z: Tensor, shape: Shape) -> Tensor:
@@ -313,13 +316,14 @@ class AtlasHead(nn.Module):
 
 
 def no_atlas(scale: Scale, appearances: int) -> dict[str, Tensor]:
-    """What an :class:`AtlasHead` begins with, all of it zero, for scans as large as the networks' box."""
-    place = torch.tensor([(scale.size - side) // 2 for side in scale.sides])
+    """What an :class:`AtlasHead` begins with, all of it zero, for many scans of the study's proportions."""
+    shape = [min(side, n) for side, n in zip(scale.sides, (scale.size, scale.size, scale.size * 5 // 8), strict=True)]
+    place = torch.tensor([(scale.size - n) // 2 for n in shape])
     return {
-        "template": torch.zeros(1, 1, *(2 * side for side in scale.sides)),
-        "appearances": torch.zeros(appearances, *scale.sides), "spread": torch.zeros(1, 1, *scale.sides),
-        "levels": torch.zeros(3), "shape": torch.tensor(scale.sides), "place": place,
-        **{f"filter_{axis}": torch.eye(side) for axis, side in zip("xyz", scale.sides, strict=True)},
+        "template": torch.zeros(1, 1, *(2 * n for n in shape)),
+        "appearances": torch.zeros(appearances, *shape), "spread": torch.zeros(1, 1, *shape),
+        "levels": torch.zeros(3), "shape": torch.tensor(shape), "place": place,
+        **{f"filter_{axis}": torch.eye(side) for axis, side in zip("xyz", shape, strict=True)},
     }  # fmt: skip
 
 

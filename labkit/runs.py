@@ -258,8 +258,16 @@ class Run:
     @property
     def own_atlas(self) -> Run | None:
         """The run of the atlas whose template its generator moves, in its own folder, if it moves one."""
-        there = getattr(self.variant, "generator_head", "") == "atlas" and (self.path / OWN_ATLAS / MODELS).exists()
-        return Run(self.path / OWN_ATLAS) if there else None
+        own = Run(self.path / OWN_ATLAS)
+        if getattr(self.variant, "generator_head", "") != "atlas" or not (own.path / MODELS).exists():
+            return None
+        return own if own.iteration >= own.scale.iterations else None  # one whose fit was stopped has no labels yet
+
+    @property
+    def seconds(self) -> float:
+        """How long it was trained, in all sittings, the fit of its own atlas included."""
+        of_atlas = 0.0 if self.own_atlas is None else self.own_atlas.seconds
+        return of_atlas + sum(sitting["seconds"] for sitting in self.provenance["sittings"])
 
     @property
     def scale(self) -> Scale:
@@ -380,12 +388,11 @@ class Run:
             "Wasserstein estimate, scans": "wasserstein_D",
         }  # fmt: skip
         held = losses[["held_out_mse", "mean_scan_mse", "held_out_code_sd"]].dropna().tail(1).mean()
-        seconds = sum(sitting["seconds"] for sitting in sittings)
         return pd.Series(
             {
                 "iterations": int(losses.index[-1]),
                 "sittings": len(sittings),
-                "minutes": seconds / 60,
+                "minutes": self.seconds / 60,
                 "iterations per second (median)": losses["iterations_per_s"].median(),
                 "scans per second": losses["images_per_s"].median(),
                 "peak memory, MiB": losses["peak_memory_mib"].max(),
@@ -515,11 +522,12 @@ def load_run(path: str | os.PathLike | None = None) -> Run:
 
 
 def find_atlas(run: Run) -> Run | None:
-    """The run itself if it is an atlas's, else its own, or the newest beside it that was trained on the same scans."""
+    """The run itself if it is an atlas's, else the newest beside it that was trained on the same scans, or its own.
+
+    Its own, whose template its generator moves, has the generator's resolution, others the scans'.
+    """
     if run.variant.name == "atlas":
         return run
-    if (own := run.own_atlas) is not None:
-        return own
     if run.path.parent.name == sharing.REFERENCE and sharing.packed_run(f"{sharing.REFERENCE}/atlas"):
         load_run(f"{sharing.REFERENCE}/atlas")  # unpacked beside it
     beside = [
@@ -527,4 +535,4 @@ def find_atlas(run: Run) -> Run | None:
     ]
     mine = run.config["train"]["fingerprint"]
     alike = [one for one in beside if one.variant.name == "atlas" and one.config["train"]["fingerprint"] == mine]
-    return max(alike, key=lambda one: (one.path / MODELS).stat().st_mtime, default=None)
+    return max(alike, key=lambda one: (one.path / MODELS).stat().st_mtime, default=run.own_atlas)

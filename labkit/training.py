@@ -129,6 +129,13 @@ def train(
         variant = replace(variant, appearances=min(variant.appearances, len(train_part) // SCANS_AN_APPEARANCE))
     team = _team(variant, size, device, len(train_part))
     size = size.fitted(volumes.extents(train_part.shape, size.size))
+    scanned = [part.stop - part.start for part in volumes.scanned_slices(train_part.shape, size.size)]
+    if isinstance(variant, Variant) and variant.generator_head == "atlas":
+        if any(side < n for side, n in zip(size.sides, scanned, strict=True)):
+            raise ValueError(
+                f"box is {size.box}, and scans are {'x'.join(map(str, scanned))} in a cube of {size.size}: a generator "
+                "that moves an atlas makes whole scans; take fitted or cube"
+            )
     config = _config(variant, size, seed, cohort, train_part, held_out)
     with runs.locked(folder) if team.first else contextlib.nullcontext():
         for own in (folder, folder / "samples") if team.first else ():
@@ -153,9 +160,16 @@ def train(
             learner, step = _atlas(variant, size, train_part, scans, seed, rng, team)
         else:
             atlas = None
-            if variant.generator_head == "atlas":
-                fitted = train("atlas", cohort, size.name, folder / runs.OWN_ATLAS, seed=seed, device=str(device),
-                               n_train=n_train, fold=fold, size=size.size)  # fmt: skip
+            if variant.generator_head == "atlas" and (folder / runs.CHECKPOINT).exists():
+                atlas = Learner.atlas_of(load_state(folder / runs.CHECKPOINT, device))
+            elif variant.generator_head == "atlas":
+                which = (
+                    len(train_part.subjects) if held_out is None else n_train
+                )  # what was warned of is warned of once
+                shared = {"batch_size": team.size} if 4 % team.size else {}
+                fitted = train("atlas", cohort, size.name, folder / runs.OWN_ATLAS, seed=seed, resume=resume,
+                               device=str(device) if team.size == 1 else scans.device.type, n_train=which, fold=fold,
+                               size=size.size, **shared)  # fmt: skip
                 atlas = load_state(fitted.path / runs.MODELS, device)["atlas"]
             learner, step = _networks(variant, size, train_part, scans, seed, rng, team, atlas)
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from labkit import losses, networks, parallel
+from labkit.layers import full_precision
 from labkit.rendering import SCANNER
 from labkit.variants import Scale, Variant
 
@@ -82,6 +83,7 @@ class Learner:
         self.scans_a_step = 2 * scale.batch_size  # of (E, G), and fresh ones for D
         self.average = copy.deepcopy(self.G).requires_grad_(False)
         self.averaged = 0
+        self.learned_buffers = set(self.average.state_dict())  # others are what an atlas leaves as it is
 
     def autocast(self) -> torch.autocast:
         """Bfloat16 where the run computes in it."""
@@ -96,8 +98,9 @@ class Learner:
         # the first steps count less, so that the initial weights do not linger in short runs
         decay = min(self.scale.ema_decay, (1 + self.averaged) / (10 + self.averaged))
         get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.G.parameters()), None)
-        for mine, current in zip(self.average.buffers(), self.G.buffers(), strict=True):
-            mine.copy_(current)
+        for (name, mine), current in zip(self.average.named_buffers(), self.G.buffers(), strict=True):
+            if name in self.learned_buffers:
+                mine.copy_(current)
 
     @torch.no_grad()
     def evaluators(self, scans: Tensor) -> dict[str, nn.Module]:
@@ -129,8 +132,15 @@ class Learner:
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "average": self.average.state_dict(),
             "averaged": self.averaged,
+            "scanner": self.scanner,
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
         }
+
+    @staticmethod
+    def atlas_of(state: dict[str, Any]) -> dict[str, Tensor]:
+        """What a learner has to be made with to take a :meth:`state` whose G moves an atlas."""
+        learned = {name: state["networks"]["G"][f"head.{name}"] for name in ("template", "appearances")}
+        return learned | state["scanner"]
 
     def load(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state`."""
@@ -156,6 +166,8 @@ class Learner:
         """Scans of codes, a batch of them for each, with `noise` (B, batches, ...) where G is a scanner's too."""
         if noise is None:
             return self.each("G", *codes)
+        if not self.batch_free["G"]:
+            return tuple(self.G(z, some) for z, some in zip(codes, noise.unbind(1), strict=True))
         return self.G(torch.cat(codes), noise.transpose(0, 1).flatten(0, 1)).chunk(len(codes))
 
     def viewed(self, views: Tensor | None, *batches: Tensor) -> tuple[Tensor, ...]:
@@ -179,6 +191,11 @@ def view(x: Tensor, draws: Tensor) -> Tensor:
 
     Whole voxels, by products with matrices of zeros and ones: nothing is blurred, and gradients are products too.
     """
+    with full_precision(x):
+        return _view(x, draws)
+
+
+def _view(x: Tensor, draws: Tensor) -> Tensor:
     size, places = x.shape[-1], torch.arange(x.shape[-1], device=x.device)
     shift = ((2 * draws[:, :3] - 1) * SHIFT * size).round()[:, :, None, None]
     wanted = (places[:, None] - places == shift).to(x.dtype)  # (B, 3, S, S): row i takes voxel i - shift
@@ -282,17 +299,18 @@ def update_discriminator(
                 x_rec, x_rand = learner.generated(z_enc, z_rand, noise=noise)
                 x_rec, x_rand, x_real = learner.viewed(views, x_rec, x_rand, x_real)
             d_rec, d_rand, d_real = learner.each("D", x_rec, x_rand, x_real)
-            penalty, weight = d_real.new_zeros(()), variant.lambda1
-            points = losses.points_between(x_real, x_rec, mix_rec), losses.points_between(x_real, x_rand, mix_rand)
+            weight = variant.r1 or variant.lambda1
             if variant.r1:
-                weight = variant.r1
+                penalty = d_real.new_zeros(())
                 if learner.averaged % R1_EVERY == 0:
                     penalty = R1_EVERY * losses.zero_norm_penalty(learner.D.input_gradient(x_real))
-            elif learner.batch_free["D"]:
-                # the sum of two penalties, each a mean over its half of this batch
-                penalty = 2 * losses.unit_norm_penalty(learner.D.input_gradient(torch.cat(points)))
             else:
-                penalty = sum(losses.unit_norm_penalty(learner.D.input_gradient(x)) for x in points)
+                points = losses.points_between(x_real, x_rec, mix_rec), losses.points_between(x_real, x_rand, mix_rand)
+                if learner.batch_free["D"]:
+                    # the sum of two penalties, each a mean over its half of this batch
+                    penalty = 2 * losses.unit_norm_penalty(learner.D.input_gradient(torch.cat(points)))
+                else:
+                    penalty = sum(losses.unit_norm_penalty(learner.D.input_gradient(x)) for x in points)
         loss = losses.critic_loss(d_real, d_rec, d_rand, penalty, weight)  # (4)
         learner.backward(loss, "D")
     learner.optimisers["D"].step()

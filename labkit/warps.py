@@ -7,6 +7,7 @@ is integrated by scaling and squaring (Arsigny et al. 2006, MICCAI, LNCS 4190:92
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,14 @@ def sample(volume: Tensor, points: Tensor) -> Tensor:
 
     Points are counted in voxels, channels in the order of the axes; beyond its edge a volume keeps its edge's value.
     """
-    size = torch.tensor(volume.shape[-3:], device=points.device, dtype=points.dtype)
-    normalised = points.permute(0, 2, 3, 4, 1) * (2 / (size - 1)) - 1
+    normalised = points.permute(0, 2, 3, 4, 1) * _unit(tuple(volume.shape[-3:]), points.device, points.dtype) - 1
     return F.grid_sample(volume, normalised.flip(-1), mode="bilinear", padding_mode="border", align_corners=True)
+
+
+@lru_cache(maxsize=64)
+def _unit(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Of a voxel, in the coordinates of grid_sample, (3,); made once, as nothing can be copied into a recording."""
+    return 2 / (torch.tensor(shape, device=device, dtype=dtype) - 1)
 
 
 def flow(velocity: Tensor, steps: int = 6) -> Tensor:

@@ -16,7 +16,13 @@ document.addEventListener("DOMContentLoaded", () => {
     role("tbody th", "rowheader");
     role("td", "cell");
     for (const row of table.querySelectorAll("tbody tr")) {
-      [...row.cells].forEach((cell, place) => { cell.dataset.name = names[place] || ""; });
+      [...row.cells].forEach((cell, place) => {
+        cell.dataset.name = names[place] || "";
+        if (!cell.childNodes.length) return;
+        const value = document.createElement("span"); // one item beside the name, whatever a cell is made of
+        value.append(...cell.childNodes);
+        cell.append(value);
+      });
     }
     table.classList.add("row-cards");
   }

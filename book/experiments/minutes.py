@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -94,21 +94,20 @@ def iterations(cohort: Cohort, runs: Path, model: str, budget: int) -> dict[str,
     pace = kept(runs / f"pace-{model}.json", lambda: paces(cohort, runs, model))
     if model == PEER:
         return {stage: int(30 * budget / pace[stage]) for stage in STAGES}
-    return {name: max(1, int((60 * budget - pace.get(f"atlas, {name}", 0)) / pace[name])) for name in SIZES}
+    left = {name: 60 * budget - pace.get(f"atlas, {name}", 0) for name in SIZES}
+    # a size whose atlas alone takes all the time is none to choose
+    return {name: int(seconds / pace[name]) for name, seconds in left.items() if seconds > pace[name]}
 
 
 def paces(cohort: Cohort, runs: Path, model: str, few: int = 12) -> dict[str, float]:
-    """Seconds an iteration of training alone, of an alpha-GAN a long trial less a short one; and of its atlas's fit."""
+    """Seconds an iteration of training, of rows after the first; and of the fit of an alpha-GAN's own atlas."""
     found: dict[str, float] = {}
     for name in () if model == PEER else SIZES:
-        took = []
-        for n in (few, 3 * few):
-            began = time.perf_counter()
-            run = train(cohort, runs / f"pace-{model}-{name.replace(' ', '')}-{n}", model, name, 0, n)
-            took.append(time.perf_counter() - began)
-        found[name] = (took[1] - took[0]) / (2 * few)
+        folder = runs / f"pace-{model}-{name.replace(' ', '')}"
+        run = train(cohort, folder, model, name, 0, 4 * few, log_every=few)
+        found[name] = float(1 / run.losses["iterations_per_s"].iloc[1:].median())
         if run.own_atlas is not None:
-            found[f"atlas, {name}"] = sum(sitting["seconds"] for sitting in run.own_atlas.provenance["sittings"])
+            found[f"atlas, {name}"] = run.own_atlas.seconds
     if model == PEER:
         peer(cohort, runs / f"pace-{PEER}", 0).fit(dict.fromkeys(STAGES, 2))  # what the first one sets up
         found = peer(cohort, runs / f"pace-{PEER}", 0).fit(dict.fromkeys(STAGES, 2 + few))
@@ -124,10 +123,10 @@ def peer(cohort: Cohort, folder: Path, seed: int):
     return Peer(split(cohort, TRAINED)[0], folder, seed)
 
 
-def train(cohort: Cohort, folder: Path, model: str, size: str, seed: int, iterations: int) -> labkit.Run:
+def train(cohort: Cohort, folder: Path, model: str, size: str, seed: int, iterations: int, **more: int) -> labkit.Run:
     """The alpha-GAN of a size, or further; precision is the same on every machine."""
     return labkit.train(model, cohort, "laptop", folder, seed=seed, n_train=TRAINED, iterations=iterations,
-                        precision="fp32", **SIZES[size])  # fmt: skip
+                        precision="fp32", **SIZES[size], **more)  # fmt: skip
 
 
 def trained(cohort: Cohort, runs: Path, model: str, size: str, seed: int, n: int, budget: int) -> labkit.Run:
@@ -152,8 +151,8 @@ def choose(cohort: Cohort, runs: Path, model: str, seed: int, fair: dict[str, in
     found = {}
     for name, n in fair.items():
         run = trained(cohort, runs, model, name, seed, n, budget)
-        table = Study([run], real=parts(run, cohort)[0]).table
-        row = table[(table["metric"] == CHOICE[0]) & (table["flavour"] == CHOICE[1]) & (table["model"] == model)]
+        table = compared(study(cohort, runs, seed, chooses=True), run)
+        row = table[(table["metric"] == CHOICE[0]) & (table["flavour"] == CHOICE[1])]
         found[name] = float(row["value"].iloc[0])
     return found
 
@@ -168,10 +167,17 @@ def measured_atlas(cohort: Cohort, runs: Path, seed: int) -> pd.DataFrame:
     return rows_of(runs / f"measured-atlas-s{seed}.csv", lambda: study(cohort, runs, seed).table, 0, seed)
 
 
-def study(cohort: Cohort, runs: Path, seed: int) -> Study:
-    """The atlas of a seed, and the yardstick that the others are measured by."""
+@lru_cache(maxsize=2)
+def study(cohort: Cohort, runs: Path, seed: int, chooses: bool = False) -> Study:
+    """The atlas of a seed, and the yardstick, at the scans' own resolution, that all others are measured by."""
     run = atlas(cohort, runs, seed)
-    return Study([run], real=parts(run, cohort)[1])
+    return Study([run], real=parts(run, cohort)[0 if chooses else 1])
+
+
+def compared(beside: Study, run: labkit.Run) -> pd.DataFrame:
+    """A run measured by a yardstick: what it writes, which is on the cohort's grid whatever its networks' size."""
+    made, back = labkit.generate(run, beside.n, seed=beside.seed), labkit.reconstruct(run, beside.real)
+    return Comparison(beside.yardstick, made, beside.real, back, run).table()
 
 
 def measured(
@@ -186,8 +192,7 @@ def measured(
             beside = study(cohort, runs, seed)
             return Comparison(beside.yardstick, one.draw(beside.n, seed), beside.real).table().assign(model=PEER)
         run = trained(cohort, runs, model, size, seed, fair[size], budget)
-        table = Study([run], real=parts(run, cohort)[1]).table
-        return table[table["model"] == model]
+        return compared(study(cohort, runs, seed), run).assign(model=model)
 
     return rows_of(runs / f"measured-{model}-{budget}-s{seed}.csv", compute, budget, seed)
 

@@ -281,6 +281,6 @@ def test_table_and_equations_tell_of_the_head():
 
 
 def test_the_papers_loop_does_not_pretend_to_be_this_model():
-    with pytest.raises(ValueError, match="generator_head='atlas'"):
+    with pytest.raises(ValueError, match="settings that no paper has"):
         published.build(*resolve("sigmarat3", "smoke"))
     assert isinstance(Generator(*resolve("sigmarat3", "smoke")).head, AtlasHead)

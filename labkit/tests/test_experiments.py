@@ -78,7 +78,7 @@ def test_what_is_drawn_has_the_truth_that_it_is_held_against(place):
 class Measured:
     """In place of a Study, which takes its time: the table of a run is how long it was trained."""
 
-    yardstick, n = None, 3
+    yardstick, n, seed = None, 3, 0
 
     def __init__(self, runs, real):
         assert not {animal for run in runs for animal in run.config["train"]["subjects"]} & set(real.subjects)
@@ -103,8 +103,8 @@ class Peer:
 class Compared:
     """In place of a Comparison with those."""
 
-    def __init__(self, yardstick, made, real):
-        rows = [(*row, made, 0.5) for row in script("minutes").SHOWN]
+    def __init__(self, yardstick, made, real, back=None, run=None):
+        rows = [(*row, made if run is None else run.iteration, 0.5) for row in script("minutes").SHOWN]
         self.rows = pd.DataFrame(rows, columns=["metric", "flavour", "value", "floor"])
 
     def table(self):

@@ -532,7 +532,11 @@ def test_a_generator_that_moves_an_atlas_labels_its_scans_from_an_arms_labels_al
     assert torch.equal(data.labels[1:], experiment.plan.classes(network.labelled(z)[1]))
     with pytest.raises(ValueError, match="'r100\\+o200' needs a generator that moves an atlas"):
         Experiment(run, COARSE, "r100+o200")
-    assert not [arm for arm in Experiment(own, COARSE, "least", atlas=atlas).arms if arm.source == "own"]
+    both = Experiment(
+        own, COARSE, "r5+o200,r5+a200", atlas=atlas
+    )  # another atlas for the arms of one, its own for itself
+    assert both.atlas.path == atlas.path
+    assert torch.equal(both._data(arms.ARMS["r5+o200"], 0)[0].labels, data.labels)
 
 
 def test_arms_of_an_atlas_need_one():

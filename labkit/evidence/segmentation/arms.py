@@ -134,7 +134,10 @@ def chosen(
         if arm.source == "own" and not moves:
             if a_set:
                 continue
-            raise ValueError(f"arm {arm.name!r} needs a generator that moves an atlas: train the model sigmarat3")
+            raise ValueError(
+                f"arm {arm.name!r} needs a generator that moves an atlas, and that atlas in the run's folder, which a "
+                "packed run has not: train the model sigmarat3"
+            )
         if arm.unlabelled and not unlabelled:
             if a_set:
                 continue

@@ -129,8 +129,7 @@ class Experiment:
         self.seeds = whole("seeds", plan.seeds if seeds is None else seeds, 1, "how often every arm is repeated")
         recipe = self.run.config["cohort"].get("recipe") or {}
         self.simulated = recipe if recipe.get("source") in SIMULATED else {}
-        mine = self.run.own_atlas
-        moves = mine is not None and self.atlas is not None and mine.path == self.atlas.path
+        moves = self.run.own_atlas is not None
         if arms:  # wrong names stop before any scan is read
             chosen(arms, bool(self.simulated), self.atlas is not None, moves=moves)
         own_train, own_test = train is None, test is None
@@ -155,7 +154,7 @@ class Experiment:
         there = bool(self.simulated), self.atlas is not None, len(self.unlabelled) > 0, moves
         self.arms = chosen(arms or usual, *there)
         self.notes = self._notes(len(not_tested))
-        self._last_atlas: tuple[set[str], ArmsAtlas] | None = None
+        self._last_atlas: tuple[tuple[Path, frozenset[str]], ArmsAtlas] | None = None
         # scans of the run's own are called as it calls them: simulated on another machine they may be rounded otherwise
         config, whole_test = self.run.config, own_test and not len(not_tested)
         trained = config["train"]["fingerprint"] if own_train else train.fingerprint
@@ -262,23 +261,28 @@ class Experiment:
     def _from_atlas(self, arm: Arm, seed: int, n: int) -> Examples:
         """Scans with labels by the atlas, which knows the labels of the arm's real scans, or of its reference's."""
         seen = arms_animals(self.train, arm.real or ARMS[arm.reference].real, seed)
+        if arm.source == "own":
+            return self.atlas_with(seen, own=True).moved_by(self.run, n, seed)
         atlas = self.atlas_with(seen)
         if arm.unlabelled:
             return atlas.registered(list(range(len(self.train), len(self._everyone))))
         if arm.source == "registered":
             others = [place for place, subject in enumerate(self.train.subjects) if subject not in seen]
             return atlas.registered(others[:n])
-        if arm.source == "own":
-            return atlas.moved_by(self.run, n, seed)
         return atlas.drawn(n, seed, contrast=arm.source == "contrast")
 
-    def atlas_with(self, animals: set[str]) -> ArmsAtlas:
-        """The atlas with the labels of some training animals and no others; the last one is kept for the next arm."""
-        if self.atlas is None:  # arms of an atlas have been refused by then
+    def atlas_with(self, animals: set[str], own: bool = False) -> ArmsAtlas:
+        """The atlas with the labels of some training animals and no others; the last one is kept for the next arm.
+
+        `own` is the one that the run's generator moves.
+        """
+        atlas = self.run.own_atlas if own else self.atlas
+        if atlas is None:  # arms of an atlas have been refused by then
             raise ValueError(NO_ATLAS)
-        if self._last_atlas is None or self._last_atlas[0] != animals:
+        key = atlas.path, frozenset(animals)
+        if self._last_atlas is None or self._last_atlas[0] != key:
             places = places_of(self.train, animals)
-            self._last_atlas = animals, ArmsAtlas(self.atlas, self._everyone, places, self._images, self.plan)
+            self._last_atlas = key, ArmsAtlas(atlas, self._everyone, places, self._images, self.plan)
         return self._last_atlas[1]
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:

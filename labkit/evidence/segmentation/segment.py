@@ -35,8 +35,8 @@ def segment(
     """Label scans, and write them with ``_dseg.nii.gz`` beside each.
 
     An atlas that was trained on scans of which some had labels brings its template's along by registration, whatever
-    their coding; so does the atlas of a generator that moves one. With other runs it is a network of the segmentation
-    experiment that labels.
+    their coding; so does the atlas of a generator that moves one, where there is no network. With other runs it is a
+    network of the segmentation experiment that labels.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def segment(
         New folder; default ``segmented/<fingerprint>`` in the run's or the experiment's folder. If it holds these
         scans with these labels, it is opened.
     arm, seed : str, int
-        Which network; default the atlas, or where the run has none ``r100``.
+        Which network; default the atlas of an atlas's run, ``r100`` of others.
 
     Returns
     -------
@@ -76,11 +76,13 @@ def segment(
         raise ValueError("no scans to segment: the cohort is empty")
     generator = run.run if isinstance(run, Experiment) else run if isinstance(run, Run) else load_run(run)
     generator.file_template.check_grid(cohort)
-    atlas = generator if generator.variant.name == "atlas" else generator.own_atlas
-    if arm is None and not isinstance(run, Experiment) and atlas is not None:
-        return _by_atlas(atlas, cohort, out_dir)
+    by_atlas = arm is None and not isinstance(run, Experiment)
+    if by_atlas and generator.variant.name == "atlas":
+        return _by_atlas(generator, cohort, out_dir)
     arm = known("arm", arm or "r100", ARMS)
     found = find_network(run.folder if isinstance(run, Experiment) else generator.path, arm, seed)
+    if found is None and by_atlas and generator.own_atlas is not None:
+        return _by_atlas(generator.own_atlas, cohort, out_dir, generator)
     if found is None:
         raise ValueError(
             f"{generator.path.name} has no network of arm {arm} with seed {seed}: do the experiment first "
@@ -102,20 +104,24 @@ def segment(
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
 
 
-def _by_atlas(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None) -> Cohort:
-    """Labels by registration: each scan's warp, and what the template's labels become under it."""
+def _by_atlas(run: Run, cohort: Cohort, out_dir: str | os.PathLike | None, home: Run | None = None) -> Cohort:
+    """Labels by registration: each scan's warp, and what the template's labels become under it.
+
+    `home` is the run that the atlas belongs to, if it is another's.
+    """
+    home = home or run
     if not run.generator().has_labels:
         raise ValueError(
-            f"{run.path.name} was trained on scans without labels: put *_dseg.nii.gz beside some, and train it again"
+            f"{home.path.name} was trained on scans without labels: put *_dseg.nii.gz beside some, and train it again"
         )
-    default = run.path / "segmented" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:10]}"
+    default = home.path / "segmented" / f"{run.fingerprint[:8]}-{cohort.fingerprint[:10]}"
     folder = located(out_dir) if out_dir else default
     made = {"Scans": cohort.fingerprint, "LabelledBy": run.fingerprint}
 
     def write(fresh: Path) -> None:
         encoder, scans = run.encoder(), cohort.volumes(run.scale.size)
         labels = (map_ for part in scans.split(8) for map_ in encoder.labels(part))
-        _write(fresh, cohort, labels, run.file_template.label_names, **made, Run=run.path.name)
+        _write(fresh, cohort, labels, run.file_template.label_names, **made, Run=home.path.name)
 
     fill(folder, made, write)
     return open_cohort(folder, **FileTemplate.of([cohort[0]]).opening)
