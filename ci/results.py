@@ -91,13 +91,15 @@ def sittings_of(runs: Path, model: str) -> list[dict[str, Any]]:
 
 
 def times(runs: Path) -> str:
-    """How long each model trained, and on what, in a sentence for each machine."""
+    """How long each model trained, its own atlas included, and on what, in a sentence for each machine."""
     by_machine: dict[str, list[str]] = {}
     for model in MODELS:
         sittings = sittings_of(runs, model)
         seconds, done = sum(s["seconds"] for s in sittings), sittings[-1]["to"] - sittings[0]["from"]
         machine = f"{sittings[-1]['device']}, {sittings[-1]['threads']} threads, {sittings[-1]['precision']}"
-        told = f"`{model}` {seconds / 60:.1f} minutes ({done / seconds:.1f} iterations a second)"
+        nested = runs / model / "atlas"
+        before = sum(s["seconds"] for s in sittings_of(runs / model, "atlas")) if nested.exists() else 0.0
+        told = f"`{model}` {(before + seconds) / 60:.1f} minutes ({done / seconds:.1f} iterations a second)"
         by_machine.setdefault(machine, []).append(told)
     return "".join(f"On {machine}: {', '.join(told)}.\n" for machine, told in by_machine.items())
 

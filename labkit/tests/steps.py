@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from labkit.capture import WARM_UP, Captured
+from labkit.rendering import no_atlas
 from labkit.updates import Draws, Learner
-from labkit.variants import resolve
+from labkit.variants import Scale, Variant, resolve
 
 
 class Walk(NamedTuple):
@@ -44,10 +45,23 @@ def make_draws(learner: Learner, count: int) -> list[Draws]:
     def one() -> Draws:
         codes = [torch.randn(b, z, generator=g) for _ in range(3)]
         mixes = [torch.rand(b, *axes, generator=g) for axes in ((1, 1, 1, 1), (1, 1, 1, 1), (1,))]
-        values = scans(), codes[0], scans(), codes[1], codes[2], *mixes
-        return Draws(*(value.to(learner.device) for value in values))
+        values = [scans(), codes[0], scans(), codes[1], codes[2], *mixes]
+        shape, viewed = learner.G.noise_shape, learner.variant.critic_augmentation
+        values += [torch.randn(b, 4, *shape, generator=g) if shape else None]
+        values += [torch.rand(b, 5, 5, generator=g) if viewed else None]
+        return Draws(*(None if value is None else value.to(learner.device) for value in values))
 
     return [one() for _ in range(count)]
+
+
+def make_learner(variant: Variant, scale: Scale, device: torch.device, seed: int = 0) -> Learner:
+    """A learner, with a template to move where its G moves one."""
+    atlas = None
+    if variant.generator_head == "atlas":
+        atlas, g = no_atlas(scale, 2), torch.Generator().manual_seed(3)
+        atlas |= {name: torch.rand(atlas[name].shape, generator=g) for name in ("template", "appearances")}
+        atlas |= {"levels": torch.tensor([0.02, 0.0, 1e-3]), "spread": torch.full_like(atlas["spread"], 0.01)}
+    return Learner(variant, scale, device, seed, atlas)
 
 
 def weights(learner: Learner) -> Tensor:
@@ -77,7 +91,7 @@ def walk(
     advance : callable
         Makes what iterates from the learner.
     """
-    learner = Learner(*resolve(model, scale, precision=precision), torch.device(device))
+    learner = make_learner(*resolve(model, scale, precision=precision), torch.device(device))
     go, before = advance(learner), weights(learner)
     logged = [go(draws) for draws in make_draws(learner, iterations)]
     return Walk(torch.stack([row(terms) for terms in logged]), weights(learner) - before, learner)
@@ -104,12 +118,12 @@ def check_device(device: str, model: str, precision: str, scale: str = "laptop")
         "recorded", 1 if there was a recording.
     """
     cpu = walk(model, "cpu", "fp32", 1, scale)
-    learner = Learner(*resolve(model, scale, precision=precision), torch.device(device))
+    learner = make_learner(*resolve(model, scale, precision=precision), torch.device(device))
     *first, a, b = make_draws(learner, WARM_UP + 2)
     advance = Captured(learner)
     warming = [advance(draws) for draws in first]
     state = copy.deepcopy(learner.state())
-    twin = Learner(learner.variant, learner.scale, learner.device, seed=1)
+    twin = make_learner(learner.variant, learner.scale, learner.device, seed=1)
     twin.load(state)
     before, single = weights(learner), Captured(twin, graph=False)
     replayed, expected = ([row(go(draws)) for draws in (a, b)] for go in (advance, single))

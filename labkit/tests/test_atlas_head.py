@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import labkit
-from labkit import losses, networks, published, updates, warps
+from labkit import losses, networks, parallel, published, training, updates, warps
 from labkit.figures import architecture
 from labkit.files import load_state, save_state
 from labkit.networks import Generator
-from labkit.rendering import AtlasHead, Geometry, expected, noise_of
+from labkit.rendering import AtlasHead, Geometry, expected, noise_of, scanned
 from labkit.runs import MODELS, RunError, find_atlas
 from labkit.tests.brains import onions
 from labkit.updates import R1_EVERY, Learner, step, view
@@ -284,3 +284,80 @@ def test_the_papers_loop_does_not_pretend_to_be_this_model():
     with pytest.raises(ValueError, match="settings that no paper has"):
         published.build(*resolve("sigmarat3", "smoke"))
     assert isinstance(Generator(*resolve("sigmarat3", "smoke")).head, AtlasHead)
+
+
+def test_a_run_goes_on_from_its_checkpoint_alone(rats, run, tmp_path):
+    """Noise and labels are in it: an atlas that is fitted anew elsewhere would be another one."""
+    shutil.copytree(
+        run.path, tmp_path / "bare", ignore=shutil.ignore_patterns("atlas", "synthetic", "segmented", ".lock")
+    )
+    longer = SETTINGS | {"iterations": 24}
+    mine = labkit.train("sigmarat3", rats, run_dir=tmp_path / "bare", **longer)
+    shutil.copytree(run.path, tmp_path / "whole", ignore=shutil.ignore_patterns("synthetic", "segmented", ".lock"))
+    other = labkit.train("sigmarat3", rats, run_dir=tmp_path / "whole", **longer)
+    assert mine.fingerprint == other.fingerprint != run.fingerprint and not (mine.path / "atlas").exists()
+    assert labkit.generate(mine, 1, tmp_path / "made").labelled and mine.own_atlas is None
+    with pytest.raises(ValueError, match="has no network of arm r100"):
+        labkit.segment(mine, rats[:1])
+    assert run.seconds > run.own_atlas.seconds > 0
+    assert run.summary()["minutes"] == pytest.approx(run.seconds / 60)
+
+
+def test_a_box_that_holds_no_whole_scan_is_refused_before_any_work(rats, tmp_path):
+    with pytest.raises(ValueError, match="box is 16x16x8, and scans are 16x16x10"):
+        labkit.train("sigmarat3", rats, run_dir=tmp_path / "small", **SETTINGS, box="16x16x8")
+    assert not (tmp_path / "small").exists()
+
+
+def test_an_atlas_that_was_stopped_is_not_taken_for_one(rats, run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "half", ignore=shutil.ignore_patterns("synthetic", "segmented", ".lock"))
+    half = labkit.Run(tmp_path / "half")
+    config = half.path / "atlas" / "config.json"
+    config.write_text(config.read_text().replace('"iterations": 120', '"iterations": 500'))
+    assert half.own_atlas is None and run.own_atlas is not None
+
+
+def test_several_gpus_and_batches_that_an_atlas_cannot_share(rats, tmp_path, monkeypatch):
+    """What the atlas's own training is asked for: the kind of device, which each process makes its own."""
+    asked = []
+
+    class Stop(Exception):
+        pass
+
+    def fit(model, *where, **how):
+        asked.append((model, how))
+        raise Stop
+
+    train = training.train
+    monkeypatch.setattr(training, "train", fit)
+    monkeypatch.setattr(training, "_team", lambda *given: parallel.Team(0, 8))
+    monkeypatch.setattr(parallel.Team, "wait", lambda self: None)
+    with pytest.raises(Stop):
+        train("sigmarat3", rats, run_dir=tmp_path / "eight", **SETTINGS, batch_size=8)
+    model, how = asked[0]
+    assert model == "atlas" and how["device"] == "cpu" and how["batch_size"] == 8 and how["size"] == 16
+
+
+def test_generated_batches_of_a_norm_over_the_batch_stay_apart(atlas):
+    variant, scale = resolve("sigmarat3", "smoke", size=32, precision="fp32", generator_norm="batch")
+    learner = Learner(variant, scale, CPU, atlas=atlas)
+    some, passes = draws(learner), []
+    learner.G.register_forward_hook(lambda module, given, made: passes.append(len(made)))
+    pair = learner.generated(some.z_rand, some.z_critic, noise=some.noise[:, :2])
+    assert passes == [4, 4] and len(pair) == 2
+    alone = learner.generated(some.z_rand, noise=some.noise[:, :1])[0]
+    assert torch.allclose(pair[0], alone)
+
+
+def test_a_view_blurs_nothing_in_half_precision_either():
+    x = torch.rand(2, 1, 16, 16, 16) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(view(x, torch.tensor([[0.5, 0.5, 0.5, 0.9, 0.5]]).expand(2, -1)), x, atol=1e-6)
+
+
+def test_what_is_black_in_a_scan_cut_out_of_its_head_can_be_lit_again():
+    clean = torch.tensor([0.01, 0.04, 0.5]).view(1, 1, 1, 1, 3).requires_grad_()
+    scans = scanned(clean, None, None, {}, 0.0, 0.05)
+    assert scans.flatten().tolist() == pytest.approx([0.0, 0.0, 0.5], abs=1e-5)
+    scans.sum().backward()
+    assert torch.allclose(clean.grad, torch.ones(1, 1, 1, 1, 3), atol=1e-3)

@@ -146,7 +146,7 @@ def test_an_atlas_looks_for_copies_in_its_own_coordinates_too(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("model", ["sigmarat2", "atlas"])
+@pytest.mark.parametrize("model", ["sigmarat2", "sigmarat3", "atlas"])
 def test_cuda_verbs_give_what_a_cpu_gives(model, rats, tmp_path):
     options = {} if model == "atlas" else {"precision": "fp32"}
     run = labkit.train(model, rats, "smoke", tmp_path / "run", n_train=8, iterations=20, device="cuda", **options)
