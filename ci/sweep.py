@@ -29,7 +29,7 @@ from point import BOOK, RUN, literal
 import labkit
 from labkit import fields
 from labkit.cards import METRICS
-from labkit.evidence.sweeps import MEASURES, PARTS, SAMPLES, SWEEP, TRAINED, measured, said
+from labkit.evidence.sweeps import MEASURES, PARTS, SAMPLES, SUMMARY, SWEEP, TRAINED, measured, said, summary
 from labkit.files import new_folder, runs_folder, write_json, write_text
 from labkit.recording import HELD_OUT_COLUMNS
 from labkit.runs import RunError, locked
@@ -278,6 +278,7 @@ def collect(points: list[Point], folder: Path) -> None:
     table = table[[*order, *(name for name in table if name not in [*order, *ends]), *(n for n in ends if n in table)]]
     write_text(folder / SWEEP, table.to_csv(index=False, float_format="%.5g"))
     if measured(table):
+        write_text(folder / SUMMARY, summary(table) + "\n")
         show(folder)
     else:
         print("no animals were held out, and chapter 4 is not in the grid: there is nothing to show, and no page")
@@ -371,7 +372,7 @@ def main() -> None:
         sys.exit(f"ci/sweep: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    print(*(path for name in (SWEEP, "sweep.html") if (path := folder / name).exists()), sep="\n")
+    print(*(path for name in (SWEEP, SUMMARY, "sweep.html") if (path := folder / name).exists()), sep="\n")
     if wrong:
         sys.exit("these points could not be computed; start the same command again when that is mended:\n  "
                  + "\n  ".join(wrong))  # fmt: skip

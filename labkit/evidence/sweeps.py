@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labkit import markup
 from labkit.fields import known
 from labkit.files import located
 from labkit.sharing import REPOSITORY
@@ -14,8 +15,8 @@ from labkit.sharing import REPOSITORY
 if TYPE_CHECKING:
     import pandas as pd
 
-SWEEP, SAMPLES = "sweep.csv", "samples"
-"""What a sweep's folder holds: a row a point, and a picture of each point's samples."""
+SWEEP, SUMMARY, SAMPLES = "sweep.csv", "sweep.md", "samples"
+"""What a sweep's folder holds: a row a point, means over seeds, and a picture of each point's samples."""
 
 NAME = "name"
 """Column of what a grid calls points."""
@@ -116,6 +117,13 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     if floors:
         text.loc["real"] = {name: floors.get(name, "") for name in text}
     return text.rename(columns={name: f"{name} ({MEASURES[name]})" for name in names})
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The same as a Markdown table, measures down and arms across."""
+    found = over_seeds(table).T
+    return markup.table([[str(name), *row] for name, row in zip(found.index, found.values.tolist(), strict=True)],
+                        "", *map(str, found.columns))  # fmt: skip
 
 
 def _brief(value: float) -> str:
