@@ -267,6 +267,19 @@ class Atlas:
         total = energy.sum(0).clamp_min(1e-12)
         return {"share": total / total.sum(), **dict(zip(self.geometry.sizes, energy / total, strict=True))}
 
+    @torch.no_grad()
+    def units(self, animals: int = 32) -> Tensor:
+        """By how much new animals differ, (4,): displacement (voxels), log-brightness, weights of appearances.
+
+        Standard deviations over some animals and all voxels; and last what a code leaves unexplained of a scan, the
+        root of its mean square in grey values of [0, 1].
+        """
+        z = torch.randn(animals, self.latent_dim, generator=torch.Generator().manual_seed(0))
+        numbers = self.numbers(z.to(self.state["centre"]))
+        kinds = self.geometry.points(numbers), self.geometry.brightness(numbers).log(), self.geometry.split(numbers)[3]
+        sds = [(kind - kind.mean(0)).square().mean().sqrt() if kind.numel() else kind.new_zeros(()) for kind in kinds]
+        return torch.stack([*sds, sds[0].new_tensor(self.misfit).sqrt()])
+
     def learn_labels(self, numbers: Tensor, labels: Tensor, steps: int = 80) -> Atlas:
         """The same atlas with labels of some animals brought into the template.
 

@@ -26,12 +26,14 @@ Shape = tuple[int, ...]
 SPACING = 4
 """Voxels between knots, which are the voxels of G two layers before its end."""
 
-VELOCITY = 1 / 8
-"""What a velocity of 1 means, in sides of the cube."""
+DEVIATIONS = 10.0, 3.0, 3.0, 3.0
+"""Of the atlas's animals, for which a 1 of the layers stands that give velocity, brightness, weights of appearances and
+residual: warps are what animals differ by most, and what is learned last where all move alike."""
 
 KEPT = ("spread", "filter_x", "filter_y", "filter_z", "label_logits", "label_values")
-SCANNER = (*KEPT, "levels", "shape", "place")
-"""What a head takes of an atlas and leaves as it is: noise, labels, and where scans lie in their cube."""
+SCANNER = (*KEPT, "levels", "shape", "place", "units")
+"""What a head takes of an atlas and leaves as it is: noise, labels, where scans lie in their cube, and by how much
+animals differ (:meth:`labkit.atlas.Atlas.units`)."""
 
 
 class Geometry:
@@ -245,6 +247,7 @@ class AtlasHead(nn.Module):
             self.register_buffer(name, atlas[name].clone() if name in atlas else None, persistent=False)
         self.shape, self.size, self.residual_bound = tuple(atlas["shape"].tolist()), scale.size, residual
         self.noise, self.black, _ = atlas["levels"].tolist()
+        self.units = [many * unit for many, unit in zip(DEVIATIONS, atlas["units"].tolist(), strict=True)]
         self.place = tuple(slice(a, a + n) for a, n in zip(atlas["place"].tolist(), self.shape, strict=True))
         before = [(scale.size - side) // 2 for side in scale.sides]  # the box that networks see is in the cube's middle
         self.box = tuple(slice(p.start - b, p.stop - b) for p, b in zip(self.place, before, strict=True))
@@ -287,22 +290,23 @@ class AtlasHead(nn.Module):
         self, features: Tensor, last: Tensor, noise: Tensor | None, labelled: bool
     ) -> tuple[Tensor, Tensor | None]:
         geometry, to_knots = self.geometry()
-        # Adam moves all weights of a layer by the same step: divided by the root of their number, as all three layers
-        # here are, what comes of them moves by small steps, velocities by a thousandth of the side
+        # Adam moves all weights of a layer by the same step: divided by the root of their number, and in units of what
+        # animals differ by, all that comes of them moves by small steps, and none of it ahead of the others
         field = warps.separable(self.field(features / math.sqrt(27 * features.shape[1])), to_knots)
-        velocity, g = field[:, :3] * (VELOCITY * self.size), field[:, 3:]
-        points = geometry.found(geometry.moved(velocity, guarded=not self.training))
-        bright = geometry.brightened(g)
+        of_velocity, of_brightness, of_appearance, of_residual = self.units
+        points = geometry.found(geometry.moved(of_velocity * field[:, :3], guarded=not self.training))
+        bright = geometry.brightened(of_brightness * field[:, 3:])
         plain = self.spread.expand(len(features), -1, -1, -1, -1)
         if self.weights is not None:
             some = F.adaptive_avg_pool3d(features, self.pooled).flatten(1)
-            a = self.weights(some / math.sqrt(some.shape[1]))
+            a = of_appearance * self.weights(some / math.sqrt(some.shape[1]))
             look = (a @ self.appearances.flatten(1)).view(-1, 1, *self.shape)
             plain = torch.cat([look, plain], 1)
         fine = torch.cat([self.template, self.label_logits], 1) if labelled else self.template
         seen, more = geometry.see(fine, points), geometry.see(plain, points)
         clean = (seen[:, :1] + (more[:, :1] if self.weights is not None else 0)) * bright
-        r = self.residual_bound * torch.tanh(self.residual(last.float() / math.sqrt(27 * last.shape[1])))
+        r = self.residual(last.float() / math.sqrt(27 * last.shape[1]))
+        r = self.residual_bound * torch.tanh(r * (of_residual / max(self.residual_bound, 1e-6)))
         clean = clean + r[(..., *self.box)]
         spread, filters = more[:, -1:] * bright, dict(self.named_buffers())
         scans = scanned(clean, spread, noise, filters, self.noise, self.black)
@@ -322,7 +326,7 @@ def no_atlas(scale: Scale, appearances: int) -> dict[str, Tensor]:
     return {
         "template": torch.zeros(1, 1, *(2 * n for n in shape)),
         "appearances": torch.zeros(appearances, *shape), "spread": torch.zeros(1, 1, *shape),
-        "levels": torch.zeros(3), "shape": torch.tensor(shape), "place": place,
+        "levels": torch.zeros(3), "shape": torch.tensor(shape), "place": place, "units": torch.ones(4),
         **{f"filter_{axis}": torch.eye(side) for axis, side in zip("xyz", shape, strict=True)},
     }  # fmt: skip
 

@@ -170,7 +170,8 @@ def train(
                 fitted = train("atlas", cohort, size.name, folder / runs.OWN_ATLAS, seed=seed, resume=resume,
                                device=str(device) if team.size == 1 else scans.device.type, n_train=which, fold=fold,
                                size=size.size, **shared)  # fmt: skip
-                atlas = load_state(fitted.path / runs.MODELS, device)["atlas"]
+                its = fitted.encoder(device).atlas
+                atlas = its.state | {"units": its.units()}
             learner, step = _networks(variant, size, train_part, scans, seed, rng, team, atlas)
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
