@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import labkit
 from labkit.atlas import Atlas
 from labkit.data import nifti
+from labkit.data.cohort import Cohort, scan_digest
 from labkit.evidence.latent import LatentSpace
 from labkit.evidence.metrics.compare import AUDITED, MOVED, Comparison
 from labkit.evidence.metrics.controls import CONTROLS, controls
@@ -165,6 +167,13 @@ def test_cuda_verbs_give_what_a_cpu_gives(model, rats, tmp_path):
     assert (back[0] - back[1]).square().mean() < 1e-3 * back[1].var()
 
 
+def rounded_otherwise(scan):
+    """As another machine's simulator makes it: one voxel in a thousand is another grey value."""
+    image = scan.image.copy()
+    image.flat[::997] += 1
+    return replace(scan, image=image, digest=scan_digest(image, scan.labels, scan.affine))
+
+
 def test_codes_of_an_atlas_are_found_once(rats, run, tmp_path, monkeypatch):
     shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("encodings*"))
     run, steps = labkit.load_run(tmp_path / "run"), []
@@ -179,6 +188,12 @@ def test_codes_of_an_atlas_are_found_once(rats, run, tmp_path, monkeypatch):
     counted = len(steps)
     assert torch.equal(labkit.encode(run, rats, coarse=True), coarse) and torch.equal(labkit.encode(run, held), found)
     assert len(steps) == counted
+    again = [rounded_otherwise(scan) for scan in rats]
+    assert torch.equal(labkit.encode(run, Cohort("made again", rats.folder, again), coarse=True), coarse)
+    assert len(steps) == counted
+    other = replace(again[0], image=again[1].image[::-1], digest="of another")
+    labkit.encode(run, Cohort("another", rats.folder, [other]), coarse=True)
+    assert len(steps) > counted
     for spoil in (lambda file: file.write_bytes(b"nonsense"), lambda file: file.unlink()):
         spoil(tmp_path / "run" / "encodings.safetensors")
         assert torch.equal(labkit.encode(run, held), found)
