@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -136,9 +135,7 @@ def fitted(page: Page, run: Path, cohort: str) -> Page | str:
         from labkit.evidence.segmentation.experiment import Experiment
 
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*not to the last grey level")  # the chapter says it
-                experiment = Experiment(trained, seeds=page.parameters.get("seeds"))
+            experiment = Experiment(trained, seeds=page.parameters.get("seeds"))
         except ValueError as error:
             return str(error)
         # who asks for a book of runs that come trained does not ask for hours

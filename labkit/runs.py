@@ -49,9 +49,6 @@ OWN_ATLAS = "atlas"
 FILE_TEMPLATE = "file_template.json"
 
 
-_told: set[tuple[str, str]] = set()
-"""Cohorts of which this process has said that they differ from a run's by rounding: once is enough."""
-
 GREY_LEVELS = 2
 """By which simulated rats may differ from a run's and be the same: another numpy moves a voxel in a thousand by one."""
 
@@ -338,6 +335,7 @@ class Run:
             )
 
     def _check_cohort(self, cohort: Cohort) -> None:
+        """Refuse scans that are not the run's own; simulated rats that were rounded otherwise are."""
         trained = self.config["cohort"]
         if cohort.fingerprint == trained["fingerprint"]:
             return
@@ -346,15 +344,6 @@ class Run:
             cure = "its files have changed since, or are read in another way: open them as they were"
             if cohort.recipe.get("source") in SIMULATED:
                 if self._same_to_a_grey_level(cohort):
-                    pair = trained["fingerprint"], cohort.fingerprint
-                    if pair in _told:
-                        return
-                    _told.add(pair)
-                    warnings.warn(
-                        f"{self.path.name} was trained on the same simulated rats, but not to the last grey level: "
-                        "versions of numpy and scipy round differently (provenance.json names the run's)",
-                        stacklevel=4,
-                    )
                     return
                 cure = "another version of labkit simulates them otherwise: use the one in provenance.json"
         raise RunError(
