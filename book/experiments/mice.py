@@ -1,14 +1,15 @@
 """Real animals: what this study says of simulated rats, asked of 25 mice with labels.
 
     python book/experiments/mice.py [--splits 6] [--labelled 1,3,5,17] [--steps 2400]
-        [--iterations 5000] [--parts segmentation,realism,groups] [--runs runs/mice]
+        [--iterations 5000] [--models sigmarat2,sigmarat3] [--parts segmentation,realism,groups] [--runs runs/mice]
 
 Each split holds eight or nine animals out, three of them every animal once, groups on both sides. `segmentation`: of
 those trained on some have labels, and networks learn the 20 structures from these, with an atlas's draws, random warps
 or the other animals, labelled by registration, beside them; registration labels the test animals itself, too.
-`realism`: an atlas and an alpha-GAN of `--iterations` beside the held-out animals. `groups`: brain volumes of wild type
+`realism`: an atlas and alpha-GANs of `--iterations` beside the held-out animals. `groups`: brain volumes of wild type
 and transgenic mice as they come back from encoder and generator, as they are drawn, and whether a code tells the group.
-What is finished is kept in --runs, and an interrupted run goes on with the rest. Writes tables and provenance.json to
+What is finished is kept in --runs, and an interrupted run goes on with the rest; of models that are not named the rows
+that are there stay. Writes tables and provenance.json to
 book/reference/mice. An evening on two cores.
 """
 
@@ -73,6 +74,8 @@ SHOWN = (
 )  # fmt: skip
 DETAIL = ("8 to 4", "4 to 2.7", "under 2.7")
 """Bands of wavelengths, voxels."""
+GANS = ("sigmarat2", "sigmarat3")
+ORDER = (*GANS, "atlas")
 OUT = Path(__file__).resolve().parents[1] / "reference" / "mice"
 
 
@@ -83,10 +86,14 @@ def main() -> None:
     parser.add_argument("--labelled", default="1,3,5,17", help="of the animals trained on; 17 for all")
     parser.add_argument("--steps", type=int, default=PLANS["laptop"].steps, help="of a segmentation network")
     parser.add_argument("--iterations", type=int, default=5000, help="of the alpha-GAN")
+    parser.add_argument("--models", default=",".join(GANS), help="alpha-GANs; the atlas is always there")
     parser.add_argument("--parts", default="segmentation,realism,groups")
     parser.add_argument("--runs", type=Path, default=Path("runs/mice"))
     options = parser.parse_args()
-    runs, parts = options.runs.resolve(), options.parts.split(",")
+    runs, parts, models = options.runs.resolve(), options.parts.split(","), options.models.split(",")
+    if unknown := set(models) - set(GANS):
+        parser.error(f"--models {min(unknown)}: allowed are {', '.join(GANS)}")
+    each = [(model, fold) for model in models for fold in range(options.splits)]
     if "segmentation" in parts:
         shares = [int(part) for part in options.labelled.split(",")]
         scores = [segmentation(runs, fold, k, options.steps) for fold in range(options.splits) for k in shares]
@@ -97,13 +104,12 @@ def main() -> None:
         write_text(OUT / "structures.md", structures(table))
         write_text(OUT / "holds.md", holds(table))
     if "realism" in parts:
-        tables = [realism(runs, fold, options.iterations).assign(split=fold) for fold in range(options.splits)]
-        table = pd.concat(tables, ignore_index=True)
+        table = with_others("realism", [realism(runs, *one, options.iterations) for one in each])
         write_text(OUT / "realism.csv", table.to_csv(index=False, float_format="%.5g"))
         write_text(OUT / "realism.md", beside_floors(table))
         write_text(OUT / "realism_holds.md", realism_holds(table))
     if "groups" in parts:
-        table = pd.concat([groups(runs, fold, options.iterations) for fold in range(options.splits)], ignore_index=True)
+        table = with_others("groups", [groups(runs, *one, options.iterations) for one in each])
         write_text(OUT / "groups.csv", table.to_csv(index=False, float_format="%.5g"))
         write_text(OUT / "groups.md", volumes(table))
     about = {"cohort": mice().fingerprint, "splits": options.splits, "steps": options.steps}
@@ -121,10 +127,34 @@ def atlas(runs: Path, fold: int) -> labkit.Run:
     return labkit.train("atlas", mice(), "laptop", runs / f"atlas-{fold}", fold=fold)
 
 
-def gan(runs: Path, fold: int, iterations: int) -> labkit.Run:
-    """The same animals' alpha-GAN; precision is the same on every machine."""
-    return labkit.train(
-        "sigmarat2", mice(), "laptop", runs / f"sigmarat2-{fold}", iterations, fold=fold, precision="fp32"
+def gan(runs: Path, model: str, fold: int, iterations: int) -> labkit.Run:
+    """An alpha-GAN of the same animals; precision is the same on every machine."""
+    return labkit.train(model, mice(), "laptop", runs / f"{model}-{fold}", iterations, fold=fold, precision="fp32")
+
+
+def with_others(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """What was measured now, and what a table that is there says of models that were not."""
+    kept, file = pd.concat(tables, ignore_index=True), OUT / f"{name}.csv"
+    keys = [key for key in ("model", "split", "metric", "flavour", "kind", "subject") if key in kept]
+    if file.exists():
+        kept = pd.concat([kept, rows_of_file(file)], ignore_index=True)
+    kept["rank"] = kept["model"].map({model: place for place, model in enumerate(ORDER)}).fillna(len(ORDER))
+    return kept.drop_duplicates(keys).sort_values(["rank", "split"], kind="stable").drop(columns="rank")
+
+
+def rows_of_file(file: Path) -> pd.DataFrame:
+    """A table with words as they are: subjects' leading zeros, and no flavour."""
+    return pd.read_csv(
+        file,
+        dtype={"subject": str},
+        keep_default_na=False,
+        na_values={
+            "value": [""],
+            "floor": [""],
+            **{f"{name}_{side}": [""] for name in ("ci", "floor") for side in ("low", "high")},
+            "real": [""],
+            "n": [""],
+        },
     )
 
 
@@ -239,13 +269,13 @@ def structures(table: pd.DataFrame) -> str:
     return markdown(["Dice (volume bias)", *(f"{WORDS[arm]}, {k}" for k in dict.fromkeys(some) for arm in arms)], rows)
 
 
-def realism(runs: Path, fold: int, iterations: int) -> pd.DataFrame:
-    """Chapter 4's table of both models and the controls, of one split."""
-    file = runs / f"realism-{fold}-{iterations}.csv"
+def realism(runs: Path, model: str, fold: int, iterations: int) -> pd.DataFrame:
+    """Chapter 4's table of an alpha-GAN, the atlas and the controls, of one split."""
+    file = runs / f"realism-{model}-{fold}-{iterations}.csv"
     if not file.exists():
-        study = Study([gan(runs, fold, iterations), atlas(runs, fold)])
+        study = Study([gan(runs, model, fold, iterations), atlas(runs, fold)])
         write_text(file, study.table.to_csv(index=False))
-    return pd.read_csv(file, keep_default_na=False, na_values=[""]).fillna({"flavour": ""})
+    return rows_of_file(file).assign(split=fold)
 
 
 def beside_floors(table: pd.DataFrame) -> str:
@@ -308,14 +338,14 @@ def realism_holds(table: pd.DataFrame) -> str:
     return markdown(["on simulated rats", "on mice: mean (least to most)", "holds?"], lines)
 
 
-def groups(runs: Path, fold: int, iterations: int) -> pd.DataFrame:
+def groups(runs: Path, model: str, fold: int, iterations: int) -> pd.DataFrame:
     """Brain volumes, mm³, of held-out animals, of what comes back of them, and of new ones; groups told by codes."""
-    file = runs / f"groups-{fold}-{iterations}.csv"
+    file = runs / f"groups-{model}-{fold}-{iterations}.csv"
     if file.exists():
-        return pd.read_csv(file, dtype={"subject": str}, keep_default_na=False, na_values=[""])
+        return rows_of_file(file)
     train, held_out = split(mice(), fold=fold)
     rows = []
-    for name, run in (("sigmarat2", gan(runs, fold, iterations)), ("atlas", atlas(runs, fold))):
+    for name, run in ((model, gan(runs, model, fold, iterations)), ("atlas", atlas(runs, fold))):
         codes = {side: encode(run, scans) for side, scans in (("train", train), ("held out", held_out))}
         told = [nearest_group(codes["train"][:, :k], train, codes["held out"][:, :k]) for k in (leading(run), None)]
         back = brain_volumes(decode(run, codes["held out"], "encoded"), run)
