@@ -274,16 +274,23 @@ def findings(runs: dict[str, Path], scale: str) -> str:
     lines.append(f"**Are they copies of training animals?** {each[0].upper() + each[1:]} ([chapter 4](04_quality)).")
     concluded = [path for folder in runs.values() for path in sorted(folder.glob("segmentation/*/conclusions.txt"))]
     text = concluded[-1].read_text(encoding="utf-8").splitlines() if concluded else []
-    whose = {"s": "An alpha-GAN's scans, labelled by a teacher", "a": "an atlas's scans with its own labels"}
+    whose = {"s": "an alpha-GAN's scans, labelled by a teacher,", "a": "an atlas's scans with its own labels,"}
     added = [re.match(r"r(\d+)\+([sa])\d+ against r\1, [^:]*: (.*)", line) for line in text]
     gains = {(line[2], line[1]): line[3].rstrip(".") for line in added if line}
+    as_published: dict[tuple[str, str], list[str]] = {}  # a sentence a tissue, with what the paper gained
+    for line in (
+        re.match(r"([^,]+), r(\d+)\+([sa])\d+ against r\2: (\S+ \([^,)]+).*, published (\S+):", s) for s in text
+    ):
+        if line:
+            as_published.setdefault((line[3], line[2]), []).append(f"{line[1]} {line[4]}; published {line[5]})")
+    gains |= {key: ", ".join(parts) for key, parts in as_published.items()}
     # of an alpha-GAN beside all real scans, as in the paper; of an atlas beside the fewest, where it has most to give
     kinds = [(kind, shares) for kind in whose if (shares := sorted((s for k, s in gains if k == kind), key=int))]
-    told = [f"{whose[kind]}, beside {share} % of the real ones: {plain(gains[kind, share])}" for kind, share in
+    told = [f"{whose[kind]} beside {share} % of the real ones: {plain(gains[kind, share])}" for kind, share in
             ((kind, shares[-1] if kind == "s" else shares[0]) for kind, shares in kinds)]  # fmt: skip
-    lines += (
-        [f"**Do they help a segmentation network?** {'; '.join(told)} ([chapter 5](05_segmentation))."] if told else []
-    )
+    if told:
+        said = ". ".join(one[0].upper() + one[1:] for one in told)
+        lines.append(f"**Do they help a segmentation network?** {said} ([chapter 5](05_segmentation)).")
     return f"## What this book found\n\nAt `{scale}` scale:\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 

@@ -67,7 +67,8 @@ def three_planes(
             _true_to_scale(display.axes[direction].ax)
             style.name_sides(display.axes[direction].ax, plane)
         name = names[row] if names else describe.scan_name(scan)
-        style.write_on(display.axes["x"].ax, 0.02, 0.98, name, ha="left", va="top", size=10)
+        # below the letters of the sides, which a long name would reach
+        style.write_on(display.axes["x"].ax, 0.02, 0.88, name, ha="left", va="top", size=10)
     shown = f"intensity {style.number(low)} (black) to {style.number(high)} (white)"
     figure.suptitle(f"{title}: {shown}" if title else shown, y=1, va="top", fontsize=10)
     return figure

@@ -133,7 +133,8 @@ def test_the_first_page_says_what_was_found_in_sentences(book, tmp_path):
     runs = {"sigmarat2": run("sigmarat2", "2 of 6", "2 of 2"), "atlas": run("atlas", "6 of 6", "1 of 4")}
     (runs["sigmarat2"] / "segmentation" / "x" / "conclusions.txt").write_text(
         "r100 against r100-plain, conventional augmentation: nothing that this design can see.\n"
-        "r100+s200 against r100, synthetic scans added: white matter −0.04 (−0.05 to −0.03).\n"
+        "white matter, r100+s200 against r100: −0.04 (−0.05 to −0.03, p = 0.006), published +0.0129: a loss.\n"
+        "CSF, r100+s50 against r100: −0.01 (−0.02 to −0.00), published +0.0764: a loss. Smallest difference: 0.1.\n"
         "r100+a50 against r100, scans of an atlas with its own labels added: less.\n"
         "r5+a200 against r5, scans of an atlas with its own labels added: <b>CSF</b> +0.09.\n"
     )
@@ -141,7 +142,9 @@ def test_the_first_page_says_what_was_found_in_sentences(book, tmp_path):
     assert "Of 37 measures `atlas` is as good as real in 16, `sigmarat2` in 12; of what learned nothing" in real
     assert real.count(" in 30 ") == 1
     assert "No sign of it (`sigmarat2`); it seems so (`atlas`)" in copied
-    assert "beside 100 % of the real ones: white matter −0.04" in useful and "CSF" in useful and "<b>" not in useful
+    theirs = "white matter −0.04 (−0.05 to −0.03; published +0.0129), CSF −0.01 (−0.02 to −0.00; published +0.0764)"
+    assert f"An alpha-GAN's scans, labelled by a teacher, beside 100 % of the real ones: {theirs}" in useful
+    assert "CSF" in useful and "<b>" not in useful
     assert "beside 5 % of the real ones" in useful and "less" not in useful
     assert book.findings({"adni": tmp_path / "none"}, "smoke") == ""
 
