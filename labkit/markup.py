@@ -68,6 +68,19 @@ def plain(value: object) -> str:
     return escape(re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text), quote=False)
 
 
+def points(sentences: Iterable[str]) -> str:
+    """A Markdown list of sentences; what stands before a sentence's first colon, which says what it is of, is bold.
+
+    Examples
+    --------
+    >>> print(points(["r5 against r100: CSF -0.1", "no colon"]))
+    - **r5 against r100:** CSF -0.1
+    - no colon
+    """
+    parts = (plain(sentence).partition(": ") for sentence in sentences)
+    return "\n".join(f"- **{what}:** {said}" if said else f"- {what}" for what, _, said in parts)
+
+
 def table(rows: Mapping[str, str] | Iterable[Iterable[str]], *header: str) -> str:
     """A Markdown table of cells that are Markdown already; a mapping has its keys on the left."""
     lines = [list(row) for row in (rows.items() if isinstance(rows, Mapping) else rows)]
