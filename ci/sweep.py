@@ -303,24 +303,29 @@ def show(folder: Path) -> None:
 def expected(points: list[Point], place: Here | Slurm) -> str:
     """Points, and the hours of their trainings by iterations that are timed where they would run."""
     asked: dict[str, tuple[str, str, dict[str, Any], str]] = {}
-    costs = []
+    costs: list[tuple[Point, list[tuple[str, int]]]] = []
     for one in points:
-        given, (_, scale) = one.training, resolved(one.training)
+        given, (variant, scale) = one.training, resolved(one.training)
         dear = {name: value for name, value in given["overrides"].items() if name not in ("lr", "iterations")}
-        key = (given.get("model", "sigmarat2"), given["scale"], dear, given.get("device", "auto"))
-        costs.append((one, json.dumps(key, sort_keys=True), max(0, scale.iterations - one.iteration)))
-        asked[costs[-1][1]] = key
+        where = given["scale"], given.get("device", "auto")
+        parts = [(given.get("model", "sigmarat2"), dear, max(0, scale.iterations - one.iteration))]
+        if getattr(variant, "generator_head", "") == "atlas" and not one.iteration:  # it fits one first
+            parts.append(("atlas", {}, labkit.resolve("atlas", where[0])[1].iterations))
+        keyed = [((model, where[0], settings, where[1]), steps) for model, settings, steps in parts]
+        costs.append((one, [(json.dumps(key, sort_keys=True), steps) for key, steps in keyed]))
+        asked |= {json.dumps(key, sort_keys=True): key for key, _ in keyed}
     keys = list(asked.values())
     if isinstance(place, Slurm):
         seconds = place.executor.submit(point.paces, keys).result()
     else:
         seconds = point.paces(keys, max(1, (os.cpu_count() or 1) // place.at_once))
     pace, lines, left = dict(zip(asked, seconds, strict=True)), [], 0.0
-    for one, mark, iterations in costs:
-        hours = iterations * pace[mark] / 3600
+    for one, trainings in costs:
+        hours = sum(steps * pace[mark] for mark, steps in trainings) / 3600
         left += hours
         state = "finished" if one.finished else f"{hours:.2g} h"
-        lines.append(f"  {state:>9}  {iterations} iterations of {pace[mark]:.3g} s: {said(one.varied)}")
+        told = ", after ".join(f"{steps} iterations of {pace[mark]:.3g} s" for mark, steps in trainings)
+        lines.append(f"  {state:>9}  {told}: {said(one.varied)}")
     together = f", {left / place.at_once:.2g} h with {place.at_once} at a time" if place.at_once > 1 else ""
     return "\n".join(
         [*lines, f"{len(points)} points; trainings that are left: {left:.2g} h{together}; chapters come on top"]
