@@ -79,6 +79,11 @@ class Sample:
         """The scans at `index`; features are those of this sample, computed once for all its parts."""
         return _Part(self, index)
 
+    @property
+    def origin(self) -> tuple[Sample, np.ndarray]:
+        """The sample that this one was taken from, itself where it was not, and the places there of its scans."""
+        return self, np.arange(len(self))
+
 
 class _Part(Sample):
     """Some scans of a whole, which are copied where their voxels are asked for, and not before."""
@@ -103,6 +108,37 @@ class _Part(Sample):
 
     def take(self, index: np.ndarray) -> Sample:
         return _Part(self._whole, self._index[index])
+
+    @property
+    def origin(self) -> tuple[Sample, np.ndarray]:
+        return self._whole, self._index
+
+
+def of_pairs(
+    name: str, x: Sample, y: Sample, first: np.ndarray, second: np.ndarray,
+    compute: Callable[[Sample, Sample, np.ndarray, np.ndarray], Tensor], most: int = 32,
+) -> np.ndarray:  # fmt: skip
+    """What `compute` gives of pairs of scans, (m,): once for a pair, in whatever parts of a sample it comes again.
+
+    Parameters
+    ----------
+    name : str
+        Of the measure.
+    x, y : Sample
+        Where the pairs are from.
+    first, second : numpy.ndarray
+        (m,), places in `x` and in `y`.
+    compute : callable
+        Gives (k,) of two samples and places in them; `most` pairs at a time.
+    """
+    (of_x, at_x), (of_y, at_y) = x.origin, y.origin
+    table = of_y.once((name, of_x), lambda: np.full((len(of_x), len(of_y)), np.nan))
+    pairs = np.stack([at_x[first], at_y[second]], 1)
+    unknown = np.unique(pairs[np.isnan(table[tuple(pairs.T)])], axis=0)
+    for start in range(0, len(unknown), most):
+        some = tuple(unknown[start : start + most].T)
+        table[some] = compute(of_x, of_y, *some).double().numpy()
+    return table[tuple(pairs.T)]
 
 
 def at_resolution(sample: Sample, size: int) -> Sample:

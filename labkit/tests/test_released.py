@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from labkit.evidence.metrics import measures, released
-from labkit.evidence.sample import Sample
+from labkit.evidence.sample import Sample, of_pairs
 
 SHAPE = (64, 64, 40)  # in cubes of 16: ten slices with three of padding on either side
 
@@ -55,6 +55,29 @@ def test_measures_of_batches_are_those_of_the_releases_procedure(scans, name):
     found = measure(released.Tables(real, other), i, j)
     expected = [float(by_the_notebook(name, real, other, *batch)) for batch in zip(i, j, strict=True)]
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_parts_of_samples_share_what_is_computed_of_their_pairs(scans):
+    real, other = scans
+    i, j = np.array([5, 0, 3, 6]), np.array([2, 1, 5, 0])
+    shared = released.Tables.of(real.take(i), other.take(j))
+    alone = released.Tables(Sample(real.cubes[i], real.shape), Sample(other.cubes[j], other.shape))
+    batch = np.array([[0, 3], [2, 1]]), np.array([[1, 2], [3, 3]])
+    for name, measure, *_ in released.MEASURES:
+        assert measure(shared, *batch) == pytest.approx(measure(alone, *batch), rel=1e-5), name
+    asked = []
+
+    def sums(x, y, a, b):
+        asked.extend(zip(a.tolist(), b.tolist(), strict=True))
+        return x.cubes[a].flatten(1).sum(1) + y.cubes[b].flatten(1).sum(1)
+
+    part, first, second = other.take(j), np.array([0, 1, 0]), np.array([2, 3, 2])
+    found = of_pairs("sums", real.take(i), part, first, second, sums, most=1)
+    assert found == pytest.approx(sums(real.take(i), part, first, second).double().numpy())
+    assert asked[:2] == [(0, 0), (5, 5)] and len(asked) == 5  # those of the whole, a pair once
+    asked.clear()
+    assert of_pairs("sums", real, other, np.array([5]), np.array([5]), sums) == pytest.approx(found[:1])
+    assert not asked
 
 
 def test_a_row_is_the_mean_over_rounds_of_batches(scans):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from labkit.evidence.metrics import distributions, embeddings, intervals, similarity
-from labkit.evidence.sample import Sample
+from labkit.evidence.sample import Sample, of_pairs
 
 NEIGHBOURS = 5
 FOLDINGS = 3
@@ -186,6 +186,10 @@ def similar_pairs(
     Computed once for a sample, reference and count; `rng` then goes unused.
     """
 
+    def similar(x: Sample, y: Sample, i: np.ndarray, j: np.ndarray) -> torch.Tensor:
+        pair = (s.normalised[torch.from_numpy(at)][(..., *box)] for s, at in ((x, i), (y, j)))
+        return similarity.ms_ssim(*pair)
+
     def compute() -> tuple[Pairs, Pairs]:
         chosen = (
             similarity.pairs_within(len(other), count, rng),
@@ -193,9 +197,7 @@ def similar_pairs(
         )
         found = []
         for (first, second), left in zip((pairs.T for pairs in chosen), (other, real), strict=True):
-            x, y = left.take(first).normalised, other.take(second).normalised
-            values = similarity.ms_ssim(x[(..., *box)], y[(..., *box)])
-            found.append(Pairs(first, second, values.numpy()))
+            found.append(Pairs(first, second, of_pairs(f"MS-SSIM {box}", left, other, first, second, similar)))
         within, between = found
         return within, between
 

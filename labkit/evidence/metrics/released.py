@@ -8,6 +8,7 @@ baseline's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from labkit.evidence.metrics import intervals, similarity
 from labkit.evidence.metrics.measures import FULL, Effort, Measurement
-from labkit.evidence.sample import Sample
+from labkit.evidence.sample import Sample, of_pairs
 
 BATCH = 2
 """Scans a batch."""
@@ -70,6 +71,18 @@ class Tables:
         self._sums = [part.sum(1) for part in parts]
         self._products = [p @ q.T for p, q in ((parts[0], parts[0]), (parts[0], parts[1]), (parts[1], parts[1]))]
         self._voxels = parts[0].shape[1]
+
+    @classmethod
+    def of(cls, real: Sample, other: Sample) -> Tables:
+        """The same, computed once for the samples that both are parts of."""
+        (all_real, i), (all_others, j) = real.origin, other.origin
+        found = copy.copy(all_others.once(("released", all_real), lambda: cls(all_real, all_others)))
+        found._ranges = {crop: [edge[j] for edge in edges] for crop, edges in found._ranges.items()}
+        found._mae, found._ncc = found._mae[np.ix_(i, j)], found._ncc[np.ix_(i, j)]
+        found._sums = [sums[at] for sums, at in zip(found._sums, (i, j), strict=True)]
+        sides = (i, i), (i, j), (j, j)
+        found._products = [table[np.ix_(*at)] for table, at in zip(found._products, sides, strict=True)]
+        return found
 
     def psnr(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Of real scans `i` and synthetic ones `j`, (B, 2): from the mean square over both pairs. dB, (B,)."""
@@ -183,7 +196,7 @@ MEASURES = (
 
 def released(real: Sample, other: Sample, rng: np.random.Generator, effort: Effort = FULL) -> Iterator[Measurement]:
     """The six, each a mean over batches and rounds; MS-SSIM only where four halvings leave a voxel."""
-    tables = Tables(real, other)
+    tables = Tables.of(real, other)
     u, v = np.arange(len(real)), np.arange(len(other))
     how = (
         f"mean of {effort.repeats} rounds of random batches of {BATCH}, each rescaled by its own range, cubes of "
@@ -213,11 +226,15 @@ def batches(real: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> tu
     return first.reshape(-1, BATCH), second.reshape(-1, BATCH)
 
 
+def _similar(x: Sample, y: Sample, i: np.ndarray, j: np.ndarray) -> Tensor:
+    """MS-SSIM of scans that are rescaled each by its own range and then cropped (cell 21)."""
+    return ms_ssim(*(rescaled(s.cubes[torch.from_numpy(at)])[(..., *s.slices)] for s, at in ((x, i), (y, j))))
+
+
 def _within(other: Sample, rng: np.random.Generator, effort: Effort) -> Measurement:
     """MS-SSIM over random pairs of one source."""
-    scans = rescaled(other.cubes)[(..., *other.slices)]  # cell 21: each scan by its own range, then cropped
     first, second = similarity.pairs_within(len(other), effort.pairs, rng).T
-    values = ms_ssim(scans[torch.from_numpy(first)], scans[torch.from_numpy(second)]).double().numpy()
+    values = of_pairs("MS-SSIM, released", other, other, first, second, _similar)
     interval = intervals.of_pairs(values, first, second, True, rng, effort.resamples)
     how = (
         f"{len(values)} unordered pairs of one source, each scan rescaled by its own range, cubes of "
