@@ -147,6 +147,11 @@ def written_range(scan: Scan) -> tuple[float, float]:
     return (low, high) if low < high else (scan.origin.low, scan.origin.high)
 
 
+def made_by_a_generator(scan: Scan) -> bool:
+    """Whether a scan's JSON file says that a run of labkit made it."""
+    return bool(nifti.sidecar(scan.origin.path).get("RunFingerprint"))
+
+
 def without_identity(header: nib.Nifti1Header, text: str = SYNTHETIC) -> nib.Nifti1Header:
     """A copy of a header whose free texts, which may name an animal, a study or a person, are gone.
 

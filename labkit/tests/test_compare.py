@@ -98,9 +98,12 @@ def test_a_run_is_compared_with_its_held_out_rats(real, tmp_path):
     run = train("sigmarat2", real, "smoke", tmp_path / "run", n_train=10, **FAST)
     held_out = run.held_out(real)
     back = labkit.reconstruct(run, held_out)
-    table = compare(held_out, generation.generate(run, 8), run.train_part(real), back, size=32)
+    made = generation.generate(run, 8)
+    table = compare(held_out, made, run.train_part(real), back, size=32)
     assert len(table[table["flavour"] == "reconstruction"]) == 5
     assert of(table, "classifier AUC", "PCA")["value"] > 0.6  # twenty tiny iterations fool nobody
+    with pytest.raises(ValueError, match="real ones come first"):
+        compare(made, held_out, size=32)
 
 
 def test_sessions_of_trained_animals_and_other_voxel_sizes_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from labkit.atlas import AtlasEncoder
 from labkit.data.cohort import Cohort
-from labkit.data.file_template import written_range
+from labkit.data.file_template import made_by_a_generator, written_range
 from labkit.evidence.metrics import embeddings, measures, memorisation
 from labkit.evidence.metrics.measures import NEIGHBOURS, NORMALISED, Measurement
 from labkit.evidence.metrics.yardstick import LeftOut, Yardstick
@@ -77,7 +77,8 @@ def compare(
     Raises
     ------
     ValueError
-        Too few scans, other grids, training animals among the real ones, or reconstructions of other scans.
+        Too few scans, other grids, training animals among the real ones, reconstructions of other scans, or real and
+        synthetic scans in each other's place.
 
     Examples
     --------
@@ -86,6 +87,10 @@ def compare(
     >>> set(table["direction"]) == {"lower", "higher", "floor"}
     True
     """
+    if made_by_a_generator(real[0]) and not made_by_a_generator(synthetic[0]):
+        raise ValueError(
+            "the first scans were made by a generator, as their files say, the second were not: real ones come first"
+        )
     check_synthetic(real, synthetic)
     if reconstructions is not None:
         check_grid(real, reconstructions, "reconstructed")
