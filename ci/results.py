@@ -106,7 +106,8 @@ def times(runs: Path) -> str:
 
 def picture() -> str:
     """The picture, beside which text flows."""
-    alt = "A simulated rat that was held out, one by sigmarat2, one by atlas, and the training rat nearest to that, in three planes each"
+    made = "one by sigmarat2, one by atlas, and the training rat nearest to that"
+    alt = f"A simulated rat that was held out, {made}, in three planes each"
     source = (OUT / "tour.png").relative_to(ROOT).as_posix()
     return f'<img src="{source}" alt="{alt}" width="{WIDTH}" align="right">\n'
 

@@ -249,7 +249,7 @@ def row(one: Point) -> dict[str, Any]:
     by_key = {f"{entry['metric']}, {entry['flavour']}": entry for entry in rows}
     for name in (name for name in MEASURES if name in by_key):
         found |= {f"{name}{ending}": by_key[name][key] for ending, key in PARTS.items()}
-    found["seconds"] = round(sum(sitting["seconds"] for sitting in sittings))
+    found["seconds"] = round(run.seconds)
     return found | {"computed on": ", ".join(dict.fromkeys(sitting["device"] for sitting in sittings))}
 
 
@@ -310,7 +310,7 @@ def expected(points: list[Point], place: Here | Slurm) -> str:
         where = given["scale"], given.get("device", "auto")
         parts = [(given.get("model", "sigmarat2"), dear, max(0, scale.iterations - one.iteration))]
         if getattr(variant, "generator_head", "") == "atlas" and not one.iteration:  # it fits one first
-            parts.append(("atlas", {}, labkit.resolve("atlas", where[0])[1].iterations))
+            parts.append(("atlas", {"size": scale.size}, labkit.resolve("atlas", where[0])[1].iterations))
         keyed = [((model, where[0], settings, where[1]), steps) for model, settings, steps in parts]
         costs.append((one, [(json.dumps(key, sort_keys=True), steps) for key, steps in keyed]))
         asked |= {json.dumps(key, sort_keys=True): key for key, _ in keyed}

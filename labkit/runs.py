@@ -263,8 +263,9 @@ class Run:
     @property
     def seconds(self) -> float:
         """How long it was trained, in all sittings, the fit of its own atlas included."""
-        of_atlas = 0.0 if self.own_atlas is None else self.own_atlas.seconds
-        return of_atlas + sum(sitting["seconds"] for sitting in self.provenance["sittings"])
+        both = self, Run(self.path / OWN_ATLAS)  # a packed run has no more of its atlas than how long it took
+        there = [run for run in both if (run.path / "provenance.json").exists()]
+        return sum(sitting["seconds"] for run in there for sitting in run.provenance["sittings"])
 
     @property
     def scale(self) -> Scale:

@@ -163,9 +163,8 @@ def train(
             if variant.generator_head == "atlas" and (folder / runs.CHECKPOINT).exists():
                 atlas = Learner.atlas_of(load_state(folder / runs.CHECKPOINT, device))
             elif variant.generator_head == "atlas":
-                which = (
-                    len(train_part.subjects) if held_out is None else n_train
-                )  # what was warned of is warned of once
+                # what was warned of is warned of once
+                which = len(set(train_part.subjects)) if held_out is None else n_train
                 shared = {"batch_size": team.size} if 4 % team.size else {}
                 fitted = train("atlas", cohort, size.name, folder / runs.OWN_ATLAS, seed=seed, resume=resume,
                                device=str(device) if team.size == 1 else scans.device.type, n_train=which, fold=fold,

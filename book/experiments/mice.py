@@ -137,7 +137,8 @@ def with_others(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
     kept, file = pd.concat(tables, ignore_index=True), OUT / f"{name}.csv"
     keys = [key for key in ("model", "split", "metric", "flavour", "kind", "subject") if key in kept]
     if file.exists():
-        kept = pd.concat([kept, rows_of_file(file)], ignore_index=True)
+        there = rows_of_file(file)
+        kept = pd.concat([kept, there[~there["model"].isin(kept["model"])]], ignore_index=True)
     kept["rank"] = kept["model"].map({model: place for place, model in enumerate(ORDER)}).fillna(len(ORDER))
     return kept.drop_duplicates(keys).sort_values(["rank", "split"], kind="stable").drop(columns="rank")
 

@@ -3,12 +3,13 @@
     python book/experiments/minutes.py [--cohort sigma] [--minutes 10,20] [--seeds 0,1,2,3,4]
         [--models sigmarat2,sigmarat3,MONAI] [--runs runs/minutes]
 
-How many iterations a minute holds is timed first, once, on a machine that should do nothing else, and kept in --runs;
-what is trained after that may be interrupted, and the machine busy. An alpha-GAN is tried in three sizes with the first
-seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds; MONAI's latent diffusion
-(peers.py) gives half of its minutes to either stage. The minutes of sigmarat3's atlas count; the atlas by itself needs
-fewer minutes and gets no more. Nobody trained on the 36 animals of the table or on those of the choice. Writes
-table.md, measured.csv and provenance.json to book/reference/minutes.
+How many iterations a minute holds is timed first, of all models, on a machine that should do nothing else, and kept;
+what is trained after that may be interrupted, and the machine busy. An alpha-GAN is tried in three sizes with the
+first seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds; MONAI's latent
+diffusion (peers.py) gives half of its minutes to either stage. What is trained and measured is kept in --runs, by
+cohort. The minutes of sigmarat3's atlas count; the atlas by itself needs fewer minutes and gets no more. Nobody
+trained on the 36 animals of the table or on those of the choice. Writes table.md, measured.csv and provenance.json to
+book/reference/minutes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -60,7 +62,9 @@ def main() -> None:
     models = options.models.split(",")
     if unknown := set(models) - {*GANS, PEER}:
         parser.error(f"--models {min(unknown)}: allowed are {', '.join((*GANS, PEER))}; the atlas is always there")
-    runs = options.runs.resolve()
+    runs = options.runs.resolve() / cohort.fingerprint[:8]
+    for model in models:
+        iterations(cohort, runs, model, minutes[0])
     rows, about = [measured_atlas(cohort, runs, seed) for seed in seeds], {}
     for model in models:
         for budget in minutes:
@@ -99,8 +103,11 @@ def iterations(cohort: Cohort, runs: Path, model: str, budget: int) -> dict[str,
     return {name: int(seconds / pace[name]) for name, seconds in left.items() if seconds > pace[name]}
 
 
-def paces(cohort: Cohort, runs: Path, model: str, few: int = 12) -> dict[str, float]:
-    """Seconds an iteration of training, of rows after the first; and of the fit of an alpha-GAN's own atlas."""
+def paces(cohort: Cohort, runs: Path, model: str, few: int = 10) -> dict[str, float]:
+    """Seconds an iteration of training, of rows after the first; and of the fit of an alpha-GAN's own atlas.
+
+    Of the peer's few iterations the same share is without an adversary as of all.
+    """
     found: dict[str, float] = {}
     for name in () if model == PEER else SIZES:
         folder = runs / f"pace-{model}-{name.replace(' ', '')}"
@@ -108,10 +115,10 @@ def paces(cohort: Cohort, runs: Path, model: str, few: int = 12) -> dict[str, fl
         found[name] = float(1 / run.losses["iterations_per_s"].iloc[1:].median())
         if run.own_atlas is not None:
             found[f"atlas, {name}"] = run.own_atlas.seconds
-    if model == PEER:
-        peer(cohort, runs / f"pace-{PEER}", 0).fit(dict.fromkeys(STAGES, 2))  # what the first one sets up
-        found = peer(cohort, runs / f"pace-{PEER}", 0).fit(dict.fromkeys(STAGES, 2 + few))
-    return found
+    for count in (2, few) if model == PEER else ():  # the first sets up what all use
+        shutil.rmtree(runs / f"pace-{PEER}", ignore_errors=True)  # or one that was stopped would have less to do
+        found = peer(cohort, runs / f"pace-{PEER}", 0).fit(dict.fromkeys(STAGES, count))
+    return found | {"threads": torch.get_num_threads()}
 
 
 def peer(cohort: Cohort, folder: Path, seed: int):
@@ -143,7 +150,9 @@ def trained(cohort: Cohort, runs: Path, model: str, size: str, seed: int, n: int
 def parts(run: labkit.Run, cohort: Cohort) -> tuple[Cohort, Cohort]:
     """Animals to choose by and animals to report on."""
     held_out = run.held_out(cohort)
-    return held_out[:VALIDATION], held_out[VALIDATION:]
+    first = list(dict.fromkeys(held_out.subjects))[:VALIDATION]
+    chooses = [subject in first for subject in held_out.subjects]
+    return held_out.subset(np.flatnonzero(chooses)), held_out.subset(np.flatnonzero(~np.array(chooses)))
 
 
 def choose(cohort: Cohort, runs: Path, model: str, seed: int, fair: dict[str, int], budget: int) -> dict[str, float]:

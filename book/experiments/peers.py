@@ -69,7 +69,10 @@ class Peer:
         self.cubes, self.grid = cubes, tuple(16 * -(-n // 16) for n in train.shape)
 
     def fit(self, iterations: dict[str, int]) -> dict[str, float]:
-        """Both stages, `iterations` of each by name; seconds an iteration of those that were made in this call."""
+        """Both stages, `iterations` of each by name; seconds an iteration of those made in this call.
+
+        Checkpoints apart.
+        """
         with torch.random.fork_rng():
             paces = {"autoencoder": self._stage("autoencoder", iterations["autoencoder"], self._autoencode)}
             self.encoded = self._encoded()
@@ -96,7 +99,7 @@ class Peer:
             for key, part in parts.items():
                 part.load_state_dict(state[key])
                 optimisers[key].load_state_dict(state[f"{key}_optimiser"])
-        first, began = done, time.perf_counter()
+        first, began, apart = done, time.perf_counter(), 0.0
         for iteration in progress_bar(range(first + 1, iterations + 1), name, max(0, iterations - first)):
             step(parts, optimisers, rng, iteration / iterations)
             if iteration % EVERY == 0 or iteration == iterations:
@@ -104,9 +107,11 @@ class Peer:
                 states |= {f"{key}_optimiser": optimiser.state_dict() for key, optimiser in optimisers.items()}
                 random = {"rng": rng.get_state(), "global_rng": torch.get_rng_state()}
                 self.folder.mkdir(parents=True, exist_ok=True)
+                paused = time.perf_counter()
                 save_state(path, {"iteration": iteration, **random, **states})
+                apart += time.perf_counter() - paused
         setattr(self, name, parts["model"].eval())
-        return (time.perf_counter() - began) / max(1, iterations - first)
+        return (time.perf_counter() - began - apart) / (iterations - first) if iterations > first else float("nan")
 
     def _scans(self, rng: torch.Generator) -> Tensor:
         """Some scans without their padding, augmented as those of the alpha-GANs, (B, 1, X, Y, Z) in [0, 1]."""

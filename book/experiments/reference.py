@@ -30,7 +30,7 @@ from labkit.evidence.segmentation.network import ABOUT_FILE, LEFT_OUT, MODEL_FIL
 from labkit.evidence.segmentation.reliability import ARM
 from labkit.files import load_state, new_folder, save_state, write_json, write_text
 from labkit.generation import ENCODINGS, decode, draw_codes, encode
-from labkit.runs import FILE_TEMPLATE, MODELS, Run
+from labkit.runs import FILE_TEMPLATE, MODELS, OWN_ATLAS, Run
 
 MILESTONES = 1000, 2000, 5000, 10_000
 VALIDATION = 36
@@ -127,6 +127,9 @@ def pack(run: Run, cohort: Cohort, out: Path) -> dict[str, float]:
         (fresh / "samples").mkdir()
         for path in (run.path / "provenance.json", run.path / FILE_TEMPLATE):
             shutil.copy(path, fresh)
+        if (fitted := run.path / OWN_ATLAS / "provenance.json").exists():  # its seconds count
+            (fresh / OWN_ATLAS).mkdir()
+            shutil.copy(fitted, fresh / OWN_ATLAS)
         if codes is not None:
             (fresh / f"{ENCODINGS}{sharing.SUFFIX}").write_bytes(codes)
         for path in evenly(sorted((run.path / "samples").glob("*.png"))):

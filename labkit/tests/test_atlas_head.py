@@ -10,6 +10,8 @@ import torch
 
 import labkit
 from labkit import losses, networks, parallel, published, training, updates, warps
+from labkit.evidence.metrics.compare import Comparison
+from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.figures import architecture
 from labkit.files import load_state, save_state
 from labkit.networks import Generator
@@ -318,6 +320,35 @@ def test_an_atlas_that_was_stopped_is_not_taken_for_one(rats, run, tmp_path):
     config = half.path / "atlas" / "config.json"
     config.write_text(config.read_text().replace('"iterations": 120', '"iterations": 500'))
     assert half.own_atlas is None and run.own_atlas is not None
+
+
+def test_copies_are_looked_for_in_the_coordinates_of_the_atlas_that_is_moved(rats, run, tmp_path):
+    """A copy in another pose is a stranger to an audit of voxels."""
+    shutil.copytree(run.path, tmp_path / "alone", ignore=shutil.ignore_patterns("atlas", ".lock"))
+    made, yardstick = labkit.generate(run, 6), Yardstick(run.held_out(rats), None, run.train_part(rats), size=32)
+    found = Comparison(yardstick, made, run=run).atlas_audits
+    assert {"aligned", "codes", "aligned, 30 % moved copies planted"} <= found.keys()
+    assert not Comparison(yardstick, made, run=labkit.Run(tmp_path / "alone")).atlas_audits
+
+
+def test_the_atlass_minutes_count_where_its_weights_were_left_out(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "packed", ignore=shutil.ignore_patterns("atlas", ".lock"))
+    packed = labkit.Run(tmp_path / "packed")
+    alone = packed.seconds
+    (packed.path / "atlas").mkdir()
+    shutil.copy(run.path / "atlas" / "provenance.json", packed.path / "atlas")
+    assert packed.own_atlas is None and packed.seconds == run.seconds > alone > 0
+
+
+def test_few_animals_of_several_scans_each_are_trained_on(rats, tmp_path):
+    (tmp_path / "long").mkdir()
+    for place, scan in enumerate(rats[:4]):
+        name = f"sub-{place // 2:02d}_ses-{place % 2}_T2w.nii.gz"
+        shutil.copy(scan.origin.path, tmp_path / "long" / name)
+    cohort = labkit.open_cohort(tmp_path / "long")
+    with pytest.warns(UserWarning, match="too few to hold any out"):
+        run = labkit.train("sigmarat3", cohort, "smoke", tmp_path / "run", iterations=2, device="cpu")
+    assert run.iteration == 2 and len(run.own_atlas.config["train"]["digests"]) == 4
 
 
 def test_several_gpus_and_batches_that_an_atlas_cannot_share(rats, tmp_path, monkeypatch):

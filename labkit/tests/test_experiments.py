@@ -4,6 +4,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import labkit
+from labkit.data.cohort import Cohort
 from labkit.evidence import sweeps
 from labkit.evidence.segmentation.network import PLANS
 from labkit.tests.brains import onions
@@ -141,13 +143,37 @@ def test_equal_minutes_choose_a_size_and_measure_all_beside_the_atlas(tmp_path, 
         ["adni", 0, 4], ["sigmarat2", 1, 2], ["sigmarat2", 2, 4], ["MONAI", 1, 3 + 10], ["MONAI", 2, 6 + 20],
     ]  # fmt: skip
     assert [name for name, _ in peers] == ["MONAI-s0-001min", "MONAI-s0-002min"]
-    longer = labkit.load_run(tmp_path / "runs" / "sigmarat2-16³,width4-s0-002min")
+    (kept,) = (tmp_path / "runs").iterdir()  # of this cohort
+    longer = labkit.load_run(kept / "sigmarat2-16³,width4-s0-002min")
     assert longer.losses.index.tolist() == [2, 4]  # it went on from the smaller budget's
     assert "classifier AUC, PCA |" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*words.split(), "--models", "sigmarat9"])
     with pytest.raises(SystemExit):
         minutes.main()
     assert "sigmarat9: allowed are sigmarat2, sigmarat3, MONAI" in capsys.readouterr().err
+
+
+def test_a_timing_of_the_peer_that_was_stopped_is_taken_anew(tmp_path, monkeypatch):
+    minutes, asked = script("minutes"), []
+
+    def peer(cohort, folder, seed):
+        assert not folder.exists()
+        folder.mkdir(parents=True)
+        return SimpleNamespace(fit=lambda stages: asked.append(stages) or dict.fromkeys(stages, 0.5))
+
+    monkeypatch.setattr(minutes, "peer", peer)
+    (tmp_path / "pace-MONAI").mkdir()
+    found = minutes.paces(None, tmp_path, "MONAI")
+    assert found == {"autoencoder": 0.5, "diffusion": 0.5, "threads": torch.get_num_threads()}
+    assert asked == [dict.fromkeys(minutes.STAGES, n) for n in (2, 10)]
+
+
+def test_who_chooses_a_size_is_not_reported_on_by_another_scan_of_the_same_animal(monkeypatch):
+    minutes = script("minutes")
+    monkeypatch.setattr(minutes, "VALIDATION", 2)
+    scans = Cohort("long", Path(), [SimpleNamespace(subject=name) for name in "abcbad"])
+    sides = minutes.parts(SimpleNamespace(held_out=lambda cohort: scans), scans)
+    assert [list(side.subjects) for side in sides] == [list("abba"), list("cd")]
 
 
 def test_the_page_shows_the_departures_that_were_measured():
@@ -264,12 +290,30 @@ def test_the_experiment_on_mice_runs_of_any_labelled_cohort_and_resumes(tmp_path
     assert scores.groupby("split")["subject"].nunique().sum() == scores["subject"].nunique()
     assert "| network, + atlas draws − network, these alone |" in mice.differences(scores)
     assert mice.structures(scores).count("\n") == 2 + scores["tissue"].nunique()
-    groups = mice.groups(tmp_path / "runs", 0, 4)
+    groups = mice.groups(tmp_path / "runs", "sigmarat2", 0, 4)
     assert set(groups["kind"]) == {"held out", "drawn"} and set(groups["told"].dropna()) <= {"A", "B", ""}
     assert mice.volumes(groups).count("all; drawn") == 2
-    before = (tmp_path / "runs" / "groups-0-4.csv").stat().st_mtime_ns
-    assert len(mice.groups(tmp_path / "runs", 0, 4)) == len(groups)
-    assert (tmp_path / "runs" / "groups-0-4.csv").stat().st_mtime_ns == before
+    before = (tmp_path / "runs" / "groups-sigmarat2-0-4.csv").stat().st_mtime_ns
+    assert len(mice.groups(tmp_path / "runs", "sigmarat2", 0, 4)) == len(groups)
+    assert (tmp_path / "runs" / "groups-sigmarat2-0-4.csv").stat().st_mtime_ns == before
+
+
+def test_models_that_are_not_asked_of_mice_keep_their_rows_and_others_none(tmp_path, monkeypatch):
+    mice = script("mice")
+    monkeypatch.setattr(mice, "OUT", tmp_path)
+
+    def rows(model, splits, value):
+        made = pd.DataFrame({"model": model, "split": splits, "metric": "recall", "flavour": "PCA", "value": value})
+        return made.assign(floor=0.5)
+
+    asked = [rows("sigmarat2", [0, 1], 0.1), rows("atlas", [0, 1], 0.2), rows("mean", [0, 1], 0.0)]
+    mice.with_others("realism", asked).to_csv(tmp_path / "realism.csv", index=False)
+    again = mice.with_others("realism", [rows("sigmarat3", [0], 0.3), rows("atlas", [0], 0.4), rows("atlas", [0], 0.4)])
+    found = again[["model", "split", "value"]].values.tolist()
+    assert found == [
+        ["sigmarat2", 0, 0.1], ["sigmarat2", 1, 0.1], ["sigmarat3", 0, 0.3], ["atlas", 0, 0.4], ["mean", 0, 0.0],
+        ["mean", 1, 0.0],
+    ]  # fmt: skip
 
 
 def test_growth_is_fitted_as_it_was_made_up_and_the_page_shows_what_was_measured():

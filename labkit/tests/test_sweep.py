@@ -364,13 +364,17 @@ def test_lines_are_darkest_where_the_measure_is_best(tmp_path):
 
 
 def test_hours_count_the_atlas_that_a_model_fits_first(sweep, tmp_path, monkeypatch):
-    path = grid(tmp_path, '[every]\nscale = "smoke"\n[[points]]\nmodel = "sigmarat2"\niterations = 1800\n'
+    path = grid(tmp_path, '[every]\nscale = "laptop"\n[[points]]\nmodel = "sigmarat2"\niterations = 1800\n'
                 '[[points]]\nmodel = "sigmarat3"\niterations = 900\n')  # fmt: skip
     cost = {"sigmarat2": 2.0, "sigmarat3": 4.0, "atlas": 3.0}
-    monkeypatch.setattr(sweep.point, "paces", lambda keys, threads: [cost[model] for model, *_ in keys])
+    seen = []
+    monkeypatch.setattr(
+        sweep.point, "paces", lambda keys, threads: seen.extend(keys) or [cost[model] for model, *_ in keys]
+    )
     points = sweep.read(path, tmp_path / "out")
     one, other, total = sweep.expected(points, SimpleNamespace(at_once=1)).splitlines()
-    fit = labkit.resolve("atlas", "smoke")[1].iterations
+    fit = labkit.resolve("atlas", "laptop")[1].iterations
+    assert ("atlas", "laptop", {"size": 32}, "auto") in seen  # as fine as the networks, and no finer
     assert "1 h  1800 iterations of 2 s: " in one
     assert f"900 iterations of 4 s, after {fit} iterations of 3 s: " in other
     assert f"left: {(7200 + 3 * fit) / 3600:.2g} h;" in total

@@ -144,7 +144,7 @@ class Comparison:
     real, reconstructions : Cohort, optional
         For the paired measures.
     run : labkit.runs.Run, optional
-        That made the scans; an atlas's looks for copies in its own coordinates, too.
+        That made the scans; an atlas's, or one that moves an atlas, looks for copies in its coordinates, too.
 
     Attributes
     ----------
@@ -214,16 +214,19 @@ class Comparison:
 
     @cached_property
     def atlas_audits(self) -> dict[str, memorisation.Audit]:
-        """The audit in the coordinates of the atlas that made the scans; empty if none did, or without training scans.
+        """The audit in the coordinates of the atlas that made the scans, or whose template the generator moved.
+
+        Empty if there is none, or without training scans.
 
         By flavour: ``aligned``, the scans in the template's pose; ``codes``, the leading modes of their codes, all of
         them found by encoding; each also with :data:`MOVED`, and that alone as it lies: a copy in another pose is a
         stranger to an audit of voxels.
         """
-        encoder = self._run and self._run.encoder()
-        if not isinstance(encoder, AtlasEncoder) or self._run is None or self.yardstick.train is None:
+        atlas = self._run and (self._run.own_atlas or self._run)
+        encoder = atlas and atlas.encoder()
+        if not isinstance(encoder, AtlasEncoder) or atlas is None or self.yardstick.train is None:
             return {}
-        trained, size = one_scan_an_animal(self.yardstick.train), self._run.scale.size
+        trained, size = one_scan_an_animal(self.yardstick.train), atlas.scale.size
         made, held_out, train = (
             (cohort.volumes(size) + 1) / 2 for cohort in (self.synthetic, self.yardstick.held_out, trained)
         )
@@ -234,7 +237,7 @@ class Comparison:
 
         # of training scans not the fit's own: a copy's are none
         sides = self.synthetic, self.yardstick.held_out, trained
-        z, z_held, z_train = (encode(self._run, cohort, coarse=True) for cohort in sides)
+        z, z_held, z_train = (encode(atlas, cohort, coarse=True) for cohort in sides)
         z_planted = z.clone()
         z_planted[changed] = torch.cat(list(in_batches(encoder, planted[changed] * 2 - 1, coarse=True)))
         box = embeddings.brain_box(trained, size)
