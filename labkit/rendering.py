@@ -247,6 +247,7 @@ class AtlasHead(nn.Module):
             self.register_buffer(name, atlas[name].clone() if name in atlas else None, persistent=False)
         self.shape, self.size, self.residual_bound = tuple(atlas["shape"].tolist()), scale.size, residual
         self.noise, self.black, _ = atlas["levels"].tolist()
+        self.unexplained = atlas["units"][3].item()  # standard deviation of grey values, from animal to animal
         self.units = [many * unit for many, unit in zip(DEVIATIONS, atlas["units"].tolist(), strict=True)]
         self.place = tuple(slice(a, a + n) for a, n in zip(atlas["place"].tolist(), self.shape, strict=True))
         before = [(scale.size - side) // 2 for side in scale.sides]  # the box that networks see is in the cube's middle

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from labkit import losses, networks, parallel
 from labkit.layers import full_precision
-from labkit.rendering import SCANNER
+from labkit.rendering import SCANNER, AtlasHead
 from labkit.variants import Scale, Variant
 
 CALIBRATION = 64
@@ -74,8 +74,8 @@ class Learner:
         self.networks: dict[str, nn.Module] = {"E": self.E, "G": self.G, "D": self.D, "C": self.C}
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[variant.optimiser]
         self.optimisers = {
-            name: kind(network.parameters(), lr=variant.lr, betas=(variant.beta1, variant.beta2), eps=variant.eps,
-                       weight_decay=variant.weight_decay, fused=True)
+            name: kind(weights_of(network, variant), lr=variant.lr, betas=(variant.beta1, variant.beta2),
+                       eps=variant.eps, weight_decay=variant.weight_decay, fused=True)
             for name, network in self.networks.items()
         }  # fmt: skip
         # norms over the batch make a scan's value depend on its company, so those batches are never put together
@@ -184,6 +184,20 @@ class Learner:
             network.zero_grad(set_to_none=True)
         with parametrize.cached():
             yield
+
+
+def weights_of(network: nn.Module, variant: Variant) -> list[dict[str, Any]]:
+    """A network's parameters as an optimiser takes them; grey values of an atlas apart, by steps in a unit of theirs.
+
+    Adam moves all by equal steps, whether a gradient means something or not. Steps as large as a weight's would make a
+    voxel of the template wander further than its neighbours differ, and decay would make it black.
+    """
+    head, every = getattr(network, "head", None), list(network.parameters())
+    if not isinstance(head, AtlasHead):
+        return [{"params": every}]
+    voxels = [head.template, head.appearances]
+    others = [p for p in every if not any(p is voxel for voxel in voxels)]
+    return [{"params": others}, {"params": voxels, "lr": variant.lr * head.unexplained, "weight_decay": 0.0}]
 
 
 def view(x: Tensor, draws: Tensor) -> Tensor:

@@ -158,6 +158,22 @@ def draws(learner, seed=0):
     return updates.Draws(scans[0], z[0], scans[1], z[1], z[2], *mixes, noise, views)
 
 
+def test_an_atlass_voxels_move_by_steps_of_what_animals_differ_by_and_do_not_fade(atlas):
+    """Whatever the gradient's size, Adam's first step is the learning rate, here times what no code explains."""
+    variant, scale = resolve("sigmarat3", "smoke", size=32, precision="fp32")
+    learner = Learner(variant, scale, CPU, atlas=atlas)
+    head, before = learner.G.head, learner.G.head.template.detach().clone()
+    step(learner, draws(learner))
+    moved = (head.template.detach() - before).abs()
+    unit = atlas["units"][3].item()
+    assert 0 < unit < 0.5 and moved.max() == pytest.approx(variant.lr * unit, rel=0.02)
+    assert learner.G.head.field.bias.abs().max() == pytest.approx(variant.lr, rel=0.02)
+    still = learner.optimisers["G"].param_groups[1]
+    assert still["weight_decay"] == 0 and {id(p) for p in still["params"]} == {id(head.template), id(head.appearances)}
+    held = sum(p.numel() for group in learner.optimisers["G"].param_groups for p in group["params"])
+    assert held == sum(p.numel() for p in learner.G.parameters())
+
+
 def test_what_g_says_of_a_code_stays_within_its_bound(atlas):
     """However large the last layer's weights: the residual is a tanh times its bound."""
     network = generator(atlas, residual=0.1).eval()
