@@ -141,8 +141,8 @@ def train(
         for own in (folder, folder / "samples") if team.first else ():
             sweep(own, 0)  # who holds the lock writes there alone
         team.wait()
-        if packed is not None:
-            config |= _as_packed(Run(folder), config, cohort)
+        if (folder / "config.json").exists():
+            config |= _as_there(Run(folder), config, cohort)
         runs.check_config(folder, config)
         if not resume and (folder / runs.CHECKPOINT).exists():
             raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")
@@ -203,8 +203,8 @@ def train(
     return Run(folder)
 
 
-def _as_packed(run: Run, config: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:
-    """What a packed run says of its scans, where they are these but for how another machine rounds; else nothing."""
+def _as_there(run: Run, config: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:
+    """What a run says of its scans, where they are these but for how another machine rounds; else nothing."""
     parts = ("train", "held_out")
     if any(run.config[part]["subjects"] != config[part]["subjects"] for part in parts):
         return {}

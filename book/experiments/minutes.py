@@ -1,10 +1,11 @@
 """Equal minutes: what each model is after the same time on the same threads, for the same animals and measures.
 
-    python book/experiments/minutes.py [--cohort sigma] [--minutes 10,20] [--seeds 0,1,2,3,4]
-        [--models sigmarat2,sigmarat3,MONAI] [--runs runs/minutes]
+    python book/experiments/minutes.py [--cohort sigma] [--minutes 10,20] [--peer-minutes 20,120]
+        [--seeds 0,1,2,3,4] [--models sigmarat2,sigmarat3,MONAI] [--runs runs/minutes]
 
 How many iterations a minute holds is timed first, of all models, on a machine that should do nothing else, and kept;
-what is trained after that may be interrupted, and the machine busy. An alpha-GAN is tried in three sizes with the
+what is trained after that may be interrupted, the machine busy, or another one with a GPU: so many iterations are
+the same training there. An alpha-GAN is tried in three sizes with the
 first seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds; MONAI's latent
 diffusion (peers.py) gives half of its minutes to either stage. What is trained and measured is kept in --runs, by
 cohort. The minutes of sigmarat3's atlas count; the atlas by itself needs fewer minutes and gets no more. Nobody
@@ -52,13 +53,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="book/experiments/minutes.py")
     parser.add_argument("--cohort", default="sigma")
     parser.add_argument("--minutes", default="10,20", help="rising, with commas")
+    parser.add_argument("--peer-minutes", default="20,120", help="the same of MONAI's, which needs more")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="the first one chooses")
     parser.add_argument("--models", default=",".join((*GANS, PEER)))
     parser.add_argument("--runs", type=Path, default=Path("runs/minutes"))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "reference" / "minutes")
     options = parser.parse_args()
     cohort = labkit.open_cohort(options.cohort)
-    minutes, seeds = ([int(part) for part in text.split(",")] for text in (options.minutes, options.seeds))
+    asked = options.minutes, options.peer_minutes, options.seeds
+    minutes, longer, seeds = ([int(part) for part in text.split(",")] for text in asked)
     models = options.models.split(",")
     if unknown := set(models) - {*GANS, PEER}:
         parser.error(f"--models {min(unknown)}: allowed are {', '.join((*GANS, PEER))}; the atlas is always there")
@@ -67,7 +70,7 @@ def main() -> None:
         iterations(cohort, runs, model, minutes[0])
     rows, about = [measured_atlas(cohort, runs, seed) for seed in seeds], {}
     for model in models:
-        for budget in minutes:
+        for budget in longer if model == PEER else minutes:
             fair = iterations(cohort, runs, model, budget)
             size, tried = "", {}
             if model != PEER:

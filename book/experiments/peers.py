@@ -4,7 +4,7 @@ An autoencoder with a Kullback-Leibler and a patch-adversarial term, then a diff
 2022, arXiv 2112.10752; Pinaya et al. 2022, arXiv 2209.07162). Networks, scheduler and losses are MONAI's. Of the
 tutorial's design a perceptual loss is missing, whose weights have to be downloaded, and channels are half as many.
 Scans have neither padding nor less than their full resolution. minutes.py says for how long it is trained, measures it
-and shows it; trained, it goes on where it was stopped.
+and shows it; trained, it goes on where it was stopped (on a GPU but for the last bits).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from labkit.data.augment import AUGMENTATIONS, augment
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.controls import in_memory
 from labkit.files import load_state, progress_bar, save_state
+from labkit.runs import choose_device
 
 BATCH = 2
 CHANNELS = 16, 32, 32
@@ -61,9 +62,9 @@ def denoiser() -> DiffusionModelUNet:
 class Peer:
     """A latent diffusion model of a cohort's scans, trained in two stages, in a folder that it goes on from."""
 
-    def __init__(self, train: Cohort, folder: Path, seed: int = 0) -> None:
-        self.train, self.folder, self.seed = train, folder, seed
-        cubes = train.volumes(volumes.cube_side(train.shape))
+    def __init__(self, train: Cohort, folder: Path, seed: int = 0, device: str = "auto") -> None:
+        self.train, self.folder, self.seed, self.device = train, folder, seed, choose_device(device)
+        cubes = train.volumes(volumes.cube_side(train.shape)).to(self.device)
         self.box = volumes.scanned_slices(train.shape, cubes.shape[-1])
         # the autoencoder halves twice, and so does the denoiser
         self.cubes, self.grid = cubes, tuple(16 * -(-n // 16) for n in train.shape)
@@ -89,13 +90,17 @@ class Peer:
             parts = {"model": autoencoder(), "critic": critic}
         else:
             parts = {"model": denoiser()}
+        for part in parts.values():
+            part.to(self.device)
         optimisers = {key: torch.optim.Adam(part.parameters(), lr=LR) for key, part in parts.items()}
-        done, rng = 0, torch.Generator().manual_seed(self.seed)
+        done, rng = 0, torch.Generator(self.device).manual_seed(self.seed)
         if path.exists():
-            state = load_state(path)
+            state = load_state(path, self.device)
             done = state["iteration"]
-            rng.set_state(state["rng"])
-            torch.set_rng_state(state["global_rng"])
+            parts["model"].load_state_dict(state["model"])
+        if 0 < done < iterations:
+            rng.set_state(state["rng"].cpu())
+            torch.set_rng_state(state["global_rng"].cpu())
             for key, part in parts.items():
                 part.load_state_dict(state[key])
                 optimisers[key].load_state_dict(state[f"{key}_optimiser"])
@@ -115,7 +120,7 @@ class Peer:
 
     def _scans(self, rng: torch.Generator) -> Tensor:
         """Some scans without their padding, augmented as those of the alpha-GANs, (B, 1, X, Y, Z) in [0, 1]."""
-        chosen = torch.randint(len(self.cubes), (BATCH,), generator=rng)
+        chosen = torch.randint(len(self.cubes), (BATCH,), generator=rng, device=self.device)
         transforms = replace(AUGMENTATIONS["full"], voxel_mm=self.train[0].zooms)
         return self._fitted(augment(self.cubes[chosen], generator=rng, augmentation=transforms))
 
@@ -151,10 +156,11 @@ class Peer:
     def _diffuse(self, parts: dict, optimisers: dict, rng: torch.Generator, share: float) -> None:
         means, sds = self.encoded
         scheduler = DDPMScheduler(**NOISES)
-        chosen = torch.randint(len(means), (4 * BATCH,), generator=rng)
-        z = self.scale * (means[chosen] + sds[chosen] * torch.randn(means[chosen].shape, generator=rng))
-        noise = torch.randn(z.shape, generator=rng)
-        times = torch.randint(NOISES["num_train_timesteps"], (len(z),), generator=rng)
+        here = {"generator": rng, "device": self.device}
+        chosen = torch.randint(len(means), (4 * BATCH,), **here)
+        z = self.scale * (means[chosen] + sds[chosen] * torch.randn(means[chosen].shape, **here))
+        noise = torch.randn(z.shape, **here)
+        times = torch.randint(NOISES["num_train_timesteps"], (len(z),), **here)
         told = parts["model"](scheduler.add_noise(z, noise, times), timesteps=times)
         _descend(F.mse_loss(told, noise), optimisers["model"])
 
@@ -166,11 +172,11 @@ class Peer:
         scheduler.set_timesteps(STEPS)
         made = []
         for start in progress_bar(range(0, n, 8), "drawing", -(-n // 8)):
-            z = torch.randn(min(8, n - start), *self.encoded[0].shape[1:], generator=rng)
+            z = torch.randn(min(8, n - start), *self.encoded[0].shape[1:], generator=rng).to(self.device)
             for moment in scheduler.timesteps:
-                times = torch.full((len(z),), int(moment))
+                times = torch.full((len(z),), int(moment), device=self.device)
                 z, _ = scheduler.step(self.diffusion(z, timesteps=times), int(moment), z)
-            made.append(self.autoencoder.decode(z / self.scale))
+            made.append(self.autoencoder.decode(z / self.scale).cpu())
         scans = torch.cat(made)[(..., *(slice(0, n) for n in self.train.shape))]
         like = torch.randint(len(self.train), (n,), generator=rng)
         return in_memory("MONAI", self.train, [self.train[place] for place in like.tolist()], scans)
