@@ -183,12 +183,18 @@ def leave() -> None:
 def own_device(device: torch.device) -> torch.device:
     """Of a process that ``torchrun`` started: the GPU of its number on this machine; otherwise as it is.
 
-    ValueError where one GPU is named for all.
+    ValueError where one GPU is named for all, or there are fewer than processes.
     """
     if device.type != "cuda" or started() == 1:
         return device
     if device.index is not None:
         raise ValueError(f"device '{device}' for several processes: take 'cuda', and each gets a GPU of its own")
-    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= there:
+        raise ValueError(
+            f"process {number + 1} on this machine has no GPU of its own, there are {there}: start at most {there} here, "
+            "or pass device='cpu'"
+        )
+    own = torch.device("cuda", number)
     torch.cuda.set_device(own)
     return own

@@ -215,3 +215,14 @@ def test_several_processes_are_started_from_a_notebook_and_their_run_is_opened(r
     assert (run.iteration, run.variant.latent_dim) == (4, 8) and run.provenance["sittings"][0]["processes"] == 2
     with pytest.raises(parallel.TeamError, match="take 1, 2, 4 processes"):
         parallel.launch(3, {}, run_dir=str(tmp_path / "other"), **asked)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda own: None)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert parallel.own_device(torch.device("cuda")) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="process 3 on this machine has no GPU of its own, there are 2: start at most"):
+        parallel.own_device(torch.device("cuda"))
