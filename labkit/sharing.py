@@ -1,6 +1,6 @@
 """Trained runs small enough to lie beside the code: weights in whole steps, compressed.
 
-A weight needs no seven digits: rounded to a fifth of the spread of its channel, a generator's scans change by less than
+A weight needs no seven digits: rounded to a third of the spread of its channel, a generator's scans change by less than
 a hundredth of their range. The average of G is kept as its distance from G. Nothing here knows of networks or of
 cohorts; :mod:`labkit.runs` opens what was packed, and ``book/experiments/reference.py`` packs and measures.
 """
@@ -42,13 +42,13 @@ REPOSITORY = Path(__file__).resolve().parents[1] / "book" / "reference" / "runs"
 """The packed runs that come with the repository."""
 
 STEPS = {
-    "E/": 0.4,
+    "E/": 0.5,
     "G_encoded/head.template": 0.02,
     "G_encoded/head.appearances": 0.4,
     "G/head.template": 0.02,
     "G/head.appearances": 0.4,
-    "G_encoded/": 0.2,
-    "G/": 0.2,
+    "G_encoded/": 0.3,
+    "G/": 0.3,
     "atlas/template": 0.02,
     "atlas/appearances": 0.4,
     "atlas/spread": 0.05,

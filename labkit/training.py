@@ -75,7 +75,7 @@ def train(
         usual behind it (how the cohort was opened, `n_train`, `fold`, settings). A packed run
         (:mod:`labkit.sharing`) is opened where it has done what is asked for.
     iterations : int, optional
-        Instead of the scale's; a finished run can be given more.
+        Instead of the scale's; a finished run can be given more. A packed one has what it has.
     seed : int
         Of initial weights and every draw.
     device : str
@@ -121,6 +121,8 @@ def train(
     packed = sharing.packed_run(run_dir) if run_dir else None
     if packed is not None:
         run_dir = sharing.unpacked(packed, runs.MODELS)
+        if iterations is None:  # as many as it has
+            size = replace(size, iterations=max(1, Run(located(run_dir)).iteration))
     folder = located(run_dir) if run_dir else default_run_folder(variant, cohort, size, seed, named)
     train_part, held_out = split(cohort, n_train, fold)
     if held_out is None and n_train is None:

@@ -5,7 +5,8 @@
 With --train it trains what is missing at the scale `reference` first (hours for an alpha-GAN; start it again whenever
 it was stopped), and keeps the weights at milestones. Then each run is packed into book/reference/runs/<model>
 (:mod:`labkit.sharing`), refused if scans of the packed weights differ by more than a hundredth of their range, and the
-weights of its milestones are measured on new rats, which nobody trained on or is tested with: curve.csv and table.md.
+weights of its milestones are measured on new rats, which nobody trained on or is tested with: curve.csv and table.md,
+where other models stay as they are.
 With --experiments runs/reference, what chapter 5 found with packed runs (-p run_dir reference/sigmarat2) is packed
 beside them: all scores, and the networks that chapters use.
 """
@@ -80,7 +81,7 @@ def main() -> None:
         run = labkit.load_run(folder)
         print(model, pack(run, cohort, options.out / model), flush=True)
         curves.append(curve(run))
-    table = pd.concat(curves, ignore_index=True)
+    table = joined(options.out / "curve.csv", pd.concat(curves, ignore_index=True))
     write_text(options.out / "curve.csv", table.to_csv(index=False, float_format="%.5g"))
     write_text(options.out / "table.md", markdown(table))
 
@@ -190,6 +191,13 @@ def curve(run: Run) -> pd.DataFrame:
         tables.append(own.assign(model=run.variant.name, iterations=int(path.stem)))
     columns = ["model", "iterations", "metric", "flavour", "value", "ci_low", "ci_high", "floor"]
     return pd.concat(tables, ignore_index=True)[columns]
+
+
+def joined(file: Path, fresh: pd.DataFrame) -> pd.DataFrame:
+    """Rows of models measured now and of those measured before, in the order of the study's models."""
+    kept = pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.exists() else fresh[:0]
+    parts = {model: rows for table in (kept, fresh) for model, rows in table.groupby("model", sort=False)}
+    return pd.concat([parts[model] for model in labkit.variants.MODELS if model in parts], ignore_index=True)
 
 
 def markdown(table: pd.DataFrame) -> str:

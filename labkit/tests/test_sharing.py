@@ -65,6 +65,7 @@ def test_a_packed_run_is_opened_by_training_and_not_trained_further(run, rats, t
     name = run.variant.name
     same = labkit.train(name, rats, "smoke", folder, iterations=20)
     assert same.iteration == 20 and not (same.path / runs.CHECKPOINT).exists()
+    assert labkit.train(name, rats, "smoke", folder).iteration == 20  # an atlas's scale has 120
     with pytest.raises(RunError, match=r"has done 20 iterations, 25 are asked for.*another run_dir"):
         labkit.train(name, rats, "smoke", folder, iterations=25)
     with pytest.raises(RunError, match="another configuration"):
@@ -82,9 +83,12 @@ def test_a_packed_run_is_opened_where_another_machine_simulates_with_other_round
         config[part]["fingerprint"] = "0" * 64
     config["train"]["digests"] = ["0" * 64 for _ in config["train"]["digests"]]
     del config["cohort"]["recipe"]["labels"]  # packed before there was this option
-    (folder / "config.json").write_text(json.dumps(config))
+    for place in (folder, run.path):
+        (place / "config.json").write_text(json.dumps(config))
     opened = labkit.train("sigmarat2", rats, "smoke", folder, iterations=4)
     assert opened.iteration == 4
+    further = labkit.train("sigmarat2", rats, "smoke", run.path, iterations=6)  # trained there, gone on with here
+    assert further.iteration == 6 and len(further.held_out(rats)) == len(opened.held_out(rats))
     with pytest.raises(RunError, match="seed: 0 there, 1 asked"):
         labkit.train("sigmarat2", rats, "smoke", folder, iterations=4, seed=1)
     template = json.loads((folder / runs.FILE_TEMPLATE).read_text())
