@@ -374,8 +374,8 @@ def assemble(target: Path, models: list[str], cohort: str) -> None:
     (target / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     page = target / "intro.md"
     text = page.read_text(encoding="utf-8").replace("(02_train_sigmarat2)", f"(02_train_{shown(models)})")
-    if "atlas" not in models:
-        text = text.replace("[`atlas`](02_train_atlas)", "`atlas`")
+    for model in set(MODELS) - set(models):
+        text = text.replace(f"[`{model}`](02_train_{model})", f"`{model}`")
     seen = pictured(models)
     text = text.replace("one by `sigmarat2`, one by `atlas`", ", ".join(f"one by `{model}`" for model in seen))
     text = text.replace("sigmarat2, one by the model atlas", ", one by the model ".join(seen))
