@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit.rendering import Geometry, Shape, expected, noise_of, scanned
+from labkit.rendering import Geometry, Shape, expected, noise_of, resolutions, scanned, schedule
 
 if TYPE_CHECKING:
     from labkit.variants import AtlasSettings
@@ -182,23 +182,21 @@ class Atlas:
         scans : torch.Tensor
             On the grid of the fit.
         steps : int
-            Of Adam, the first two thirds at half the resolution.
+            Of Adam, the first two thirds at half the resolution; of more than 64 voxels a side at a quarter before.
         start : torch.Tensor, optional
-            Codes to begin with, (N, Z); then no step is at half the resolution.
+            Codes to begin with, (N, Z); then all steps are at full resolution.
         coarse : bool
-            All steps at half the resolution: a third of the time, for codes that are compared with each other alone.
+            No step at full resolution: a third of the time, for codes that are compared with each other alone.
         """
         if tuple(scans.shape[2:]) != self.geometry.full:
             raise ValueError(f"scans of {tuple(scans.shape[2:])} voxels; this atlas was fitted to {self.geometry.full}")
-        half = Geometry(self.geometry.full, self.settings, scans.device, coarser=2)
-        change = 1.0 if coarse else 2 / 3 if start is None else 0.0
-        levels = (half, 0.0, change), (self.geometry, change, 1.0)
+        levels = self._levels(scans, steps, 1.0 if coarse else 2 / 3 if start is None else 0.0)
         found = []
         for place, part in enumerate(scans.split(CHUNK)):
             z = part.new_zeros(len(part), self.latent_dim) if start is None else start[place * CHUNK :][: len(part)]
             z, moments = z.clone(), Adam(z)
-            for geometry, begin, end in levels:
-                z = self._descend(geometry, part, z, moments, range(round(begin * steps), round(end * steps)), steps)
+            for geometry, some in levels:
+                z = self._descend(geometry, part, z, moments, some, steps)
             found.append(z)
         return torch.cat(found) if found else scans.new_zeros(0, self.latent_dim)
 
@@ -209,12 +207,11 @@ class Atlas:
         As the fit found those of its animals, with template and appearances as they are. A code knows only how the
         animals of the fit differ, which of few animals is too little to lay labels over a new one.
         """
-        coarse = Geometry(self.geometry.full, self.settings, scans.device, coarser=2)
-        found = []
+        levels, found = self._levels(scans, steps, 0.5), []
         for part in scans.split(CHUNK):
             numbers = self.state["centre"].repeat(len(part), 1)
             moments = Adam(numbers)
-            for geometry, some in ((coarse, range(steps // 2)), (self.geometry, range(steps // 2, steps))):
+            for geometry, some in levels:
                 template, looks, target = self._at(geometry, part)
                 for step in some:
                     with torch.enable_grad():
@@ -226,6 +223,11 @@ class Atlas:
                     moments.step(numbers, gradient, geometry.rates * annealed(step / steps))
             found.append(numbers)
         return torch.cat(found)
+
+    def _levels(self, scans: Tensor, steps: int, coarse: float) -> list[tuple[Geometry, range]]:
+        """Resolutions, and the steps at each."""
+        levels = resolutions(self.geometry.full, self.settings, scans.device)
+        return list(zip(levels, schedule(steps, coarse, levels), strict=True))
 
     def _at(self, geometry: Geometry, scans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Template, appearances and scans at the resolution of a geometry."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from labkit import warps
 from labkit.atlas import CHUNK, Adam, Atlas, AtlasEncoder, AtlasGenerator, annealed
 from labkit.parallel import ALONE
-from labkit.rendering import Geometry, expected, grain
+from labkit.rendering import Geometry, expected, grain, resolutions, schedule
 from labkit.variants import AtlasSettings, Scale
 
 LEADING = 6
@@ -50,19 +50,22 @@ class AtlasLearner:
     def __init__(self, scans: Tensor, settings: AtlasSettings, seed: int = 0) -> None:
         self.scans, self.settings, self.device, self.team = scans, settings, scans.device, ALONE
         shape = tuple(scans.shape[2:])
-        self.geometry = Geometry(shape, settings, self.device)
-        self.coarse = Geometry(shape, settings, self.device, coarser=2)
-        self.small = F.adaptive_avg_pool3d(scans, self.coarse.shape)
+        self.levels = resolutions(shape, settings, self.device)
+        self.geometry = self.levels[-1]
+        # a step at full resolution costs as much as eight at half: larger scans get as many fewer of them
+        coarse = 1 - (1 - settings.coarse_share) / self.geometry.unit
+        self.schedule = schedule(settings.iterations, coarse, self.levels)
+        self.pyramid = [F.adaptive_avg_pool3d(scans, level.shape) for level in self.levels[:-1]] + [scans]
         self.noise, self.black = noise_level(scans)
         n, sizes = len(scans), self.geometry.sizes
         start = torch.randn(n, settings.appearances, generator=torch.Generator().manual_seed(seed)).to(self.device)
         self.numbers = torch.cat([start.new_zeros(n, sum(sizes.values()) - settings.appearances), start], 1)
-        mean = self.small.mean(0, keepdim=True)
+        mean = self.pyramid[0].mean(0, keepdim=True)
         self.template = (mean.square() - math.pi / 2 * self.noise**2).clamp_min(0).sqrt()
         self.appearances = mean.new_zeros(settings.appearances, *mean.shape[2:])
         self.order, self.iteration = torch.zeros(0, dtype=torch.long, device=self.device), 0
         self.of_numbers = Adam(self.numbers)
-        self._on_grid(self.coarse)
+        self._on_grid(self.levels[0])
 
     def _on_grid(self, geometry: Geometry) -> None:
         """Bring template and appearances onto a geometry's grid, and begin their moments anew."""
@@ -81,8 +84,9 @@ class AtlasLearner:
     def step(self, animals: Tensor) -> dict[str, Tensor]:
         """Move template, appearances and the numbers of some animals; the terms of the loss, scalars on the device."""
         whole, animals = animals, self.team.part(animals)
-        settings, is_coarse = self.settings, self.iteration < self.settings.coarse_share * self.settings.iterations
-        geometry, scans = (self.coarse, self.small) if is_coarse else (self.geometry, self.scans)
+        settings = self.settings
+        level = next((k for k, part in enumerate(self.schedule) if self.iteration in part), -1)
+        geometry, scans = self.levels[level], self.pyramid[level]
         if tuple(self.template.shape[2:]) != geometry.template_shape:
             self._on_grid(geometry)
         learned = [self.template, self.appearances, self.numbers[animals]]

@@ -7,8 +7,9 @@ generator (`labkit.networks`) that moves an atlas by that formula instead of mak
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from labkit.variants import AtlasSettings, Scale
 
 Shape = tuple[int, ...]
+
+USUAL_SIDE = 64
+"""Voxels of a grid's longest side up to which :class:`labkit.variants.AtlasSettings` counts voxels as they are."""
 
 SPACING = 4
 """Voxels between knots, which are the voxels of G two layers before its end."""
@@ -48,17 +52,19 @@ class Geometry:
         self.full, self.squarings, self.settings = tuple(shape), settings.squarings, settings
         self.shape = tuple(max(min(n, 2), n // coarser) for n in shape)
         self.template_shape = tuple(n * settings.template_factor for n in self.shape)
-        self.knots = warps.coarse_shape(shape, settings.knot_spacing)
-        self.bright = warps.coarse_shape(shape, settings.brightness_spacing)
+        # settings count voxels of grids of up to 64 a side: what a warp is, and costs, does not depend on the grid
+        self.unit = max(1.0, max(shape) / USUAL_SIDE)
+        self.knots = warps.coarse_shape(shape, settings.knot_spacing * self.unit)
+        self.bright = warps.coarse_shape(shape, settings.brightness_spacing * self.unit)
         self.sizes = {
             "velocity": 3 * math.prod(self.knots), "pose": 12, "brightness": math.prod(self.bright),
             "appearance": settings.appearances,
         }  # fmt: skip
-        rates = {"velocity": 1.0, "pose": 1.0, "brightness": 0.04, "appearance": 0.3}
+        rates = {"velocity": self.unit, "pose": self.unit, "brightness": 0.04, "appearance": 0.3}
         self.rates = torch.cat(
             [torch.full((size,), settings.lr * rates[name]) for name, size in self.sizes.items()]
         ).to(device)  # (P,), step sizes
-        coarse = warps.coarse_shape(shape, settings.flow_spacing)
+        coarse = warps.coarse_shape(shape, settings.flow_spacing * self.unit)
 
         def matrices(make: Callable[[int, int], Tensor], out: Shape, given: Shape) -> list[Tensor]:
             return [make(n, m).float().to(device) for n, m in zip(out, given, strict=True)]
@@ -146,10 +152,23 @@ class Geometry:
     def priors(self, numbers: Tensor) -> dict[str, Tensor]:
         """Terms that keep numbers small and velocities smooth; ``"prior"`` is their weighted sum."""
         v, _, g, a = self.split(numbers)
+        v = v / self.unit
         bending, speed = roughness(v), v.square().mean()
         prior = self.settings.bending * bending + self.settings.speed * speed + 1e-3 * g.square().mean()
         return {"prior": prior + 1e-4 * a.square().sum(1).mean() / max(1, a.shape[1]),
                 "bending": bending.detach(), "speed": speed.detach()}  # fmt: skip
+
+
+def resolutions(shape: Shape, settings: AtlasSettings, device: torch.device) -> list[Geometry]:
+    """Geometries from the coarsest, of at most half of 64 voxels a side, by halves to the grid of the scans."""
+    halvings = 1 + max(0, math.ceil(math.log2(max(shape) / USUAL_SIDE)))
+    return [Geometry(shape, settings, device, coarser=2**k) for k in range(halvings, -1, -1)]
+
+
+def schedule(steps: int, coarse: float, levels: Sequence[Geometry]) -> list[range]:
+    """Steps at each of several resolutions: the share `coarse` divided evenly among all but the last."""
+    ends = [math.ceil(steps * coarse * k / (len(levels) - 1)) for k in range(len(levels))] + [steps]
+    return [range(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
 def roughness(velocity: Tensor) -> Tensor:

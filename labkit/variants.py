@@ -157,12 +157,13 @@ class AtlasSettings:
     iterations, batch_size : int
         Steps of the fit, and scans a step.
     coarse_share : float
-        Share of the steps at half the scans' resolution, which settles most of every warp at an eighth of the cost.
+        Share of the steps at half the scans' resolution, which settles most of every warp at an eighth of the cost; of
+        scans of more than 64 voxels a side more, in proportion, and at a quarter before.
     template_factor : int
         Voxels of the template along a voxel of the scans, 1 or 2; appearances are as fine as the scans.
     knot_spacing, flow_spacing, brightness_spacing : int
         Voxels between knots of velocity, between points at which its flow is integrated, and between knots of
-        brightness.
+        brightness; of scans of more than 64 voxels a side in proportion more, as of all that counts voxels here.
     squarings : int
         Of scaling and squaring.
     appearances : int

@@ -6,6 +6,7 @@ is integrated by scaling and squaring (Arsigny et al. 2006, MICCAI, LNCS 4190:92
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -72,9 +73,9 @@ def diffeomorphism(velocity: Tensor, steps: int = 6) -> tuple[Tensor, Tensor]:
         strength = torch.where(folded[:, None, None, None, None], 0.8 * strength, strength)
 
 
-def coarse_shape(shape: Sequence[int], spacing: int) -> tuple[int, ...]:
+def coarse_shape(shape: Sequence[int], spacing: float) -> tuple[int, ...]:
     """Points of a grid about `spacing` voxels coarser along each axis, at least 4, and never more than voxels."""
-    return tuple(min(n, max(4, -(-n // spacing))) for n in shape)
+    return tuple(min(n, max(4, math.ceil(n / spacing))) for n in shape)
 
 
 def spline_matrix(n_out: int, n_in: int) -> Tensor:

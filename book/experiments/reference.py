@@ -203,7 +203,7 @@ def joined(file: Path, fresh: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """Measures across, models and iterations down."""
     lines = ["| model | iterations | " + " | ".join(SHOWN.values()) + " |", "|---|---:|" + "---:|" * len(SHOWN)]
-    keyed = table.set_index(["model", "iterations", "metric", "flavour"])
+    keyed = table.set_index(["model", "iterations", "metric", "flavour"]).sort_index()
     for model, iterations in dict.fromkeys(zip(table["model"], table["iterations"], strict=True)):
         own = keyed.loc[model, iterations]
         cells = [short(own["value"][key]) for key in SHOWN]

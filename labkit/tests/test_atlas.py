@@ -12,7 +12,7 @@ from labkit.evidence.metrics.memorisation import moved
 from labkit.fields import from_dict
 from labkit.files import load_state, save_state
 from labkit.registration import AtlasLearner, modes, noise_level
-from labkit.rendering import Geometry
+from labkit.rendering import Geometry, resolutions, schedule
 from labkit.variants import ATLAS_SCALES, AtlasSettings
 from labkit.warps import index_grid, jacobian
 
@@ -235,3 +235,23 @@ def test_moved_volumes_lie_otherwise_by_about_as_much_as_asked():
     centres = (after * x).flatten(2).sum(2) / after.flatten(2).sum(2)
     shifts = centres - middle[:, 0, 0, 0]
     assert 0.7 < shifts.std() < 1.4 and shifts.abs().amin(1).max() > 0.2
+
+
+def test_twice_the_voxels_are_the_same_atlas():
+    settings, device = ATLAS_SCALES["laptop"], torch.device("cpu")
+    usual, fine = (resolutions(shape, settings, device) for shape in ((64, 40, 64), (128, 80, 128)))
+    assert [level.shape for level in usual] == [(32, 20, 32), (64, 40, 64)]
+    assert [level.shape for level in fine] == [(32, 20, 32), (64, 40, 64), (128, 80, 128)]
+    assert [level.shape[0] for level in resolutions((96, 60, 96), settings, device)] == [24, 48, 96]
+    assert fine[-1].sizes == usual[-1].sizes
+    numbers = torch.randn(2, sum(usual[-1].sizes.values()), generator=torch.Generator().manual_seed(0))
+    voxels = usual[-1].sizes["velocity"] + usual[-1].sizes["pose"]
+    twice = torch.cat([2 * numbers[:, :voxels], numbers[:, voxels:]], 1)  # as far, in smaller voxels
+    assert torch.allclose(fine[-1].priors(twice)["prior"], usual[-1].priors(numbers)["prior"])
+    assert torch.equal(fine[-1].rates[:voxels], 2 * usual[-1].rates[:voxels])
+    assert torch.equal(fine[-1].rates[voxels:], usual[-1].rates[voxels:])
+    # where each voxel of the coarse grid is found, on a fine one: twice as far, but for the corner that counts from 0
+    small, large = usual[-1].points(numbers / 10), fine[-1].points(twice / 10)
+    assert (torch.nn.functional.avg_pool3d(large, 2) - (2 * small + 0.5)).abs().max() < 0.05
+    assert schedule(1200, 0.5, usual) == [range(600), range(600, 1200)]
+    assert schedule(1200, 0.75, fine) == [range(450), range(450, 900), range(900, 1200)]

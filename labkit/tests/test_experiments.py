@@ -39,6 +39,19 @@ def test_the_page_shows_the_rejections_that_were_counted():
         assert (acceptance.OUT / f"{name}.md").read_text(encoding="utf-8") == text, name
 
 
+def test_reference_runs_are_measured_one_by_one_and_stand_in_one_table():
+    reference = script("reference")
+    file = reference.sharing.REPOSITORY / "curve.csv"
+    table = pd.read_csv(file, keep_default_na=False, na_values=[""])
+    assert file.with_name("table.md").read_text(encoding="utf-8") == reference.markdown(table)
+    again = reference.joined(file, table[table["model"] == "atlas"].assign(iterations=7))
+    assert again[again["model"] != "atlas"].equals(table[table["model"] != "atlas"])
+    assert set(again.loc[again["model"] == "atlas", "iterations"]) == {7}
+    for model in table["model"].unique():
+        if (run := reference.sharing.packed_run(f"reference/{model}")) is not None:
+            assert labkit.load_run(run).iteration == table.loc[table["model"] == model, "iterations"].max()
+
+
 def test_what_chapter_4_says_of_the_measures_is_what_was_counted():
     _, share = experiment("acceptance")
     rows = share[(share["generator"] == "perfect") & ~share["metric"].str.endswith(" p")]
