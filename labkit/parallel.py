@@ -192,8 +192,8 @@ def own_device(device: torch.device) -> torch.device:
     number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= there:
         raise ValueError(
-            f"process {number + 1} on this machine has no GPU of its own, there are {there}: start at most {there} here, "
-            "or pass device='cpu'"
+            f"process {number + 1} on this machine has no GPU of its own, there are {there}: start at most {there} "
+            "here, or pass device='cpu'"
         )
     own = torch.device("cuda", number)
     torch.cuda.set_device(own)
