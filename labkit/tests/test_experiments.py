@@ -355,7 +355,7 @@ def test_what_the_page_on_differences_says_of_the_gdl_is_what_the_sweep_found():
     for (arm, mean), (_, spread) in zip(groups.mean().iterrows(), groups.std().iterrows(), strict=True):
         cells = [f"{mean[name]:.{d}f} ± {spread[name]:.{d}f}" for name, d in zip(names, digits, strict=True)]
         assert f"| {' | '.join(cells)} |" in page, arm
-    assert table["name"].value_counts().tolist() == [3] * 4
+    assert table["name"].value_counts().tolist() == [5] * 4
 
 
 def test_a_batch_is_what_a_card_has_memory_for():

@@ -343,7 +343,7 @@ def test_the_best_are_best_whichever_way_is_better():
 def test_the_sweep_in_the_repository_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table, folder = sweeps.read_sweep()
-    assert len(table) == 12 and all((folder / sweeps.SAMPLES / f"{name}.png").exists() for name in table["point"])
+    assert len(table) == 20 and all((folder / sweeps.SAMPLES / f"{name}.png").exists() for name in table["point"])
 
 
 def test_a_folder_without_a_sweep_is_refused(tmp_path):
