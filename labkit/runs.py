@@ -23,7 +23,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,12 @@ def finished(folder: Path, iterations: int) -> Run:
             "checkpoint that it would go on from: train it anew in another run_dir"
         )
     return run
+
+
+def _rounded_alike(found: Sequence[Any], ranges: Sequence[Any]) -> bool:
+    """Whether darkest and brightest voxels of as many scans are the same, give or take rounding."""
+    a, b = np.array(found), np.array(ranges)
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=GREY_LEVELS))
 
 
 def _given(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,9 +360,29 @@ class Run:
 
     def _same_to_a_grey_level(self, cohort: Cohort) -> bool:
         """Whether the training scans' darkest and brightest voxels are the run's own, give or take rounding."""
-        animals, ranges = set(self.config["train"]["subjects"]), np.array(self.file_template.ranges)
-        found = np.array([(scan.origin.low, scan.origin.high) for scan in cohort if scan.subject in animals])
-        return found.shape == ranges.shape and bool(np.allclose(found, ranges, rtol=0, atol=GREY_LEVELS))
+        animals = set(self.config["train"]["subjects"])
+        found = [(scan.origin.low, scan.origin.high) for scan in cohort if scan.subject in animals]
+        return _rounded_alike(found, self.file_template.ranges)
+
+    def trained_as(self, other: Run) -> bool:
+        """Whether both were trained on the same scans; simulated rats that another machine rounded otherwise are."""
+        mine, theirs = self.config, other.config
+        if mine["train"]["fingerprint"] == theirs["train"]["fingerprint"]:
+            return True
+        recipe, same = (_given(config["cohort"]["recipe"] or {}) for config in (mine, theirs))
+        alike = recipe == same and mine["train"]["subjects"] == theirs["train"]["subjects"]
+        simulated = alike and recipe.get("source") in SIMULATED
+        return simulated and _rounded_alike(self.file_template.ranges, other.file_template.ranges)
+
+    def digests_of(self, train: Cohort) -> list[str]:
+        """Digests under which the run knows its training scans, where they are these but for another rounding."""
+        mine, recipe = self.config["train"], self.config["cohort"]["recipe"] or {}
+        if set(train.digests) <= set(mine["digests"]) or recipe.get("source") not in SIMULATED:
+            return list(train.digests)
+        if set(train.subjects) != set(mine["subjects"]) or not self._same_to_a_grey_level(train):
+            return list(train.digests)
+        known = dict(zip(mine["subjects"], mine["digests"], strict=True))
+        return [known[subject] for subject in train.subjects]
 
     def summary(self):
         """Where the run stands, as a pandas.Series: iterations, time, speed, errors, codes.
@@ -523,6 +549,5 @@ def find_atlas(run: Run) -> Run | None:
     beside = [
         Run(path.parent) for path in run.path.parent.glob(f"*/{MODELS}") if (path.parent / "config.json").exists()
     ]
-    mine = run.config["train"]["fingerprint"]
-    alike = [one for one in beside if one.variant.name == "atlas" and one.config["train"]["fingerprint"] == mine]
+    alike = [one for one in beside if one.variant.name == "atlas" and one.trained_as(run)]
     return max(alike, key=lambda one: (one.path / MODELS).stat().st_mtime, default=run.own_atlas)

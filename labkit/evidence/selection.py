@@ -116,9 +116,9 @@ def _by_settings(runs: list[Run]) -> list[str]:
 
 def check_same_training(runs: dict[str, Run]) -> None:
     """Refuse runs that were trained on different scans: one table would compare cohorts, not models."""
-    parts = {name: run.config["train"]["fingerprint"] for name, run in runs.items()}
-    if len(set(parts.values())) > 1:
-        listed = ", ".join(f"{name}: {part[:12]}" for name, part in parts.items())
+    first, *others = runs.values()
+    if not all(run.trained_as(first) for run in others):
+        listed = ", ".join(f"{name}: {run.config['train']['fingerprint'][:12]}" for name, run in runs.items())
         raise ValueError(
             f"these runs were trained on different scans ({listed}), and one table would compare cohorts and not "
             "models: train them on one cohort with one seed of the split, or measure them one by one"

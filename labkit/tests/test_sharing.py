@@ -8,6 +8,7 @@ import torch
 
 import labkit
 from labkit import runs, sharing
+from labkit.evidence.selection import check_same_training
 from labkit.files import DamagedFileError, load_state
 from labkit.generation import decode, draw_codes, encode
 from labkit.runs import RunError
@@ -87,6 +88,12 @@ def test_a_packed_run_is_opened_where_another_machine_simulates_with_other_round
         (place / "config.json").write_text(json.dumps(config))
     opened = labkit.train("sigmarat2", rats, "smoke", folder, iterations=4)
     assert opened.iteration == 4
+    here = labkit.train("adni", rats, "smoke", tmp_path / "here", iterations=4)  # its scans, as rounded here
+    assert here.trained_as(opened) and check_same_training({"here": here, "there": opened}) is None
+    assert opened.digests_of(here.train_part(rats)) == opened.config["train"]["digests"]
+    assert here.digests_of(here.train_part(rats)) == here.config["train"]["digests"]
+    few = labkit.train("adni", rats, "smoke", tmp_path / "few", iterations=4, n_train=5)
+    assert not few.trained_as(opened)
     further = labkit.train("sigmarat2", rats, "smoke", run.path, iterations=6)  # trained there, gone on with here
     assert further.iteration == 6 and len(further.held_out(rats)) == len(opened.held_out(rats))
     with pytest.raises(RunError, match="seed: 0 there, 1 asked"):
@@ -97,6 +104,9 @@ def test_a_packed_run_is_opened_where_another_machine_simulates_with_other_round
     shutil.rmtree("runs")  # what was unpacked
     with pytest.raises(RunError, match="have changed since"):
         labkit.train("sigmarat2", rats, "smoke", folder, iterations=4)
+    brighter = labkit.load_run(folder)
+    assert not here.trained_as(brighter)
+    assert brighter.digests_of(here.train_part(rats)) == here.config["train"]["digests"]  # which it does not know
 
 
 def test_the_repositorys_runs_have_short_names(run, tmp_path, monkeypatch):

@@ -66,8 +66,8 @@ class ArmsAtlas:
     """
 
     def __init__(self, run: Run, train: Cohort, labelled: list[int], like: Examples, plan: Plan) -> None:
-        trained = run.config["train"]["digests"]
-        if missing := set(train.digests) - set(trained):
+        trained, digests = run.config["train"]["digests"], run.digests_of(train)
+        if missing := set(digests) - set(trained):
             raise ValueError(
                 f"{run.path.name} was not trained on {len(missing)} of the {len(train)} training scans: train an atlas "
                 "on the cohort of the generator's run, or leave its arms out"
@@ -75,7 +75,7 @@ class ArmsAtlas:
         self.run, self.train, self.like, self.plan = run, train, like, plan
         place = {digest: index for index, digest in enumerate(trained)}
         atlas = run.encoder().atlas
-        self.numbers = atlas.state["numbers"][[place[digest] for digest in train.digests]]
+        self.numbers = atlas.state["numbers"][[place[digest] for digest in digests]]
         size, box = run.scale.size, volumes.scanned_slices(train.shape, run.scale.size)
         maps = train.subset(labelled).label_maps(size)[(..., *box)]
         self.atlas = atlas.learn_labels(self.numbers[labelled], maps)
