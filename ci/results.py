@@ -1,10 +1,9 @@
-"""Put the results of built books into README.md and book/reference/results: tables, times, pictures.
+"""Put the results of a built book into README.md and book/reference/results: tables, times, pictures.
 
-    python ci/results.py [BUILD] [--pictures BUILD]
+    python ci/results.py [BUILD]
 
-BUILD is build/book/laptop-sigma unless named, from `ci/book --scale laptop --cohort sigma`. Pictures and what was found
-of segmentation are of build/book/reference-phantom, from `ci/book`, but for what that lacks. Nothing is computed: rows
-come from the runs' metrics.md, times from their provenance.json.
+BUILD is build/book/reference-phantom unless named, from `ci/book`. Nothing is computed: rows come from the runs'
+metrics.md, times from their provenance.json.
 """
 
 from __future__ import annotations
@@ -85,6 +84,11 @@ def table(metrics: str) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + f"\n\n{looked_at}\n"
 
 
+def models(build: Path) -> list[str]:
+    """Those that the build has."""
+    return [model for model in MODELS if (build / model / "provenance.json").exists()]
+
+
 def sittings_of(runs: Path, model: str) -> list[dict[str, Any]]:
     """What a run's provenance says of each time it was trained."""
     return json.loads((runs / model / "provenance.json").read_text(encoding="utf-8"))["sittings"]
@@ -93,7 +97,7 @@ def sittings_of(runs: Path, model: str) -> list[dict[str, Any]]:
 def times(runs: Path) -> str:
     """How long each model trained, its own atlas included, and on what, in a sentence for each machine."""
     by_machine: dict[str, list[str]] = {}
-    for model in MODELS:
+    for model in models(runs):
         sittings = sittings_of(runs, model)
         seconds, done = sum(s["seconds"] for s in sittings), sittings[-1]["to"] - sittings[0]["from"]
         machine = f"{sittings[-1]['device']}, {sittings[-1]['threads']} threads, {sittings[-1]['precision']}"
@@ -112,15 +116,15 @@ def picture() -> str:
     return f'<img src="{source}" alt="{alt}" width="{WIDTH}" align="right">\n'
 
 
-def pictures(builds: list[Path]) -> None:
-    """A picture of each chapter, from the first of the builds that has it."""
+def pictures(build: Path) -> None:
+    """A picture of each chapter."""
     for stem, drawn in PICTURES.items():
-        there = [file for build in builds if (file := build / "executed" / f"{stem}.ipynb").exists()]
-        cells = json.loads(there[0].read_text(encoding="utf-8"))["cells"] if there else []
+        file = build / "executed" / f"{stem}.ipynb"
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.exists() else []
         shown = [output["data"]["image/png"] for cell in cells if drawn in "".join(cell["source"])
                  for output in cell["outputs"] if "image/png" in output.get("data", {})]  # fmt: skip
         if not shown:
-            sys.exit(f"no build has a picture by {drawn} in {stem}: run ci/book first")
+            sys.exit(f"{build} has no picture by {drawn} in {stem}: run ci/book first")
         with Image.open(io.BytesIO(base64.b64decode(shown[0]))) as image:
             smaller(image.convert("RGB")).quantize(64).save(OUT / f"{stem[:2]}.png", optimize=True)
 
@@ -138,17 +142,6 @@ def caption(runs: Path) -> str:
         iterations = sittings_of(runs, model)[-1]["to"]
         told.append(f"one by `{model}` after {iterations} iterations ({size}³ voxels)")
     return f"*In the picture: a held-out rat, {', '.join(told)}, and the training rat nearest to that.*\n"
-
-
-def segmentation(builds: list[Path]) -> str:
-    """The gains in the first of the builds that has an experiment at its scale."""
-    scales = [build.resolve().name.split("-")[0] for build in builds]
-    found = [
-        list(build.glob(f"{SHOWN}/segmentation/{scale}-*/differences.csv"))
-        for build, scale in zip(builds, scales, strict=True)
-    ]
-    place = next((k for k, files in enumerate(found) if files), -1)
-    return gains(builds[place] / SHOWN / "segmentation", scales[place])
 
 
 def gains(folder: Path, scale: str) -> str:
@@ -200,18 +193,16 @@ def replaced(text: str, name: str, content: str) -> str:
 def main() -> None:
     """Read a build and write what is shown of it."""
     parser = argparse.ArgumentParser(prog="ci/results.py", description=__doc__.splitlines()[0])
-    parser.add_argument("build", nargs="?", type=Path, default=ROOT / "build" / "book" / "laptop-sigma")
-    parser.add_argument("--pictures", type=Path, default=ROOT / "build" / "book" / "reference-phantom")
-    options = parser.parse_args()
-    build, seen = options.build, options.pictures
-    tour = seen / "source" / "assets" / "tour.png"
+    parser.add_argument("build", nargs="?", type=Path, default=ROOT / "build" / "book" / "reference-phantom")
+    build = parser.parse_args().build.resolve()
+    tour = build / "source" / "assets" / "tour.png"
     if absent := [path for path in (build / SHOWN / "metrics.md", tour) if not path.exists()]:
-        sys.exit(f"{absent[0]} is not there: run ci/book --scale laptop --cohort sigma and ci/book first")
+        sys.exit(f"{absent[0]} is not there: run ci/book first")
     parts = {
         "picture": picture(),
-        "caption": caption(seen),
+        "caption": caption(build),
         "results": table((build / SHOWN / "metrics.md").read_text(encoding="utf-8")),
-        "segmentation": segmentation([seen, build]),
+        "segmentation": gains(build / SHOWN / "segmentation", build.name.split("-")[0]),
         "times": times(build),
         "mice": mice(),
     }
@@ -223,8 +214,8 @@ def main() -> None:
     shutil.copy(build / SHOWN / "metrics.md", OUT / "metrics.md")
     with Image.open(tour) as image:
         smaller(image.convert("L")).save(OUT / "tour.png", optimize=True)
-    pictures([seen, build])
-    kept = {model: json.loads((build / model / "provenance.json").read_text(encoding="utf-8")) for model in MODELS}
+    pictures(build)
+    kept = {model: {"sittings": sittings_of(build, model)} for model in models(build)}
     (OUT / "provenance.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     README.write_text(readme, encoding="utf-8")
     print(*(f"{name}:\n{content}" for name, content in parts.items()), sep="\n")

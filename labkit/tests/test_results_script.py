@@ -80,7 +80,7 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
     for stem, source in script.PICTURES.items():
         cells = [{"source": ["import labkit"], "outputs": []}, {"source": [source, "(x)"], "outputs": [png]}]
         (build / "executed" / f"{stem}.ipynb").write_text(json.dumps({"cells": cells}))
-    monkeypatch.setattr(sys, "argv", ["results", str(build), "--pictures", str(build)])
+    monkeypatch.setattr(sys, "argv", ["results", str(build)])
     script.main()
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -97,8 +97,8 @@ def test_a_build_is_put_between_the_marks(script, build, monkeypatch, tmp_path):
     for stem in script.PICTURES:
         with Image.open(tmp_path / "kept" / f"{stem[:2]}.png") as picture:
             assert picture.size == (400, 300) and picture.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
-    with pytest.raises(SystemExit, match="no build has a picture by figures.three_planes in 01_explore: run ci/book"):
-        script.pictures([tmp_path])
+    with pytest.raises(SystemExit, match="has no picture by figures.three_planes in 01_explore: run ci/book"):
+        script.pictures(tmp_path)
 
 
 def test_what_is_missing_is_named(script, build, monkeypatch):
