@@ -36,6 +36,7 @@ from chapters import (
     fitted,
     git,
     pages,
+    pictured,
     shown,
 )
 
@@ -381,11 +382,6 @@ def assemble(target: Path, models: list[str], cohort: str) -> None:
     text = text.replace("sigmarat2, one by the model atlas", ", one by the model ".join(seen))
     text = text.replace(RATS, f"```{{note}}\n{shown_animals(cohort)}\n```\n\n{RATS}", 1)
     page.write_text(text, encoding="utf-8")
-
-
-def pictured(models: list[str]) -> list[str]:
-    """Models of which the first page shows a scan."""
-    return [shown(models), *(model for model in models if model == "atlas" != shown(models))]
 
 
 def toc_stems() -> set[str]:

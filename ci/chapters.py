@@ -74,6 +74,11 @@ def shown(models: Sequence[str]) -> str:
     return "sigmarat2" if "sigmarat2" in models else models[-1]
 
 
+def pictured(models: Sequence[str]) -> list[str]:
+    """Models of which the first page shows a scan."""
+    return [shown(models), *(model for model in ("sigmarat3", "atlas") if model in models and model != shown(models))]
+
+
 def pages(
     scale: str, cohort: str, n: int | None, models: Sequence[str] = MODELS, data: str = "", grid: str | None = None,
     folds: int = 1, sweep: str | None = None,

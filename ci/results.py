@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import ROOT
-from chapters import BOOK, MODELS, shown
+from chapters import BOOK, MODELS, pictured, shown
 from PIL import Image
 
 from labkit.evidence.segmentation.arms import ARMS
@@ -108,9 +108,9 @@ def times(runs: Path) -> str:
     return "".join(f"On {machine}: {', '.join(told)}.\n" for machine, told in by_machine.items())
 
 
-def picture() -> str:
+def picture(build: Path) -> str:
     """The picture, beside which text flows."""
-    made = "one by sigmarat2, one by atlas, and the training rat nearest to that"
+    made = f"{', '.join(f'one by {model}' for model in pictured(models(build)))}, and the training rat nearest to that"
     alt = f"A simulated rat that was held out, {made}, in three planes each"
     source = (OUT / "tour.png").relative_to(ROOT).as_posix()
     return f'<img src="{source}" alt="{alt}" width="{WIDTH}" align="right">\n'
@@ -137,7 +137,7 @@ def smaller(image: Image.Image) -> Image.Image:
 def caption(runs: Path) -> str:
     """What is in the picture, and what made the synthetic rat."""
     told = []
-    for model in (SHOWN, "atlas"):
+    for model in pictured(models(runs)):
         size = json.loads((runs / model / "config.json").read_text(encoding="utf-8"))["scale"]["size"]
         iterations = sittings_of(runs, model)[-1]["to"]
         told.append(f"one by `{model}` after {iterations} iterations ({size}³ voxels)")
@@ -199,7 +199,7 @@ def main() -> None:
     if absent := [path for path in (build / SHOWN / "metrics.md", tour) if not path.exists()]:
         sys.exit(f"{absent[0]} is not there: run ci/book first")
     parts = {
-        "picture": picture(),
+        "picture": picture(build),
         "caption": caption(build),
         "results": table((build / SHOWN / "metrics.md").read_text(encoding="utf-8")),
         "segmentation": gains(build / SHOWN / "segmentation", build.name.split("-")[0]),

@@ -388,6 +388,7 @@ def test_of_chosen_models_all_chapters_are_made_and_the_others_have_no_page(book
         assert "02_train_adni" in text and "02_train_sigmarat2" not in text and "02_train_atlas" not in text
     assert "A scan that no model saw, one by `adni`, and" in text and "one by the model atlas" not in text
     assert book.pictured(["sigmarat2", "atlas"]) == ["sigmarat2", "atlas"] and book.pictured(["atlas"]) == ["atlas"]
+    assert book.pictured(list(book.MODELS)) == ["sigmarat2", "sigmarat3", "atlas"]
 
 
 def test_pages_say_which_animals_they_show(book, tmp_path):

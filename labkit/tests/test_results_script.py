@@ -47,7 +47,7 @@ def build(script, tmp_path):
         (folder / "provenance.json").write_text(json.dumps({"sittings": sittings}))
     shown = tmp_path / script.SHOWN
     (shown / "metrics.md").write_text(metrics(script))
-    for model, size in ((script.SHOWN, 32), ("atlas", 64)):
+    for model, size in ((script.SHOWN, 32), ("sigmarat3", 64), ("atlas", 64)):
         (tmp_path / model / "config.json").write_text(json.dumps({"scale": {"size": size}}))
     (shown / "segmentation" / "laptop-x").mkdir(parents=True)
     found = ["arm,tissue,difference,ci_low,ci_high,score", "r100+s200,whole brain,-0.00184,-0.0022,-0.0015,dice",
