@@ -207,14 +207,14 @@ def train(
 
 def _as_there(run: Run, config: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:
     """What a run says of its scans, where they are these but for how another machine rounds; else nothing."""
-    parts = ("train", "held_out")
-    if any(run.config[part]["subjects"] != config[part]["subjects"] for part in parts):
+    there, parts = run.config, ("train", "held_out")
+    if any(there.get(part, {}).get("subjects") != config[part]["subjects"] for part in parts):
         return {}
     try:
         run.held_out(cohort)
-    except RunError:  # other scans, which is refused with all else that differs
+    except (RunError, OSError):  # other scans, which is refused with all else that differs; or stopped as it began
         return {}
-    return {part: run.config[part] for part in ("cohort", *parts)}
+    return {part: there[part] for part in ("cohort", *parts)}
 
 
 def _nothing_unseen(animals: int) -> str:

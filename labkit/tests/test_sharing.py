@@ -176,3 +176,9 @@ def test_an_interrupted_unpacking_leaves_nothing_behind(run, tmp_path, monkeypat
             labkit.load_run(folder)
     assert not list((tmp_path / "runs" / "reference").iterdir())
     assert json.loads((labkit.load_run(folder).path / "config.json").read_text())["variant"]["name"] == run.variant.name
+
+
+def test_a_folder_with_the_configuration_of_another_program_is_refused(rats, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(RunError, match=r"(?s)another configuration.*cohort.n: None there, 7 asked"):
+        labkit.train("adni", rats, "smoke", tmp_path, iterations=2)
