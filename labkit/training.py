@@ -208,6 +208,8 @@ def train(
 def _as_there(run: Run, config: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:
     """What a run says of its scans, where they are these but for how another machine rounds; else nothing."""
     there, parts = run.config, ("train", "held_out")
+    if there.get("cohort", {}).get("fingerprint") == config["cohort"]["fingerprint"]:
+        return {}
     if any(there.get(part, {}).get("subjects") != config[part]["subjects"] for part in parts):
         return {}
     try:

@@ -122,12 +122,12 @@ def test_the_repositorys_runs_have_short_names(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not sharing.REPOSITORY.parent.is_dir(), reason="packed runs are those of a checkout")
-@pytest.mark.parametrize("name", ["sigmarat2", "atlas"])
+@pytest.mark.parametrize("name", ["sigmarat1", "sigmarat2", "sigmarat3", "atlas"])
 def test_the_runs_that_come_with_the_repository_make_scans(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = labkit.generate(f"reference/{name}", 2, "made")
     assert made.shape == (64, 64, 40) and all(scan.image.std() > 0.1 * scan.image.max() for scan in made)
-    assert made.labelled == (name == "atlas")
+    assert made.labelled == (name in ("sigmarat3", "atlas"))
     held_out = labkit.load_run(f"reference/{name}").config["held_out"]["subjects"]
     assert len(held_out) == 36 and labkit.load_run(f"reference/{name}").scale.name == "reference"
 
@@ -142,7 +142,7 @@ def test_steps_are_a_share_of_a_channels_spread_and_few_numbers_stay_as_they_are
     back = sharing.unpack(sharing.pack(state))
     error = (back["G"]["w"] - weights).abs().flatten(1).amax(1)
     spread = weights.flatten(1).std(1, correction=0)
-    assert (error <= 0.1001 * spread).all() and (error > 0.02 * spread).all()
+    assert (error <= 0.1501 * spread).all() and (error > 0.03 * spread).all()  # half a step of 0.3
     assert torch.equal(back["G"]["b"], state["G"]["b"]) and back["G"]["none"].shape == (0, 3)
     assert torch.allclose(back["G"]["same"], state["G"]["same"], rtol=1e-4)
 
