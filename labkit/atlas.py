@@ -190,7 +190,7 @@ class Atlas:
         """
         if tuple(scans.shape[2:]) != self.geometry.full:
             raise ValueError(f"scans of {tuple(scans.shape[2:])} voxels; this atlas was fitted to {self.geometry.full}")
-        levels = self._levels(scans, steps, 1.0 if coarse else 2 / 3 if start is None else 0.0)
+        levels = self._levels(steps, 1.0 if coarse else 2 / 3 if start is None else 0.0)
         found = []
         for place, part in enumerate(scans.split(CHUNK)):
             z = part.new_zeros(len(part), self.latent_dim) if start is None else start[place * CHUNK :][: len(part)]
@@ -207,7 +207,7 @@ class Atlas:
         As the fit found those of its animals, with template and appearances as they are. A code knows only how the
         animals of the fit differ, which of few animals is too little to lay labels over a new one.
         """
-        levels, found = self._levels(scans, steps, 0.5), []
+        levels, found = self._levels(steps, 0.5), []
         for part in scans.split(CHUNK):
             numbers = self.state["centre"].repeat(len(part), 1)
             moments = Adam(numbers)
@@ -224,9 +224,9 @@ class Atlas:
             found.append(numbers)
         return torch.cat(found)
 
-    def _levels(self, scans: Tensor, steps: int, coarse: float) -> list[tuple[Geometry, range]]:
+    def _levels(self, steps: int, coarse: float) -> list[tuple[Geometry, range]]:
         """Resolutions, and the steps at each."""
-        levels = resolutions(self.geometry.full, self.settings, scans.device)
+        levels = resolutions(self.geometry)
         return list(zip(levels, schedule(steps, coarse, levels), strict=True))
 
     def _at(self, geometry: Geometry, scans: Tensor) -> tuple[Tensor, Tensor, Tensor]:

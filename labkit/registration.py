@@ -50,8 +50,8 @@ class AtlasLearner:
     def __init__(self, scans: Tensor, settings: AtlasSettings, seed: int = 0) -> None:
         self.scans, self.settings, self.device, self.team = scans, settings, scans.device, ALONE
         shape = tuple(scans.shape[2:])
-        self.levels = resolutions(shape, settings, self.device)
-        self.geometry = self.levels[-1]
+        self.geometry = Geometry(shape, settings, self.device)
+        self.levels = resolutions(self.geometry)
         # a step at full resolution costs as much as eight at half: larger scans get as many fewer of them
         coarse = 1 - (1 - settings.coarse_share) / self.geometry.unit
         self.schedule = schedule(settings.iterations, coarse, self.levels)

@@ -159,10 +159,11 @@ class Geometry:
                 "bending": bending.detach(), "speed": speed.detach()}  # fmt: skip
 
 
-def resolutions(shape: Shape, settings: AtlasSettings, device: torch.device) -> list[Geometry]:
-    """Geometries from the coarsest, of at most half of 64 voxels a side, by halves to the grid of the scans."""
-    halvings = 1 + max(0, math.ceil(math.log2(max(shape) / USUAL_SIDE)))
-    return [Geometry(shape, settings, device, coarser=2**k) for k in range(halvings, -1, -1)]
+def resolutions(finest: Geometry) -> list[Geometry]:
+    """Geometries from the coarsest, of at most half of 64 voxels a side, by halves to that of the scans."""
+    halvings, device = 1 + math.ceil(math.log2(finest.unit)), finest.rates.device
+    coarser = [Geometry(finest.full, finest.settings, device, coarser=2**k) for k in range(halvings, 0, -1)]
+    return [*coarser, finest]
 
 
 def schedule(steps: int, coarse: float, levels: Sequence[Geometry]) -> list[range]:

@@ -239,10 +239,11 @@ def test_moved_volumes_lie_otherwise_by_about_as_much_as_asked():
 
 def test_twice_the_voxels_are_the_same_atlas():
     settings, device = ATLAS_SCALES["laptop"], torch.device("cpu")
-    usual, fine = (resolutions(shape, settings, device) for shape in ((64, 40, 64), (128, 80, 128)))
+    grids = (64, 40, 64), (128, 80, 128), (96, 60, 96)
+    usual, fine, between = (resolutions(Geometry(shape, settings, device)) for shape in grids)
     assert [level.shape for level in usual] == [(32, 20, 32), (64, 40, 64)]
     assert [level.shape for level in fine] == [(32, 20, 32), (64, 40, 64), (128, 80, 128)]
-    assert [level.shape[0] for level in resolutions((96, 60, 96), settings, device)] == [24, 48, 96]
+    assert [level.shape[0] for level in between] == [24, 48, 96]
     assert fine[-1].sizes == usual[-1].sizes
     numbers = torch.randn(2, sum(usual[-1].sizes.values()), generator=torch.Generator().manual_seed(0))
     voxels = usual[-1].sizes["velocity"] + usual[-1].sizes["pose"]
