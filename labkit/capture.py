@@ -33,7 +33,8 @@ class Captured:
     """`labkit.updates.step` for one learner, recorded and played back where that is possible.
 
     On a CPU each call is that step, bit for bit. On a GPU the first `WARM_UP` calls are too; the next records one
-    iteration, and it and all that follow play it back: `replay` is the recording, once there is one. A recording that
+    iteration, and it and all that follow play it back. With R1 iterations are of two kinds, those whose D is penalised
+    and others; each kind has a warm-up and a recording of its own (`replays`, by `Learner.penalised`). A recording that
     fails changes nothing but the speed. Load a checkpoint into the learner before the first call: the recording knows
     where its tensors lie. `graph` of False never records, to compare with; `benchmark` says whether convolution
     algorithms are timed at first use rather than guessed (GPU only).
@@ -42,10 +43,10 @@ class Captured:
     def __init__(self, learner: Learner, graph: bool = True, benchmark: bool = True) -> None:
         on_gpu = learner.device.type == "cuda"
         self.learner, self.benchmark = learner, benchmark
-        # processes meet between backward and step; some iterations with R1 have a penalty, and others none
-        self.wanted = graph and on_gpu and learner.team.size == 1 and not learner.variant.r1
-        self.eager_left = WARM_UP
-        self.replay: Replay | None = None
+        # processes meet between backward and step
+        self.wanted = graph and on_gpu and learner.team.size == 1
+        self.eager_left = {True: WARM_UP, False: WARM_UP}
+        self.replays: dict[bool, Replay] = {}
         # recordings are made on a stream of their own, and what is used in them is brought up on the same one
         self.stream = torch.cuda.Stream(learner.device) if self.wanted else None
 
@@ -57,23 +58,24 @@ class Captured:
         UserWarning
             Once, with the reason, if no recording could be made.
         """
+        kind = self.learner.penalised
         with convolving(self.learner.device, self.benchmark):
-            if self.wanted and not self.eager_left:
-                self._record(draws)
-            if self.replay is not None:
-                logged = self.replay(draws)
+            if self.wanted and not self.eager_left[kind] and kind not in self.replays:
+                self._record(kind, draws)
+            if kind in self.replays:
+                logged = self.replays[kind](draws)
             else:
                 with on_stream(self.stream if self.wanted else None):
                     logged = three_updates(self.learner, draws)
-                self.eager_left = max(0, self.eager_left - 1)
+                self.eager_left[kind] = max(0, self.eager_left[kind] - 1)
         self.learner.update_average()
         return logged
 
-    def _record(self, draws: Draws) -> None:
-        self.wanted = False  # one try
+    def _record(self, kind: bool, draws: Draws) -> None:
         try:
-            self.replay = record(self.learner, draws, self.stream)
+            self.replays[kind] = record(self.learner, draws, self.stream)
         except Exception as error:  # whatever it is, iterations can still be made one by one
+            self.wanted = False  # one try
             warnings.warn(
                 f"an iteration could not be recorded as a CUDA graph, so that training goes on without it, slower: "
                 f"{type(error).__name__}: {error}",

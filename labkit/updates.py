@@ -85,6 +85,11 @@ class Learner:
         self.averaged = 0
         self.learned_buffers = set(self.average.state_dict())  # others are what an atlas leaves as it is
 
+    @property
+    def penalised(self) -> bool:
+        """Whether D is penalised in the next iteration: always, but with R1, which is every `R1_EVERY`th's."""
+        return not self.variant.r1 or self.averaged % R1_EVERY == 0
+
     def autocast(self) -> torch.autocast:
         """Bfloat16 where the run computes in it."""
         # no weight's cast may outlive a recorded iteration, see labkit.capture
@@ -316,7 +321,7 @@ def update_discriminator(
             weight = variant.r1 or variant.lambda1
             if variant.r1:
                 penalty = d_real.new_zeros(())
-                if learner.averaged % R1_EVERY == 0:
+                if learner.penalised:
                     penalty = R1_EVERY * losses.zero_norm_penalty(learner.D.input_gradient(x_real))
             else:
                 points = losses.points_between(x_real, x_rec, mix_rec), losses.points_between(x_real, x_rand, mix_rand)

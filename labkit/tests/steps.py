@@ -77,6 +77,7 @@ def walk(
     iterations: int,
     scale: str = "smoke",
     advance: Callable[[Learner], Callable[[Draws], dict[str, Tensor]]] = Captured,
+    **overrides: float,
 ) -> Walk:
     """Make a learner and iterate.
 
@@ -90,8 +91,10 @@ def walk(
         How many.
     advance : callable
         Makes what iterates from the learner.
+    **overrides
+        Other settings of the model.
     """
-    learner = make_learner(*resolve(model, scale, precision=precision), torch.device(device))
+    learner = make_learner(*resolve(model, scale, precision=precision, **overrides), torch.device(device))
     go, before = advance(learner), weights(learner)
     logged = [go(draws) for draws in make_draws(learner, iterations)]
     return Walk(torch.stack([row(terms) for terms in logged]), weights(learner) - before, learner)
@@ -107,19 +110,21 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def check_device(device: str, model: str, precision: str, scale: str = "laptop") -> dict[str, float]:
+def check_device(
+    device: str, model: str, precision: str, scale: str = "laptop", iterations: int = WARM_UP, **overrides: float
+) -> dict[str, float]:
     """Compare a device's iterations with the CPU's in float32, and played back ones with ones made one by one.
 
     Returns
     -------
     dict of str to float
         Relative distances: "first terms" of E and G to the CPU's, before anything is updated; "replayed terms" and
-        "replayed weights", over two iterations played back, to the same two made one by one from the same state;
-        "recorded", 1 if there was a recording.
+        "replayed weights", over the last two, played back, to the same two made one by one from the same state;
+        "recorded", how many recordings there were.
     """
-    cpu = walk(model, "cpu", "fp32", 1, scale)
-    learner = make_learner(*resolve(model, scale, precision=precision), torch.device(device))
-    *first, a, b = make_draws(learner, WARM_UP + 2)
+    cpu = walk(model, "cpu", "fp32", 1, scale, **overrides)
+    learner = make_learner(*resolve(model, scale, precision=precision, **overrides), torch.device(device))
+    *first, a, b = make_draws(learner, iterations + 2)
     advance = Captured(learner)
     warming = [advance(draws) for draws in first]
     state = copy.deepcopy(learner.state())
@@ -132,7 +137,7 @@ def check_device(device: str, model: str, precision: str, scale: str = "laptop")
         "first terms": distance(row(warming[0])[:of_generator], cpu.terms[0][:of_generator]),
         "replayed terms": distance(torch.cat(replayed), torch.cat(expected)),
         "replayed weights": distance(weights(learner) - before, weights(twin) - before),
-        "recorded": float(advance.replay is not None),
+        "recorded": float(len(advance.replays)),
     }
 
 

@@ -8,7 +8,7 @@ from labkit.capture import WARM_UP, Captured
 from labkit.tests.rats import ellipsoids
 from labkit.tests.steps import check_device, faults, make_draws, walk
 from labkit.training import train
-from labkit.updates import Learner, step, three_updates
+from labkit.updates import R1_EVERY, Learner, step, three_updates
 from labkit.variants import VARIANTS, resolve
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -74,13 +74,34 @@ def test_what_is_recorded_is_played_from_the_iteration_after_the_warm_up_and_no_
     assert same(walked, walk("sigmarat1", "cpu", "fp32", COUNT, advance=plain))
 
 
+def test_with_r1_iterations_of_both_kinds_are_recorded_each_after_a_warm_up_of_its_own(monkeypatch):
+    recorded, played, count = [], [], WARM_UP * R1_EVERY + 2
+
+    def record(learner, draws, stream):
+        recorded.append(learner.averaged)
+        kind = learner.penalised
+
+        def replay(fresh):
+            played.append(learner.averaged)
+            assert learner.penalised == kind
+            return three_updates(learner, fresh)
+
+        return replay
+
+    monkeypatch.setattr(capture, "record", record)
+    walked = walk("sigmarat2", "cpu", "fp32", count, advance=wanting, r1=10.0)
+    assert recorded == [WARM_UP + 1, WARM_UP * R1_EVERY]
+    assert played == [k for k in range(WARM_UP + 1, count) if k % R1_EVERY or k == WARM_UP * R1_EVERY]
+    assert same(walked, walk("sigmarat2", "cpu", "fp32", count, advance=plain, r1=10.0))
+
+
 def test_a_recording_is_not_even_tried_where_it_is_not_wanted(monkeypatch):
     monkeypatch.setattr(capture, "record", lambda *_: pytest.fail("recorded"))
     learner = learner_of("sigmarat2")
     for advance in (Captured(learner), Captured(learner, graph=False)):
         for draws in make_draws(learner, COUNT):
             advance(draws)
-        assert advance.replay is None
+        assert not advance.replays
 
 
 def test_an_interrupt_while_recording_is_no_failure_to_go_on_from(monkeypatch):
@@ -140,6 +161,15 @@ def test_cuda_agrees_with_the_cpu_and_played_back_with_one_by_one(model, precisi
 
 
 @needs_gpu
+@pytest.mark.parametrize("model", ["sigmarat2", "sigmarat3"])
+def test_cuda_plays_back_both_kinds_of_iterations_of_r1(model):
+    kinds = WARM_UP * R1_EVERY  # the iteration that is penalised and recorded, and one that is not
+    found = check_device("cuda", model, "fp32", "smoke", iterations=kinds, r1=10.0, critic_augmentation=True)
+    assert found["recorded"] == 2
+    assert faults(found, "fp32") == []
+
+
+@needs_gpu
 def test_cuda_recording_executes_nothing():
     learner = learner_of("sigmarat1", "cuda")
     advance = Captured(learner)
@@ -165,7 +195,7 @@ def test_cuda_terms_of_an_iteration_are_not_overwritten_by_the_next():
     kept = advance(a)
     values = {name: float(value) for name, value in kept.items()}
     advance(b)
-    assert advance.replay is not None and {name: float(value) for name, value in kept.items()} == values
+    assert advance.replays and {name: float(value) for name, value in kept.items()} == values
 
 
 @needs_gpu
