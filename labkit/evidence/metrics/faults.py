@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,8 @@ from labkit.data.labels import without_tissues
 from labkit.evidence import attributes
 from labkit.evidence.brightness import head_threshold
 from labkit.evidence.metrics.measures import Effort, Measurement
-from labkit.evidence.metrics.yardstick import Yardstick
+from labkit.evidence.metrics.yardstick import Yardstick, side_by_side
 from labkit.evidence.sample import Sample
-from labkit.files import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,9 +185,10 @@ def control(yardstick: Yardstick, strengths: Sequence[float] = STRENGTHS) -> pd.
     scene = Scene.of(yardstick.parts[1], yardstick.other, yardstick.seed)
     strengths = sorted({0.0, *(float(s) for s in strengths)})
     floors = {name: yardstick.floors(name, EFFORT) for name in yardstick.families}
-    n, rows = len(yardstick.other), []
-    cases = [(fault, strength) for fault in possible(scene) for strength in strengths]
-    for fault, strength in progress_bar(cases, "spoiling scans"):
+    n = len(yardstick.other)
+
+    def spoiled(case: tuple[Fault, float]) -> list[tuple[Any, ...]]:
+        (fault, strength), rows = case, []
         sample = spoil(yardstick.other, fault, strength, scene)
         for name in yardstick.families:
             found = floors[name] if strength == 0 else yardstick.measure(name, sample, QUICK)
@@ -196,6 +196,10 @@ def control(yardstick: Yardstick, strengths: Sequence[float] = STRENGTHS) -> pd.
                 spread = _spread(floor, n)
                 rows.append((fault.name, strength, value.metric, value.flavour, value.value, floor.value, spread,
                              _worse(value, floor.value) / spread))  # fmt: skip
+        return rows
+
+    cases = [(fault, strength) for fault in possible(scene) for strength in strengths]
+    rows = [row for of_one in side_by_side(spoiled, cases, "spoiling scans") for row in of_one]
     columns = ["fault", "strength", "metric", "flavour", "value", "floor", "spread", "worse"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -6,23 +6,21 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from labkit.cards import METRICS
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.compare import AUDITED, PLANTED, Comparison
 from labkit.evidence.metrics.controls import controls
 from labkit.evidence.metrics.measures import NEIGHBOURS, Measurement, Reader
-from labkit.evidence.metrics.yardstick import LeftOut, Yardstick
+from labkit.evidence.metrics.yardstick import LeftOut, Yardstick, side_by_side
 from labkit.evidence.selection import by_fold, check_same_training, find_runs, named, real_scans
 from labkit.fields import whole
-from labkit.files import progress_bar, write_json, write_text
+from labkit.files import write_json, write_text
 from labkit.generation import generate, reconstruct
 from labkit.markup import plain, styled
 from labkit.recording import card
@@ -141,13 +139,8 @@ class Study:
         import pandas as pd
 
         measured = self.comparisons | self.controls
-        # most measures are small steps on one core: cores that torch does not use take other models meanwhile
-        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // torch.get_num_threads())) as pool:
-            found = pool.map(Comparison.table, measured.values())
-            tables = [
-                table.assign(model=name)
-                for name, table in progress_bar(zip(measured, found, strict=True), "measuring runs", len(measured))
-            ]
+        found = side_by_side(Comparison.table, list(measured.values()), "measuring runs")
+        tables = [table.assign(model=name) for name, table in zip(measured, found, strict=True)]
         return pd.concat(tables, ignore_index=True)[["model", *Measurement._fields]]
 
     @property

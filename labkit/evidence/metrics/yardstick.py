@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from labkit.data.cohort import Cohort
 from labkit.evidence import attributes
 from labkit.evidence.metrics import embeddings, measures, released
 from labkit.evidence.metrics.measures import FULL, NEEDS, NEIGHBOURS, Effort, Family, Measurement, Pairs, Reader
 from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
+from labkit.files import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 NETWORK = "network"
 RIDGE = "off the voxels by ridge regression"
@@ -46,6 +54,15 @@ def too_few(animals: int) -> str:
         "(in a run's summary) and pictures (chapters 2, 3 and 6) are still there. Hold more animals out in training "
         "(n_train), or pass scans that were not trained on (for a simulated cohort: 'fresh')"
     )
+
+
+def side_by_side(function: Callable[[Given], Found], items: Sequence[Given], said: str) -> list[Found]:
+    """`function` of each, in order, under a progress bar that says what is done.
+
+    Most measures are small steps on one core: cores that torch does not use take other items meanwhile.
+    """
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // torch.get_num_threads())) as pool:
+        return list(progress_bar(pool.map(function, items), said, len(items)))
 
 
 class LeftOut(NamedTuple):
@@ -156,6 +173,7 @@ class Yardstick:
         self.left_out = self._left_out(n)
         self._floors: dict[tuple[str, Effort], list[Measurement]] = {}
         self._mean_floors: dict[str, list[Measurement]] = {}
+        self._floors_lock = threading.Lock()
 
     @property
     def rests_on(self) -> str:
@@ -261,13 +279,14 @@ class Yardstick:
         A single parting of few animals is an accident. The interval is that of the first parting about the mean; the
         floor's is where 95 % of the partings lie.
         """
-        if family not in self._mean_floors:
-            values = [self._values(family, self.everyone.take(b), k) for k, (_, b) in enumerate(self._partings)]
-            self._mean_floors[family] = [
-                floor if floor.is_p else floor.spread_over([of_one[floor.key] for of_one in values])
-                for floor in self.floors(family)
-            ]
         values = [self._values(family, sample, k) for k in range(len(self._partings))]
+        with self._floors_lock:  # models are measured side by side, and floors are the same for all
+            if family not in self._mean_floors:
+                of_real = [self._values(family, self.everyone.take(b), k) for k, (_, b) in enumerate(self._partings)]
+                self._mean_floors[family] = [
+                    floor if floor.is_p else floor.spread_over([of_one[floor.key] for of_one in of_real])
+                    for floor in self.floors(family)
+                ]
         pairs = zip(self.measure(family, sample), self._mean_floors[family], strict=True)
         return [
             (value if value.is_p else value.about(float(np.mean([of_one[value.key] for of_one in values])))).beside(
