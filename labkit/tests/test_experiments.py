@@ -361,6 +361,19 @@ def test_what_the_page_on_differences_says_of_the_gdl_is_what_the_sweep_found():
     assert table["name"].value_counts().tolist() == [5] * 4
 
 
+def test_what_methods_say_of_the_switches_is_what_the_sweep_found():
+    table = pd.read_csv(sweeps.REPOSITORY.parent / "switches" / "sweep.csv")
+    page = (BOOK / "methods.md").read_text(encoding="utf-8")
+    digits = {
+        "Fréchet distance, PCA": 1, "RBF-MMD, regions": 2, "precision, regions": 2, "recall, regions": 2,
+        "trace ratio, PCA": 2, "held_out_mse": 4,
+    }  # fmt: skip
+    for name, both in table.sort_values("seed").groupby("name"):
+        cells = [", ".join(f"{value:.{d}f}" for value in both[measure]) for measure, d in digits.items()]
+        assert f"| {name} | {' | '.join(cells)} |" in page, name
+    assert table["name"].value_counts().tolist() == [2] * 9
+
+
 def test_a_batch_is_what_a_card_has_memory_for():
     growth = script("growth")
     assert growth.count(40, grows=4 * 2.0, stays=6.0) == "15"  # (36 - 6) / 2 GB a scan
