@@ -87,7 +87,7 @@ class Learner:
 
     @property
     def penalised(self) -> bool:
-        """Whether D is penalised in the next iteration: always, but with R1, which is every `R1_EVERY`th's."""
+        """Whether D is penalised in the next iteration: in every one, with R1 in every 16th (:data:`R1_EVERY`)."""
         return not self.variant.r1 or self.averaged % R1_EVERY == 0
 
     def autocast(self) -> torch.autocast:
