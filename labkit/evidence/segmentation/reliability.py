@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from labkit.data.cohort import Cohort
 from labkit.evidence.metrics import intervals
 from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
 from labkit.evidence.segmentation.experiment import Experiment
 from labkit.evidence.segmentation.network import full_labels, padded_box, probabilities
-from labkit.evidence.segmentation.scores import dice
+from labkit.evidence.segmentation.scores import masks, overlap
 from labkit.files import progress_bar
 from labkit.markup import styled
 
@@ -102,16 +102,15 @@ def _compared(
     plan, tissues = experiment.plan, experiment.tissues
     images, box = sample.normalised * 2 - 1, padded_box(sample.shape, plan)
     read = [full_labels(probabilities([network], images, box), sample.shape, plan) for network in networks]
-    pairs = {BY_TWO: list(combinations(read, 2))}
-    if cohort.labelled:
-        own = torch.from_numpy(np.array([scan.labels for scan in cohort]))
-        pairs[BY_LABEL] = [(own, maps) for maps in read]
-    return {
-        name: np.mean(
-            [[dice(*maps, tissues, neither=0).numpy() for maps in zip(*pair, strict=True)] for pair in some], axis=0
-        )
-        for name, some in pairs.items()
-    }
+    one, other = (list(places) for places in zip(*combinations(range(len(networks)), 2), strict=True))
+    found: dict[str, list[Tensor]] = {BY_TWO: []} | ({BY_LABEL: []} if cohort.labelled else {})
+    for scan, *maps in zip(cohort, *read, strict=True):
+        theirs = torch.stack([masks(each, tissues) for each in maps])
+        found[BY_TWO].append(overlap(theirs[one], theirs[other], neither=0).mean(0))
+        if cohort.labelled:
+            own = masks(torch.from_numpy(np.ascontiguousarray(scan.labels)), tissues)
+            found[BY_LABEL].append(overlap(own.expand_as(theirs), theirs, neither=0).mean(0))
+    return {name: torch.stack(scores).numpy() for name, scores in found.items()}
 
 
 def shown(table: pd.DataFrame) -> Styler:

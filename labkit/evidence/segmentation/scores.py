@@ -41,7 +41,7 @@ def score(predicted: Tensor, truth: Cohort, tissues: Mapping[str, Sequence[int]]
     rows = []
     for mine, scan in zip(predicted, truth, strict=True):
         labels = torch.from_numpy(np.array(scan.labels))
-        own, theirs, overlap = _masks(mine, tissues), _masks(labels, tissues), dice(mine, labels, tissues)
+        own, theirs, overlap = masks(mine, tissues), masks(labels, tissues), dice(mine, labels, tissues)
         far = _hausdorff(own, theirs, scan.zooms)
         volumes = own.sum((1, 2, 3)), theirs.sum((1, 2, 3))
         for index, tissue in enumerate(tissues):
@@ -54,14 +54,18 @@ def dice(
     labels: Tensor, others: Tensor, tissues: Mapping[str, Sequence[int]] = SCORED_TISSUES, neither: float = 1
 ) -> Tensor:
     """Dice of two label maps, uint8 (X, Y, Z): (T,), a tissue each, [0, 1]; `neither` where both are without it."""
+    return overlap(masks(labels, tissues)[None], masks(others, tissues)[None], neither)[0]
+
+
+def overlap(own: Tensor, theirs: Tensor, neither: float = 1) -> Tensor:
+    """Dice of :func:`masks` of many maps, each (N, T, X, Y, Z): (N, T)."""
     from monai.metrics import compute_dice
 
-    own, theirs = _masks(labels, tissues), _masks(others, tissues)
-    found = compute_dice(own[None], theirs[None], include_background=True, ignore_empty=False)[0]
-    return torch.where((own + theirs).sum((1, 2, 3)) > 0, found, neither)
+    found = compute_dice(own, theirs, include_background=True, ignore_empty=False)
+    return torch.where((own + theirs).sum((2, 3, 4)) > 0, found, neither)
 
 
-def _masks(labels: Tensor, tissues: Mapping[str, Sequence[int]]) -> Tensor:
+def masks(labels: Tensor, tissues: Mapping[str, Sequence[int]]) -> Tensor:
     """(X, Y, Z) -> (T, X, Y, Z), float, a tissue each."""
     return torch.stack([sum(labels == part for part in parts) for parts in tissues.values()]).float()
 
