@@ -108,7 +108,7 @@ def _compared(
         theirs = torch.stack([masks(each, tissues) for each in maps])
         found[BY_TWO].append(overlap(theirs[one], theirs[other], neither=0).mean(0))
         if cohort.labelled:
-            own = masks(torch.from_numpy(np.ascontiguousarray(scan.labels)), tissues)
+            own = masks(torch.from_numpy(np.array(scan.labels)), tissues)
             found[BY_LABEL].append(overlap(own.expand_as(theirs), theirs, neither=0).mean(0))
     return {name: torch.stack(scores).numpy() for name, scores in found.items()}
 
