@@ -169,6 +169,12 @@ def test_equal_minutes_choose_a_size_and_measure_all_beside_the_atlas(tmp_path, 
     assert "sigmarat9: allowed are sigmarat2, sigmarat3, MONAI" in capsys.readouterr().err
 
 
+def test_the_page_shows_the_equal_minutes_that_were_measured():
+    minutes, out = script("minutes"), sweeps.REPOSITORY.parent / "minutes"
+    table = pd.read_csv(out / "measured.csv", keep_default_na=False, na_values=[""])
+    assert (out / "table.md").read_text(encoding="utf-8") == minutes.markdown(table)
+
+
 def test_a_timing_of_the_peer_that_was_stopped_is_taken_anew(tmp_path, monkeypatch):
     minutes, asked = script("minutes"), []
 
