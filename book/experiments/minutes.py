@@ -247,7 +247,8 @@ def markdown(table: pd.DataFrame) -> str:
             values = part["value"].astype(float)
             same = values.max() - values.min() < 1e-4 * max(1.0, abs(values.mean()))
             cells.append(short(values.mean()) if same else f"{short(values.mean())} ± {short(values.std())}")
-        times = f"{budget or 'what it needs'} | {own['seed'].nunique()}" if model in (*GANS, PEER, "atlas") else "none | "
+        learned = model in (*GANS, PEER, "atlas")
+        times = f"{budget or 'what it needs'} | {own['seed'].nunique()}" if learned else "none | "
         lines.append(f"| {model} | {times} | " + " | ".join(cells) + " |")
     for metric, flavour in SHOWN:
         part = table[(table["metric"] == metric) & (table["flavour"] == flavour)]
