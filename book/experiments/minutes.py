@@ -237,7 +237,7 @@ def markdown(table: pd.DataFrame) -> str:
     """Means and standard deviations over seeds: models and budgets down, measures across, as few as a page can hold."""
     found = [(model, budget) for model, budget in table[["model", "minutes"]].drop_duplicates().itertuples(index=False)]
     heads = [f"{metric}, {flavour}" for metric, flavour in SHOWN]
-    lines = ["| model | minutes | trainings | " + " | ".join(heads) + " |", "|---|---:|---:|" + "---:|" * len(heads)]
+    lines = ["| model | minutes | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
     floors = []
     for model, budget in found:
         own = table[(table["model"] == model) & (table["minutes"] == budget)]
@@ -247,14 +247,16 @@ def markdown(table: pd.DataFrame) -> str:
             values = part["value"].astype(float)
             mean, same = short(values.mean()), values.max() - values.min() < 1e-4 * max(1.0, abs(values.mean()))
             cells.append(mean if same else f"{mean} ± {values.std():.{len(mean.partition('.')[2])}f}")
-        learned = model in (*GANS, PEER, "atlas")
-        times = f"{budget or 'what it needs'} | {own['seed'].nunique()}" if learned else "none | "
+        times = budget or ("what it needs" if model == "atlas" else "none")
         lines.append(f"| {model} | {times} | " + " | ".join(cells) + " |")
     for metric, flavour in SHOWN:
         part = table[(table["metric"] == metric) & (table["flavour"] == flavour)]
         floors.append(short(part["floor"].astype(float).mean()))
-    lines.append("| other real rats | | | " + " | ".join(floors) + " |")
-    lines += ["", "Mean ± standard deviation over trainings; the last row: other animals in their place."]
+    lines.append("| other real rats | | " + " | ".join(floors) + " |")
+    n = f"{table['seed'].nunique()} trainings each" + (
+        ", one of an hour and more" if table["minutes"].max() >= LONG else ""
+    )
+    lines += ["", f"Mean ± standard deviation over {n}; the last row: other animals in their place."]
     return "\n".join(lines) + "\n"
 
 

@@ -90,6 +90,11 @@ def test_what_is_drawn_has_the_truth_that_it_is_held_against(place):
     assert seen["p"].dropna().between(0, 1).all()
 
 
+def rows_measured():
+    minutes = script("minutes")
+    return [*minutes.SHOWN, minutes.CHOICE]
+
+
 class Measured:
     """In place of a Study, which takes its time: the table of a run is how long it was trained."""
 
@@ -98,7 +103,7 @@ class Measured:
     def __init__(self, runs, real, reader=None):
         assert not {animal for run in runs for animal in run.config["train"]["subjects"]} & set(real.subjects)
         self.real = real
-        rows = [(run.variant.name, *row, run.iteration, 0.5) for run in runs for row in (script("minutes").SHOWN)]
+        rows = [(run.variant.name, *row, run.iteration, 0.5) for run in runs for row in rows_measured()]
         self.table = pd.DataFrame(rows, columns=["model", "metric", "flavour", "value", "floor"])
 
 
@@ -119,7 +124,7 @@ class Compared:
     """In place of a Comparison with those."""
 
     def __init__(self, yardstick, made, real, back=None, run=None):
-        rows = [(*row, made if run is None else run.iteration, 0.5) for row in script("minutes").SHOWN]
+        rows = [(*row, made if run is None else run.iteration, 0.5) for row in rows_measured()]
         self.rows = pd.DataFrame(rows, columns=["metric", "flavour", "value", "floor"])
 
     def table(self):
