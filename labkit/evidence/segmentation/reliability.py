@@ -23,7 +23,7 @@ from labkit.evidence.metrics import intervals
 from labkit.evidence.sample import Sample, at_resolution, check_grid, one_scan_an_animal
 from labkit.evidence.segmentation.experiment import Experiment
 from labkit.evidence.segmentation.network import full_labels, padded_box, probabilities
-from labkit.evidence.segmentation.scores import masks, overlap
+from labkit.evidence.segmentation.scores import dice, masks
 from labkit.files import progress_bar
 from labkit.markup import styled
 
@@ -106,10 +106,10 @@ def _compared(
     found: dict[str, list[Tensor]] = {BY_TWO: []} | ({BY_LABEL: []} if cohort.labelled else {})
     for scan, *maps in zip(cohort, *read, strict=True):
         theirs = torch.stack([masks(each, tissues) for each in maps])
-        found[BY_TWO].append(overlap(theirs[one], theirs[other], neither=0).mean(0))
+        found[BY_TWO].append(dice(theirs[one], theirs[other], neither=0).mean(0))
         if cohort.labelled:
             own = masks(torch.from_numpy(np.array(scan.labels)), tissues)
-            found[BY_LABEL].append(overlap(own.expand_as(theirs), theirs, neither=0).mean(0))
+            found[BY_LABEL].append(dice(own.expand_as(theirs), theirs, neither=0).mean(0))
     return {name: torch.stack(scores).numpy() for name, scores in found.items()}
 
 

@@ -41,24 +41,18 @@ def score(predicted: Tensor, truth: Cohort, tissues: Mapping[str, Sequence[int]]
     rows = []
     for mine, scan in zip(predicted, truth, strict=True):
         labels = torch.from_numpy(np.array(scan.labels))
-        own, theirs, overlap = masks(mine, tissues), masks(labels, tissues), dice(mine, labels, tissues)
+        own, theirs = masks(mine, tissues), masks(labels, tissues)
+        dices = dice(own[None], theirs[None])[0]
         far = _hausdorff(own, theirs, scan.zooms)
         volumes = own.sum((1, 2, 3)), theirs.sum((1, 2, 3))
         for index, tissue in enumerate(tissues):
             bias = float(volumes[0][index] / volumes[1][index] - 1) if volumes[1][index] else float("nan")
-            rows.append((scan.subject, scan.session, tissue, float(overlap[index]), float(far[index]), bias))
+            rows.append((scan.subject, scan.session, tissue, float(dices[index]), float(far[index]), bias))
     return pd.DataFrame(rows, columns=["subject", "session", "tissue", *SCORES])
 
 
-def dice(
-    labels: Tensor, others: Tensor, tissues: Mapping[str, Sequence[int]] = SCORED_TISSUES, neither: float = 1
-) -> Tensor:
-    """Dice of two label maps, uint8 (X, Y, Z): (T,), a tissue each, [0, 1]; `neither` where both are without it."""
-    return overlap(masks(labels, tissues)[None], masks(others, tissues)[None], neither)[0]
-
-
-def overlap(own: Tensor, theirs: Tensor, neither: float = 1) -> Tensor:
-    """Dice of :func:`masks` of many maps, each (N, T, X, Y, Z): (N, T)."""
+def dice(own: Tensor, theirs: Tensor, neither: float = 1) -> Tensor:
+    """Dice of :func:`masks` of maps in pairs, each (N, T, X, Y, Z): (N, T), [0, 1]; `neither` where both are empty."""
     from monai.metrics import compute_dice
 
     found = compute_dice(own, theirs, include_background=True, ignore_empty=False)
@@ -66,7 +60,7 @@ def overlap(own: Tensor, theirs: Tensor, neither: float = 1) -> Tensor:
 
 
 def masks(labels: Tensor, tissues: Mapping[str, Sequence[int]]) -> Tensor:
-    """(X, Y, Z) -> (T, X, Y, Z), float, a tissue each."""
+    """Of a label map, uint8 (X, Y, Z): (T, X, Y, Z), float, a tissue each."""
     return torch.stack([sum(labels == part for part in parts) for parts in tissues.values()]).float()
 
 
