@@ -47,8 +47,8 @@ NETWORK_STEP = 0.05
 """Of a segmentation network's weights, in standard deviations of a channel."""
 
 SHOWN = {
-    ("Fréchet distance", "PCA"): "Fréchet distance, principal components",
-    ("trace ratio", "PCA"): "variance, principal components",
+    ("Fréchet distance", "PCA"): "Fréchet distance, PCA",
+    ("trace ratio", "PCA"): "variance, PCA",
     ("precision", "regions"): "precision, regions",
     ("recall", "regions"): "recall, regions",
     ("MS-SSIM", "paper"): "MS-SSIM within",
