@@ -51,7 +51,6 @@ SHOWN = {
     ("trace ratio", "PCA"): "variance, PCA",
     ("precision", "regions"): "precision, regions",
     ("recall", "regions"): "recall, regions",
-    ("MS-SSIM", "paper"): "MS-SSIM within",
     ("RMSE", "reconstruction"): "reconstruction, RMSE",
 }
 
