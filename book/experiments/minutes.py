@@ -1,14 +1,15 @@
 """Equal minutes: what each model is after the same time on the same threads, for the same animals and measures.
 
     python book/experiments/minutes.py [--cohort sigma] [--minutes 10,20] [--peer-minutes 20,120]
-        [--seeds 0,1,2,3,4] [--models sigmarat2,sigmarat3,MONAI] [--runs runs/minutes]
+        [--seeds 0,1,2,3,4] [--models sigmarat2,sigmarat3=3,MONAI] [--runs runs/minutes]
 
 How many iterations a minute holds is timed first, of all models, on a machine that should do nothing else, and kept;
 what is trained after that may be interrupted, the machine busy, or another one with a GPU: so many iterations are
 the same training there. An alpha-GAN is tried in three sizes with the
-first seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds; MONAI's latent
-diffusion (peers.py) gives half of its minutes to either stage. What is trained and measured is kept in --runs, by
-cohort. The minutes of sigmarat3's atlas count; the atlas by itself needs fewer minutes and gets no more.
+first seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds, or with as many
+as stand behind its name; MONAI's latent diffusion (peers.py) gives half of its minutes to either stage. What is trained
+and measured is kept in --runs, by cohort. The minutes of sigmarat3's atlas count; the atlas by itself needs fewer
+minutes and gets no more.
 Budgets of an hour and more are trained with the first seed alone. Nobody trained on the 36 animals of the table or on
 those of the choice, nor did the network that measures. Writes table.md, measured.csv and provenance.json to
 book/reference/minutes.
@@ -60,21 +61,21 @@ def main() -> None:
     parser.add_argument("--minutes", default="10,20", help="rising, with commas")
     parser.add_argument("--peer-minutes", default="20,120", help="the same of MONAI's, which needs more")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="the first one chooses")
-    parser.add_argument("--models", default=",".join((*GANS, PEER)))
+    parser.add_argument("--models", default=",".join((*GANS, PEER)), help="with =3, of the first three seeds alone")
     parser.add_argument("--runs", type=Path, default=Path("runs/minutes"))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "reference" / "minutes")
     options = parser.parse_args()
     cohort = labkit.open_cohort(options.cohort)
     asked = options.minutes, options.peer_minutes, options.seeds
     minutes, longer, seeds = ([int(part) for part in text.split(",")] for text in asked)
-    models = options.models.split(",")
+    models = {name: int(most or len(seeds)) for name, _, most in (m.partition("=") for m in options.models.split(","))}
     if unknown := set(models) - {*GANS, PEER}:
         parser.error(f"--models {min(unknown)}: allowed are {', '.join((*GANS, PEER))}; the atlas is always there")
     runs = options.runs.resolve() / cohort.fingerprint[:8]
     for model in models:
         iterations(cohort, runs, model, minutes[0])
     rows, about = [measured_atlas(cohort, runs, seed) for seed in seeds], {}
-    for model in models:
+    for model, most in models.items():
         for budget in longer if model == PEER else minutes:
             fair = iterations(cohort, runs, model, budget)
             size, tried = "", {}
@@ -83,7 +84,7 @@ def main() -> None:
                     cohort, runs, m, seeds[0], f, b))  # fmt: skip
                 size = min(tried, key=tried.get)
             about[f"{model}, {budget} min"] = {"iterations": fair, " ".join(CHOICE): tried, "chosen": size}
-            for seed in seeds[:1] if budget >= LONG else seeds:
+            for seed in seeds[: 1 if budget >= LONG else most]:
                 rows.append(measured(cohort, runs, model, size, seed, fair, budget))
     table = pd.concat(rows, ignore_index=True)
     found = table.drop(columns="how", errors="ignore")  # which is long, and told by chapter 4
@@ -237,7 +238,7 @@ def markdown(table: pd.DataFrame) -> str:
     """Means and standard deviations over seeds: models and budgets down, measures across, as few as a page can hold."""
     found = [(model, budget) for model, budget in table[["model", "minutes"]].drop_duplicates().itertuples(index=False)]
     heads = [f"{metric}, {flavour}" for metric, flavour in SHOWN]
-    lines = ["| model | minutes | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
+    lines = ["| model | minutes | trainings | " + " | ".join(heads) + " |", "|---|---:|---:|" + "---:|" * len(heads)]
     floors = []
     for model, budget in found:
         own = table[(table["model"] == model) & (table["minutes"] == budget)]
@@ -248,15 +249,13 @@ def markdown(table: pd.DataFrame) -> str:
             mean, same = short(values.mean()), values.max() - values.min() < 1e-4 * max(1.0, abs(values.mean()))
             cells.append(mean if same else f"{mean} ± {values.std():.{len(mean.partition('.')[2])}f}")
         times = budget or ("what it needs" if model == "atlas" else "none")
-        lines.append(f"| {model} | {times} | " + " | ".join(cells) + " |")
+        count = own["seed"].nunique() if budget or model == "atlas" else ""
+        lines.append(f"| {model} | {times} | {count} | " + " | ".join(cells) + " |")
     for metric, flavour in SHOWN:
         part = table[(table["metric"] == metric) & (table["flavour"] == flavour)]
         floors.append(short(part["floor"].astype(float).mean()))
-    lines.append("| other real rats | | " + " | ".join(floors) + " |")
-    n = f"{table['seed'].nunique()} trainings each" + (
-        ", one of an hour and more" if table["minutes"].max() >= LONG else ""
-    )
-    lines += ["", f"Mean ± standard deviation over {n}; the last row: other animals in their place."]
+    lines.append("| other real rats | | | " + " | ".join(floors) + " |")
+    lines += ["", "Mean ± standard deviation over trainings; the last row: other animals in their place."]
     return "\n".join(lines) + "\n"
 
 
