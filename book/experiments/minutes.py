@@ -1,14 +1,15 @@
 """Equal minutes: what each model is after the same time on the same threads, for the same animals and measures.
 
     python book/experiments/minutes.py [--cohort sigma] [--minutes 10,20] [--peer-minutes 20,120]
-        [--seeds 0,1,2,3,4] [--models sigmarat2,sigmarat3=3,MONAI] [--runs runs/minutes]
+        [--seeds 0,1,2,3,4] [--models adni,sigmarat1,sigmarat2,sigmarat3=3,MONAI] [--runs runs/minutes]
 
 How many iterations a minute holds is timed first, of all models, on a machine that should do nothing else, and kept;
 what is trained after that may be interrupted, the machine busy, or another one with a GPU: so many iterations are
 the same training there. An alpha-GAN is tried in three sizes with the
 first seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds, or with as many
 as stand behind its name; MONAI's latent diffusion (peers.py) gives half of its minutes to either stage. What is trained
-and measured is kept in --runs, by cohort. The minutes of sigmarat3's atlas count; the atlas by itself needs fewer
+and measured is kept in --runs, by cohort. The paper's other two are trained once, for the smallest budget, in the size
+that was chosen for sigmarat2. The minutes of sigmarat3's atlas count; the atlas by itself needs fewer
 minutes and gets no more.
 Budgets of an hour and more are trained with the first seed alone. Nobody trained on the 36 animals of the table or on
 those of the choice, nor did the network that measures. Writes table.md, measured.csv and provenance.json to
@@ -41,7 +42,7 @@ SIZES = {
     "64³, width 8": {"size": 64, "base_channels": 8},
     "64³, width 16": {"size": 64, "base_channels": 16},
 }
-GANS, PEER = ("sigmarat2", "sigmarat3"), "MONAI"
+EARLIER, GANS, PEER = ("adni", "sigmarat1"), ("sigmarat2", "sigmarat3"), "MONAI"
 STAGES = "autoencoder", "diffusion"
 TRAINED, VALIDATION = 150, 24
 CHOICE = ("Fréchet distance", "PCA")
@@ -61,7 +62,9 @@ def main() -> None:
     parser.add_argument("--minutes", default="10,20", help="rising, with commas")
     parser.add_argument("--peer-minutes", default="20,120", help="the same of MONAI's, which needs more")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="the first one chooses")
-    parser.add_argument("--models", default=",".join((*GANS, PEER)), help="with =3, of the first three seeds alone")
+    parser.add_argument(
+        "--models", default=",".join((*EARLIER, *GANS, PEER)), help="with =3, of the first three seeds alone"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/minutes"))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "reference" / "minutes")
     options = parser.parse_args()
@@ -69,22 +72,23 @@ def main() -> None:
     asked = options.minutes, options.peer_minutes, options.seeds
     minutes, longer, seeds = ([int(part) for part in text.split(",")] for text in asked)
     models = {name: int(most or len(seeds)) for name, _, most in (m.partition("=") for m in options.models.split(","))}
-    if unknown := set(models) - {*GANS, PEER}:
-        parser.error(f"--models {min(unknown)}: allowed are {', '.join((*GANS, PEER))}; the atlas is always there")
+    if unknown := set(models) - (known := {*EARLIER, *GANS, PEER}):
+        parser.error(f"--models {min(unknown)}: allowed are {', '.join(sorted(known))}; the atlas is always there")
     runs = options.runs.resolve() / cohort.fingerprint[:8]
     for model in models:
         iterations(cohort, runs, model, minutes[0])
     rows, about = [measured_atlas(cohort, runs, seed) for seed in seeds], {}
     for model, most in models.items():
-        for budget in longer if model == PEER else minutes:
+        for budget in longer if model == PEER else minutes[:1] if model in EARLIER else minutes:
             fair = iterations(cohort, runs, model, budget)
             size, tried = "", {}
             if model != PEER:
-                tried = kept(runs / f"choice-{model}-{budget}.json", lambda m=model, f=fair, b=budget: choose(
-                    cohort, runs, m, seeds[0], f, b))  # fmt: skip
+                by = GANS[0] if model in EARLIER else model
+                tried = kept(runs / f"choice-{by}-{budget}.json", lambda m=by, b=budget: choose(
+                    cohort, runs, m, seeds[0], iterations(cohort, runs, m, b), b))  # fmt: skip
                 size = min(tried, key=tried.get)
             about[f"{model}, {budget} min"] = {"iterations": fair, " ".join(CHOICE): tried, "chosen": size}
-            for seed in seeds[: 1 if budget >= LONG else most]:
+            for seed in seeds[: 1 if budget >= LONG or model in EARLIER else most]:
                 rows.append(measured(cohort, runs, model, size, seed, fair, budget))
     table = pd.concat(rows, ignore_index=True)
     found = table.drop(columns="how", errors="ignore")  # which is long, and told by chapter 4

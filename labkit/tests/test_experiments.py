@@ -137,6 +137,7 @@ def test_equal_minutes_choose_a_size_and_measure_all_beside_the_atlas(tmp_path, 
     sizes = {"16³, width 4": {"size": 16, "base_channels": 4}, "16³, width 8": {"size": 16, "base_channels": 8}}
     # seconds an iteration, and of a stage of the peer
     pace = {"sigmarat2": dict(zip(sizes, (30.0, 20.0), strict=True)), "MONAI": {"autoencoder": 10, "diffusion": 3}}
+    pace["sigmarat1"] = dict(zip(sizes, (20.0, 30.0), strict=True))
     peers = []
     for name, value in {
         "SIZES": sizes, "Study": Measured, "Comparison": Compared, "TRAINED": 8, "VALIDATION": 6, "LONG": 4,
@@ -152,17 +153,18 @@ def test_equal_minutes_choose_a_size_and_measure_all_beside_the_atlas(tmp_path, 
 
     monkeypatch.setattr(labkit, "train", quick)
     words = f"minutes.py --cohort {tmp_path / 'rats'} --minutes 1,2 --seeds 0,1 --runs {tmp_path / 'runs'}"
-    words += f" --peer-minutes 2,4 --models sigmarat2,MONAI=1 --out {tmp_path / 'out'}"
+    words += f" --peer-minutes 2,4 --models sigmarat1,sigmarat2,MONAI=1 --out {tmp_path / 'out'}"
     monkeypatch.setattr(sys, "argv", words.split())
     minutes.main()
     table = pd.read_csv(tmp_path / "out" / "measured.csv").drop_duplicates(["model", "minutes", "seed"])
-    # what takes long is trained once, and a model as often as it says
-    assert table["seed"].tolist() == [0, 1] * 3 + [0] * 2
+    # what takes long is trained once, so is an earlier one, and a model as often as it says
+    assert table["seed"].tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 0]
     table = table[table["seed"] == 0]
     # the size with the smallest value is chosen: here the one that was trained for fewer iterations; of the peer's
     # minutes each stage gets a half
     assert table[["model", "minutes", "value"]].values.tolist() == [
-        ["adni", 0, 4], ["sigmarat2", 1, 2], ["sigmarat2", 2, 4], ["MONAI", 2, 6 + 20], ["MONAI", 4, 12 + 40],
+        ["adni", 0, 4], ["sigmarat1", 1, 3], ["sigmarat2", 1, 2], ["sigmarat2", 2, 4], ["MONAI", 2, 6 + 20],
+        ["MONAI", 4, 12 + 40],
     ]  # fmt: skip
     assert [name for name, _ in peers] == ["MONAI-s0-002min", "MONAI-s0-004min"]
     (kept,) = (tmp_path / "runs").iterdir()  # of this cohort
@@ -172,7 +174,7 @@ def test_equal_minutes_choose_a_size_and_measure_all_beside_the_atlas(tmp_path, 
     monkeypatch.setattr(sys, "argv", [*words.split(), "--models", "sigmarat9"])
     with pytest.raises(SystemExit):
         minutes.main()
-    assert "sigmarat9: allowed are sigmarat2, sigmarat3, MONAI" in capsys.readouterr().err
+    assert "sigmarat9: allowed are MONAI, adni, sigmarat1, sigmarat2, sigmarat3" in capsys.readouterr().err
 
 
 def test_the_page_shows_the_equal_minutes_that_were_measured():
