@@ -228,7 +228,8 @@ def modes(numbers: Tensor, geometry: Geometry, weights: Tensor, latent_dim: int)
     n, variance = max(2, len(x)), x.square().sum(0) / max(1, len(x) - 1)
     kept = variance.argsort(descending=True)[: 2 * latent_dim + 200].sort().values
     x = x[:, kept]
-    leading = torch.linalg.svd(x, full_matrices=False).Vh[: len(x) // LEADING]
+    # on the CPU: a GPU's solver did not converge for a thousand animals, and torch warned and took another
+    leading = torch.linalg.svd(x.cpu(), full_matrices=False).Vh[: len(x) // LEADING].to(x.device)
     first = x @ leading.T
     rest = x - first @ leading
     rho = shrinkage(rest, n)
