@@ -39,6 +39,22 @@ def test_the_page_shows_the_rejections_that_were_counted():
         assert (acceptance.OUT / f"{name}.md").read_text(encoding="utf-8") == text, name
 
 
+def test_three_trainings_are_held_against_three_atlases_and_their_labels_against_its():
+    reference = script("reference")
+    values = dict(zip(reference.PAIR, ((0.3, 0.6, 0.6), (0.2, 0.4, 0.3)), strict=True))
+    rows = [(model, *key, value, 0.5, seed) for key in reference.RULE for model, own in values.items()
+            for seed, value in enumerate(own)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["model", "metric", "flavour", "value", "floor", "seed"])
+    line = reference.by_seed(table).splitlines()[2]
+    # Student's t with two degrees of freedom, 4.303, times 0.1 over the root of 3
+    assert line == "| recall, regions | 0.30, 0.60, 0.60 | 0.20, 0.40, 0.30 | 0.20 (−0.048 to 0.45) | 0.50 |"
+    out = reference.sharing.REPOSITORY
+    assert (out / "seeds.md").read_text(encoding="utf-8") == reference.by_seed(pd.read_csv(out / "seeds.csv"))
+    labels = pd.read_csv(out / "labels.csv", dtype=reference.TEXT)
+    assert (out / "labels.md").read_text(encoding="utf-8") == reference.own_gains(labels)
+    assert set(labels["arm"]) == {*reference.OWN, *(name for pair in reference.OWN.values() for name in pair)}
+
+
 def test_reference_runs_are_measured_one_by_one_and_stand_in_one_table():
     reference = script("reference")
     file = reference.sharing.REPOSITORY / "curve.csv"

@@ -537,6 +537,8 @@ def test_a_generator_that_moves_an_atlas_labels_its_scans_from_an_arms_labels_al
     )  # another atlas for the arms of one, its own for itself
     assert both.atlas.path == atlas.path
     assert torch.equal(both._data(arms.ARMS["r5+o200"], 0)[0].labels, data.labels)
+    folders = [[one.arm_folder(arms.ARMS[name], 0) for one in (experiment, both)] for name in ("r5+o200", "r5+a200")]
+    assert folders[0][0] == folders[0][1] and folders[1][0] != folders[1][1]  # nor is it trained again for another
 
 
 def test_arms_of_an_atlas_need_one():

@@ -219,7 +219,8 @@ class Experiment:
     def arm_folder(self, arm: Arm, seed: int, steps: int | None = None) -> Path:
         """Where a network, its scores and what it was trained on are, or will be."""
         other = f"-steps{steps}" if steps not in (None, self.plan.steps) else ""
-        other += f"-{self.atlas.fingerprint[:8]}" if arm.source in ATLAS_SOURCES and self.atlas else ""
+        atlas = self._atlas_of(arm.source == "own") if arm.source in ATLAS_SOURCES else None
+        other += f"-{atlas.fingerprint[:8]}" if atlas else ""
         return self.folder / f"{arm.name}{other}-seed{seed}"
 
     def _one(self, arm: Arm, seed: int, steps: int | None = None) -> None:
@@ -276,7 +277,7 @@ class Experiment:
 
         `own` is the one that the run's generator moves.
         """
-        atlas = self.run.own_atlas if own else self.atlas
+        atlas = self._atlas_of(own)
         if atlas is None:  # arms of an atlas have been refused by then
             raise ValueError(NO_ATLAS)
         key = atlas.path, frozenset(animals)
@@ -284,6 +285,9 @@ class Experiment:
             places = places_of(self.train, animals)
             self._last_atlas = key, ArmsAtlas(atlas, self._everyone, places, self._images, self.plan)
         return self._last_atlas[1]
+
+    def _atlas_of(self, own: bool) -> Run | None:
+        return self.run.own_atlas if own else self.atlas
 
     def labelled(self, arm: Arm, seed: int) -> Labelled:
         """The synthetic scans of an arm, or its Gaussian's, with their teacher's labels."""
