@@ -16,6 +16,7 @@ book/reference/mice. An evening on two cores.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -112,8 +113,12 @@ def main() -> None:
         table = with_others("groups", [groups(runs, *one, options.iterations) for one in each])
         write_text(OUT / "groups.csv", table.to_csv(index=False, float_format="%.5g"))
         write_text(OUT / "groups.md", volumes(table))
-    about = {"cohort": mice().fingerprint, "splits": options.splits, "steps": options.steps}
-    write_json(OUT / "provenance.json", about | {"iterations": options.iterations, **provenance(torch.device("cpu"))})
+    about = {"cohort": mice().fingerprint, "splits": options.splits, **provenance(torch.device("cpu"))}
+    for part in parts:  # beside what other calls have measured
+        what = {"steps": options.steps} if part == "segmentation" else {"iterations": options.iterations}
+        name = part if part == "segmentation" else f"{part}, {options.models}"
+        file = OUT / "provenance.json"
+        write_json(file, (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | {name: about | what})
 
 
 @cache
