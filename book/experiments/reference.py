@@ -267,7 +267,7 @@ def own_gains(table: pd.DataFrame) -> str:
         found = gains.differences(table.fillna({"session": ""}), {arm: others[place] for arm, others in OWN.items()})
         for arm, others in OWN.items():
             rows = found[found["arm"] == arm].set_index("tissue").loc[tissues]
-            cells = [gains.gain(row) for _, row in rows.iterrows()]
+            cells = [gains.stated(row) for _, row in rows.iterrows()]
             lines.append(f"| `{arm}` − `{others[place]}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ from labkit.data.file_template import made_by_a_generator, written_range
 from labkit.evidence.metrics import embeddings, measures, memorisation
 from labkit.evidence.metrics.measures import NEIGHBOURS, NORMALISED, Measurement
 from labkit.evidence.metrics.yardstick import LeftOut, Yardstick
-from labkit.evidence.sample import Sample, check_grid, first_scans, one_scan_an_animal
+from labkit.evidence.sample import check_grid, first_scans, one_scan_an_animal
 from labkit.files import progress_bar
 from labkit.generation import encode, in_batches
 from labkit.runs import Run
@@ -188,7 +188,7 @@ class Comparison:
 
         (M, 1, S, S, S), as :attr:`labkit.evidence.sample.Sample.normalised`.
         """
-        scans, train = self.yardstick.sample(self.synthetic).normalised, self._trained.normalised
+        scans, train = self.yardstick.sample(self.synthetic).normalised, self.yardstick.trained.normalised
         planted = [
             memorisation.plant_copies(scans.numpy(), train.numpy(), self.yardstick.rng(2), share)
             for share in (0.3, 1 / len(scans))
@@ -196,17 +196,12 @@ class Comparison:
         return dict(zip(AUDITED, (scans, *map(torch.from_numpy, planted)), strict=True))
 
     @cached_property
-    def _trained(self) -> Sample:
-        """One scan of each training animal: of several scans of one, held-out animals have none beside them."""
-        if self.yardstick.train is None:
-            raise ValueError("an audit for copies needs the training scans: pass train")
-        return self.yardstick.sample(one_scan_an_animal(self.yardstick.train))
-
-    @cached_property
     def audits(self) -> dict[str, memorisation.Audit]:
         """The memorisation audit of each of :attr:`audited`."""
         box = self.yardstick.box
-        train, others = (embeddings.voxels(side.normalised, box) for side in (self._trained, self.yardstick.everyone))
+        train, others = (
+            embeddings.voxels(side.normalised, box) for side in (self.yardstick.trained, self.yardstick.everyone)
+        )
         return {
             name: memorisation.audit(embeddings.voxels(cubes, box), train, others)
             for name, cubes in self.audited.items()
@@ -268,7 +263,7 @@ class Comparison:
         """
         audit = self.audits[source]
         order = np.argsort(audit.distances[:, 0] / audit.distances[:, 1])[:n]
-        cubes = self.audited[source], self._trained.normalised, self.yardstick.everyone.normalised
+        cubes = self.audited[source], self.yardstick.trained.normalised, self.yardstick.everyone.normalised
         return [
             Triplet(*(c[j, 0] for c, j in zip(cubes, (i, *audit.nearest[i]), strict=True)), *audit.distances[i])
             for i in order

@@ -189,7 +189,7 @@ def conclusions(table: pd.DataFrame) -> list[str]:
         row, control = by_key.loc[(tissue, arm)], (tissue, CONTROL)
         verdict = BESIDE_PUBLISHED[_direction(row)]
         if control in by_key.index and by_key.loc[control, "ci_high"] < gain:
-            verdict = f"not testable here, where new rats with true labels gained {gain(by_key.loc[control])}"
+            verdict = f"not testable here, where new rats with true labels gained {stated(by_key.loc[control])}"
         found.append(
             f"{tissue}, {arm} against {row['reference']}: {_signed(row['difference'])} "
             f"({_signed(row['ci_low'])} to {_signed(row['ci_high'])}, {_p(row['p_holm'])} corrected), published "
@@ -198,7 +198,7 @@ def conclusions(table: pd.DataFrame) -> list[str]:
     for arm, what in OTHERWISE.items():
         rows = [row for _, row in table[table["arm"] == arm].iterrows()]
         if rows:
-            seen = [f"{row['tissue']} {gain(row)}" for row in rows if _direction(row)]
+            seen = [f"{row['tissue']} {stated(row)}" for row in rows if _direction(row)]
             said = ", ".join(seen) or "nothing that this design can see"
             found.append(f"{arm} against {rows[0]['reference']}, {what}: {said}.")
     return found
@@ -211,7 +211,7 @@ def rivals(scores: pd.DataFrame, score: str = "dice") -> list[str]:
     there = {arm: drawn for arm in known if {arm, drawn} <= arms}
     found = []
     for arm, rows in differences(scores, there, score).groupby("arm", sort=False):
-        seen = [f"{row['tissue']} {gain(row)}" for _, row in rows.iterrows() if _direction(row)]
+        seen = [f"{row['tissue']} {stated(row)}" for _, row in rows.iterrows() if _direction(row)]
         said = ", ".join(seen) or "not told apart"
         found.append(f"{arm} against {drawn}, {known[str(arm)]}: {said}.")
     return found
@@ -243,7 +243,7 @@ def _direction(row: pd.Series) -> int:
     return int(row["ci_low"] > 0) - int(row["ci_high"] < 0)
 
 
-def gain(row: pd.Series) -> str:
+def stated(row: pd.Series) -> str:
     """A difference with its interval, for people."""
     return f"{_signed(row['difference'])} ({_signed(row['ci_low'])} to {_signed(row['ci_high'])})"
 
