@@ -32,6 +32,7 @@ MEASURES = {
     "precision, regions": "higher",
     "recall, regions": "higher",
     "trace ratio, PCA": "floor",
+    "copies p, synthetic": "higher",
     "MS-SSIM, paper": "floor",
     "RMSE, reconstruction": "lower",
     "held_out_mse": "lower",

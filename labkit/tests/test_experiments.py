@@ -404,6 +404,19 @@ def test_what_methods_say_of_the_switches_is_what_the_sweep_found():
     assert table["name"].value_counts().tolist() == [2] * 9
 
 
+def test_what_methods_say_of_how_many_animals_is_what_the_sweep_found():
+    table = pd.read_csv(sweeps.REPOSITORY.parent / "animals" / "sweep.csv")
+    page = (BOOK / "methods.md").read_text(encoding="utf-8")
+    error = "RMSE, reconstruction"  # of models of two resolutions: as a share of the mean rat's
+    table[error] /= table[f"{error} floor"]
+    digits = {"precision, regions": 2, "recall, regions": 2, "classifier AUC, regions": 2, "trace ratio, PCA": 2,
+              error: 2, "copies p, synthetic": 3}  # fmt: skip
+    for _, row in table.iterrows():
+        cells = " | ".join(f"{row[measure]:.{d}f}" for measure, d in digits.items())
+        assert f"| {row['name']} | {cells} |" in page, row["name"]
+    assert len(table) == 10
+
+
 def test_a_batch_is_what_a_card_has_memory_for():
     growth = script("growth")
     assert growth.count(40, grows=4 * 2.0, stays=6.0) == "15"  # (36 - 6) / 2 GB a scan
