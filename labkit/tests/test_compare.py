@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import labkit
 from labkit import generation
+from labkit.data.cohort import Cohort
 from labkit.evidence.metrics import faults
 from labkit.evidence.metrics.compare import Comparison, compare
 from labkit.evidence.metrics.embeddings import BANDS
@@ -158,6 +161,16 @@ def test_fewer_than_four_animals_are_told_what_they_still_allow(real, others, an
     words = f"{animals} real animals that no model saw.*need 4 or more.*Reconstruction errors.*pictures.*n_train"
     with pytest.raises(ValueError, match=words):
         compare(real[:animals], others[:9], train=others[9:], size=16)
+
+
+def test_training_scans_are_held_once_whoever_is_compared(real, others):
+    yardstick = Yardstick(real, train=others, size=16)
+    assert yardstick.trained is yardstick.teaching  # a thousand of them take a gigabyte
+    twice = Cohort("twice", others.folder, [replace(scan, session=k) for scan in others[:8] for k in ("1", "2")])
+    some = Yardstick(real, train=twice, size=16)  # nor has an animal two chances of being copied
+    assert len(some.trained) == 8 and len(some.teaching) == 16
+    with pytest.raises(ValueError, match="an audit for copies needs the training scans"):
+        _ = Yardstick(real, size=16).trained
 
 
 def test_what_measures_learn_from_is_not_measured(real, others):
