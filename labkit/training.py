@@ -75,7 +75,8 @@ def train(
         usual behind it (how the cohort was opened, `n_train`, `fold`, settings). A packed run
         (:mod:`labkit.sharing`) is opened where it has done what is asked for.
     iterations : int, optional
-        Instead of the scale's; a finished run can be given more. A packed one has what it has.
+        Instead of the scale's, which an atlas of more than the paper's 174 scans has as many times more of; a finished
+        run can be given more. A packed one has what it has.
     seed : int
         Of initial weights and every draw.
     device : str
@@ -127,6 +128,10 @@ def train(
     train_part, held_out = split(cohort, n_train, fold)
     if held_out is None and n_train is None:
         warnings.warn(_nothing_unseen(len(set(cohort.subjects))), stacklevel=2)
+    if isinstance(variant, AtlasSettings) and isinstance(model, str) and "iterations" not in asked and packed is None:
+        # each animal's numbers move when it is visited: at 1 200 iterations those of a thousand stay where they began
+        steps = round(variant.iterations * max(1.0, len(train_part) / PAPER_TRAIN))
+        variant, size = resolve(model, choose_scale(scale, device), **asked | {"iterations": steps})
     if isinstance(variant, AtlasSettings) and "appearances" not in overrides:
         variant = replace(variant, appearances=min(variant.appearances, len(train_part) // SCANS_AN_APPEARANCE))
     team = _team(variant, size, device, len(train_part))

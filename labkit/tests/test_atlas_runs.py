@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import labkit
+from labkit import training
 from labkit.atlas import Atlas
 from labkit.data import nifti
 from labkit.data.cohort import Cohort, scan_digest
@@ -132,6 +133,15 @@ def test_controls_are_cohorts_of_what_learned_nothing(rats):
     assert 0.3 < gaussian.var(0).sum() / real.var(0).sum() < 3
     assert all((one - other).abs().mean() > 1 for one in warped for other in real)
     assert controls(rats, 5, seed=1)[CONTROLS[0]].fingerprint == made[CONTROLS[0]].fingerprint
+
+
+def test_more_animals_than_the_papers_are_each_visited_as_often(rats, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "PAPER_TRAIN", 4)
+    many = {n: labkit.train("atlas", rats, "smoke", tmp_path / str(n), n_train=n) for n in (3, 8)}
+    assert [run.iteration for run in many.values()] == [120, 240]
+    assert many[8].variant.iterations == many[8].scale.iterations == 240  # the step size falls towards this end
+    assert labkit.train("atlas", rats, "smoke", tmp_path / "8", n_train=8).provenance == many[8].provenance
+    assert labkit.train("atlas", rats, "smoke", tmp_path / "asked", n_train=8, iterations=6).iteration == 6
 
 
 def test_an_atlas_looks_for_copies_in_its_own_coordinates_too(tmp_path):
