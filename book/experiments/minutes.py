@@ -242,7 +242,7 @@ def markdown(table: pd.DataFrame) -> str:
     """Means and standard deviations over seeds: models and budgets down, measures across, as few as a page can hold."""
     found = [(model, budget) for model, budget in table[["model", "minutes"]].drop_duplicates().itertuples(index=False)]
     heads = [f"{metric}, {flavour}" for metric, flavour in SHOWN]
-    lines = ["| model | minutes | trainings | " + " | ".join(heads) + " |", "|---|---:|---:|" + "---:|" * len(heads)]
+    lines = ["| model (trainings) | minutes | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
     floors = []
     for model, budget in found:
         own = table[(table["model"] == model) & (table["minutes"] == budget)]
@@ -253,12 +253,12 @@ def markdown(table: pd.DataFrame) -> str:
             mean, same = short(values.mean()), values.max() - values.min() < 1e-4 * max(1.0, abs(values.mean()))
             cells.append(mean if same else f"{mean} ± {values.std():.{len(mean.partition('.')[2])}f}")
         times = budget or ("what it needs" if model == "atlas" else "none")
-        count = own["seed"].nunique() if budget or model == "atlas" else ""
-        lines.append(f"| {model} | {times} | {count} | " + " | ".join(cells) + " |")
+        count = f" ({own['seed'].nunique()})" if budget or model == "atlas" else ""
+        lines.append(f"| {model}{count} | {times} | " + " | ".join(cells) + " |")
     for metric, flavour in SHOWN:
         part = table[(table["metric"] == metric) & (table["flavour"] == flavour)]
         floors.append(short(part["floor"].astype(float).mean()))
-    lines.append("| other real rats | | | " + " | ".join(floors) + " |")
+    lines.append("| other real rats | | " + " | ".join(floors) + " |")
     lines += ["", "Mean ± standard deviation over trainings; the last row: other animals in their place."]
     return "\n".join(lines) + "\n"
 

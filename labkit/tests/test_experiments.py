@@ -186,7 +186,7 @@ def test_equal_minutes_choose_a_size_and_measure_all_beside_the_atlas(tmp_path, 
     (kept,) = (tmp_path / "runs").iterdir()  # of this cohort
     longer = labkit.load_run(kept / "sigmarat2-16³,width4-s0-002min")
     assert longer.losses.index.tolist() == [2, 4]  # it went on from the smaller budget's
-    assert "| sigmarat2 | 1 | 2 | " in (shown := capsys.readouterr().out) and "classifier AUC, network |" in shown
+    assert "| sigmarat2 (2) | 1 | " in (shown := capsys.readouterr().out) and "classifier AUC, network |" in shown
     monkeypatch.setattr(sys, "argv", [*words.split(), "--models", "sigmarat9"])
     with pytest.raises(SystemExit):
         minutes.main()
