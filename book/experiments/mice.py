@@ -114,11 +114,14 @@ def main() -> None:
         write_text(OUT / "groups.csv", table.to_csv(index=False, float_format="%.5g"))
         write_text(OUT / "groups.md", volumes(table))
     about = {"cohort": mice().fingerprint, "splits": options.splits, **provenance(torch.device("cpu"))}
-    for part in parts:  # beside what other calls have measured
-        what = {"steps": options.steps} if part == "segmentation" else {"iterations": options.iterations}
-        name = part if part == "segmentation" else f"{part}, {options.models}"
-        file = OUT / "provenance.json"
-        write_json(file, (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | {name: about | what})
+    file = OUT / "provenance.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # of what other calls have measured
+    for part in parts:
+        if part == "segmentation":
+            told[part] = about | {"steps": options.steps}
+        else:
+            told[f"{part}, {options.models}"] = about | {"iterations": options.iterations}
+    write_json(file, told)
 
 
 @cache

@@ -4,16 +4,14 @@
         [--seeds 0,1,2,3,4] [--models adni,sigmarat1,sigmarat2,sigmarat3=3,MONAI] [--runs runs/minutes]
 
 How many iterations a minute holds is timed first, of all models, on a machine that should do nothing else, and kept;
-what is trained after that may be interrupted, the machine busy, or another one with a GPU: so many iterations are
-the same training there. An alpha-GAN is tried in three sizes with the
-first seed, and the one whose samples are nearest to 24 validation animals is trained with all seeds, or with as many
-as stand behind its name; MONAI's latent diffusion (peers.py) gives half of its minutes to either stage. What is trained
-and measured is kept in --runs, by cohort. The paper's other two are trained once, for the smallest budget, in the size
-that was chosen for sigmarat2. The minutes of sigmarat3's atlas count; the atlas by itself needs fewer
-minutes and gets no more.
-Budgets of an hour and more are trained with the first seed alone. Nobody trained on the 36 animals of the table or on
-those of the choice, nor did the network that measures. Writes table.md, measured.csv and provenance.json to
-book/reference/minutes.
+what is trained after that may be interrupted, the machine busy, or another one with a GPU: so many iterations are the
+same training there. An alpha-GAN is tried in three sizes with the first seed, and the one whose samples are nearest to
+24 validation animals is trained with all seeds, or with as many as stand behind its name; MONAI's latent diffusion
+(peers.py) gives half of its minutes to either stage. What is trained and measured is kept in --runs, by cohort. The
+paper's other two are trained once, for the smallest budget, in the size that was chosen for sigmarat2. The minutes of
+sigmarat3's atlas count; the atlas by itself needs fewer and gets no more. Budgets of an hour and more are trained with
+the first seed alone. Nobody trained on the 36 animals of the table or on those of the choice, nor did the network that
+measures. Writes table.md, measured.csv and provenance.json to book/reference/minutes.
 """
 
 from __future__ import annotations

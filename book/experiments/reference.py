@@ -22,6 +22,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,10 +35,11 @@ from labkit.data.cohort import Cohort
 from labkit.evidence.metrics.study import Study, short, with_interval
 from labkit.evidence.segmentation import gains
 from labkit.evidence.segmentation.arms import ARMS
-from labkit.evidence.segmentation.experiment import Experiment
-from labkit.evidence.segmentation.network import ABOUT_FILE, LEFT_OUT, MODEL_FILE, SCORES_FILE
+from labkit.evidence.segmentation.experiment import Experiment, read_scores
+from labkit.evidence.segmentation.network import ABOUT_FILE, LEFT_OUT, MODEL_FILE, PLANS, SCORES_FILE
 from labkit.evidence.segmentation.reader import find_reader
 from labkit.evidence.segmentation.reliability import ARM
+from labkit.evidence.segmentation.scores import SCORED_TISSUES
 from labkit.files import load_state, new_folder, save_state, write_json, write_text
 from labkit.generation import ENCODINGS, decode, draw_codes, encode
 from labkit.runs import FILE_TEMPLATE, MODELS, OWN_ATLAS, Run
@@ -249,18 +251,26 @@ def training(cohort: Cohort, runs: Path, seed: int) -> Run:
 
 
 def own_labels(cohort: Cohort, run: Run) -> pd.DataFrame:
-    """Scores of networks that learned from scans with labels of their own, and of the packed ones beside them."""
+    """Scores of networks that learned from scans with labels of their own."""
     own = Experiment(run, "reference", list(OWN), 3, cohort=cohort)
     own.arms = [ARMS[name] for name in OWN]  # what they are compared with is there
     own.go_on()
-    packed = labkit.load_run(f"{sharing.REFERENCE}/sigmarat2")
-    others = Experiment(packed, "reference", [name for pair in OWN.values() for name in pair], 3, cohort=cohort)
-    there = others.scores[others.scores["arm"].isin({name for pair in OWN.values() for name in pair})]
-    return pd.concat([own.scores, there], ignore_index=True)[["arm", "seed", "subject", "session", "tissue", "dice"]]
+    return own.scores[["arm", "seed", "subject", "session", "tissue", "dice"]]
+
+
+def packed_scores() -> Iterator[pd.DataFrame]:
+    """The same of the packed networks that they are compared with."""
+    names, steps = {name for pair in OWN.values() for name in pair}, PLANS["reference"].steps
+    for file in sharing.REPOSITORY.glob(f"sigmarat2/segmentation/*/*/{ABOUT_FILE}"):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        if about["arm"] in names and about["seed"] < 3 and about["plan"]["steps"] == steps:
+            scores = read_scores(file.with_name(SCORES_FILE), SCORED_TISSUES)
+            yield scores.assign(arm=about["arm"], seed=about["seed"])
 
 
 def own_gains(table: pd.DataFrame) -> str:
     """Differences in Dice, animal by animal."""
+    table = pd.concat([table, *packed_scores()], ignore_index=True)
     tissues = list(table["tissue"].unique())
     lines = ["| Dice | " + " | ".join(tissues) + " |", "|---|" + "---:|" * len(tissues)]
     for place in (0, 1):

@@ -52,7 +52,9 @@ def test_three_trainings_are_held_against_three_atlases_and_their_labels_against
     assert (out / "seeds.md").read_text(encoding="utf-8") == reference.by_seed(pd.read_csv(out / "seeds.csv"))
     labels = pd.read_csv(out / "labels.csv", dtype=reference.TEXT)
     assert (out / "labels.md").read_text(encoding="utf-8") == reference.own_gains(labels)
-    assert set(labels["arm"]) == {*reference.OWN, *(name for pair in reference.OWN.values() for name in pair)}
+    beside = pd.concat(reference.packed_scores())
+    assert set(labels["arm"]) == set(reference.OWN) and len(beside) == 4 / 2 * len(labels)
+    assert set(beside["arm"]) == {name for pair in reference.OWN.values() for name in pair}
 
 
 def test_reference_runs_are_measured_one_by_one_and_stand_in_one_table():
