@@ -41,9 +41,9 @@ from chapters import (
 )
 
 import labkit
-from labkit import figures, training
+from labkit import figures
 from labkit.cards import CONTROLS, as_good
-from labkit.data import common_grid
+from labkit.data import common_grid, splits
 from labkit.evidence.sweeps import read_sweep
 from labkit.markup import plain
 from labkit.widgets import rat
@@ -471,7 +471,7 @@ def _folds(args: argparse.Namespace) -> int:
     if args.folds == 1:
         return 1
     animals = len(set(labkit.open_cohort(args.cohort, n=args.n, grid=args.grid).subjects))
-    return training.folds(animals, training.default_n_train(animals))
+    return splits.folds(animals, splits.default_n_train(animals))
 
 
 def digest_of_sweep(folder: str | None) -> str:

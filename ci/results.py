@@ -23,9 +23,9 @@ from cache import ROOT
 from chapters import BOOK, MODELS, pictured, shown
 from PIL import Image
 
+from labkit.data.splits import PAPER_TRAIN
 from labkit.evidence.segmentation.arms import ARMS
 from labkit.evidence.segmentation.gains import PAPER_GAINS
-from labkit.training import PAPER_TRAIN
 
 SHOWN = shown(MODELS)
 OUT = BOOK / "reference" / "results"

@@ -27,8 +27,9 @@ from grid import GridError, Point, read, resolved
 from point import BOOK, RUN, literal
 
 import labkit
-from labkit import fields
+from labkit import fields, training
 from labkit.cards import METRICS
+from labkit.data import splits
 from labkit.evidence.sweeps import MEASURES, PARTS, SAMPLES, SUMMARY, SWEEP, TRAINED, measured, said, summary
 from labkit.files import new_folder, runs_folder, write_json, write_text
 from labkit.recording import HELD_OUT_COLUMNS
@@ -308,9 +309,14 @@ def expected(points: list[Point], place: Here | Slurm) -> str:
         given, (variant, scale) = one.training, resolved(one.training)
         dear = {name: value for name, value in given["overrides"].items() if name not in ("lr", "iterations")}
         where = given["scale"], given.get("device", "auto")
-        parts = [(given.get("model", "sigmarat2"), dear, max(0, scale.iterations - one.iteration))]
+        animals = given.get("n_train") or (splits.default_n_train(given["n"]) if given.get("n") else 0)
+        steps = scale.iterations
+        if given.get("model") == "atlas" and not given.get("iterations"):
+            steps = training.atlas_iterations(steps, animals)
+        parts = [(given.get("model", "sigmarat2"), dear, max(0, steps - one.iteration))]
         if getattr(variant, "generator_head", "") == "atlas" and not one.iteration:  # it fits one first
-            parts.append(("atlas", {"size": scale.size}, labkit.resolve("atlas", where[0])[1].iterations))
+            usual = labkit.resolve("atlas", where[0])[1].iterations
+            parts.append(("atlas", {"size": scale.size}, training.atlas_iterations(usual, animals)))
         keyed = [((model, where[0], settings, where[1]), steps) for model, settings, steps in parts]
         costs.append((one, [(json.dumps(key, sort_keys=True), steps) for key, steps in keyed]))
         asked |= {json.dumps(key, sort_keys=True): key for key, _ in keyed}

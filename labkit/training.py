@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from labkit.data.augment import AUGMENTATIONS, Augmentation, augment
 from labkit.data.cohort import Cohort
 from labkit.data.file_template import FileTemplate
 from labkit.data.sources import GRIDS, PAPER_N, SIMULATED, open_cohort
-from labkit.fields import whole
+from labkit.data.splits import PAPER_TRAIN, split
 from labkit.files import load_state, located, runs_folder, sweep, write_json
 from labkit.losses import draw_mix
 from labkit.recording import DivergedError, Recorder, card
@@ -33,18 +32,12 @@ from labkit.runs import Run, RunError, choose_device
 from labkit.updates import Draws, Learner
 from labkit.variants import AtlasSettings, Scale, Variant, resolve
 
-__all__ = ["PAPER_TRAIN", "DivergedError", "choose_scale", "default_n_train", "draw", "folds", "split", "train"]
-
-PAPER_TRAIN = 174
-"""Real scans the paper trains on; the other 36 of its 210 are held out."""
+__all__ = ["DivergedError", "atlas_iterations", "choose_scale", "draw", "train"]
 
 SCANS_AN_APPEARANCE = 16
 """Training scans for each appearance of an atlas, unless one asks for more: of fewer it would be a picture of single
 animals, and stand in the way of their warps (25 mice, 17 of them trained on: labels by registration on the others reach
 a Dice of 0.79 with one or two, 0.77 with eight)."""
-
-HELD_OUT = 8
-"""Animals that a cohort of 20 or more leaves for measuring: 4 a side, the fewest of which a test can reach p = 0.05."""
 
 
 def train(
@@ -84,11 +77,11 @@ def train(
     resume : bool
         Go on with a run that is there; False refuses such a folder, so that nothing is overwritten.
     n_train : int, optional
-        Animals to train on, the others are held out; default :func:`default_n_train`: 174 in 210, as in the paper, of
-        small cohorts fewer, so that there is something to measure with.
+        Animals to train on, the others are held out; default :func:`labkit.data.splits.default_n_train`: 174 in 210, as
+        in the paper, of small cohorts fewer, so that there is something to measure with.
     fold : int
-        Which animals are held out. The first :func:`folds` hold every animal out once, so that chapter 4 can measure
-        with all animals of a small cohort: give it a run of each.
+        Which animals are held out. The first :func:`labkit.data.splits.folds` hold every animal out once, so that
+        chapter 4 can measure with all animals of a small cohort: give it a run of each.
     **overrides
         Any field of :class:`labkit.variants.Variant`, or of :class:`labkit.variants.AtlasSettings` for an atlas, or of
         :class:`labkit.variants.Scale`.
@@ -129,8 +122,7 @@ def train(
     if held_out is None and n_train is None:
         warnings.warn(_nothing_unseen(len(set(cohort.subjects))), stacklevel=2)
     if isinstance(variant, AtlasSettings) and isinstance(model, str) and "iterations" not in asked and packed is None:
-        # each animal's numbers move when it is visited: at 1 200 iterations those of a thousand stay where they began
-        steps = round(variant.iterations * max(1.0, len(train_part) / PAPER_TRAIN))
+        steps = atlas_iterations(variant.iterations, len(train_part))
         variant, size = resolve(model, choose_scale(scale, device), **asked | {"iterations": steps})
     if isinstance(variant, AtlasSettings) and "appearances" not in overrides:
         variant = replace(variant, appearances=min(variant.appearances, len(train_part) // SCANS_AN_APPEARANCE))
@@ -208,6 +200,14 @@ def train(
         team.wait()
         recorder.end_if_stopped(iteration)
     return Run(folder)
+
+
+def atlas_iterations(usual: int, scans: int) -> int:
+    """How many iterations an atlas of so many scans makes, where nobody asks for a number.
+
+    A scan's numbers move when it is visited: at the usual 1 200 iterations those of a thousand stay where they began.
+    """
+    return round(usual * max(1.0, scans / PAPER_TRAIN))
 
 
 def _as_there(run: Run, config: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:
@@ -343,94 +343,6 @@ def _brief(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{key}{_brief(part)}" for key, part in value.items())
     return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def default_n_train(animals: int) -> int:
-    """How many animals of a cohort are trained on, if nobody says: the paper's 174 in 210, but of few animals fewer.
-
-    Measures need held-out animals: at least :data:`HELD_OUT` of 20 or more, a third of fewer; of fewer than five none.
-
-    Examples
-    --------
-    >>> [default_n_train(animals) for animals in (210, 70, 40, 24, 12, 4)]
-    [174, 58, 32, 16, 8, 4]
-    """
-    if animals < 5:
-        return animals
-    least = HELD_OUT if animals >= 20 else round(animals / 3)
-    return min(round(animals * PAPER_TRAIN / PAPER_N), animals - least)
-
-
-def folds(animals: int, n_train: int) -> int:
-    """How many folds hold every animal out once, where `n_train` of `animals` are trained on in the first.
-
-    Examples
-    --------
-    >>> folds(25, 17), folds(210, 174)
-    (3, 5)
-    """
-    return max(2, animals // (animals - n_train))
-
-
-def split(cohort: Cohort, n_train: int | None = None, fold: int = 0) -> tuple[Cohort, Cohort | None]:
-    """The scans to train on, and those that are held out, None where all animals are trained on.
-
-    Always the same animals, whatever the run's seed, so that variants and seeds can be compared on one held-out set.
-    Both sides have their share of each group of animals (:attr:`labkit.data.cohort.Cohort.groups`) and, where some
-    animals have labels, of these; at least two are held out of three or more in the first fold.
-
-    Parameters
-    ----------
-    cohort : Cohort
-        All scans; those of an animal stay together.
-    n_train : int, optional
-        Animals to train on; default :func:`default_n_train`. Further folds share the others out and may have more.
-    fold : int
-        Which animals are held out: :func:`folds` of them hold every animal out once, the next ones part anew.
-
-    Raises
-    ------
-    ValueError
-        If either side would be empty.
-    """
-    animals, fold = sorted(set(cohort.subjects)), whole("fold", fold, 0, "which animals are held out")
-    n_train = default_n_train(len(animals)) if n_train is None else n_train
-    if n_train == len(animals):
-        if fold:
-            raise ValueError(f"fold={fold}, and all {n_train} animals are trained on: hold some out (n_train)")
-        return cohort, None
-    if not 1 <= n_train < len(animals):
-        raise ValueError(
-            f"n_train={n_train} leaves one side empty: {cohort.name} has {len(animals)} animals, "
-            f"choose 1 to {len(animals)}"
-        )
-    several = folds(len(animals), n_train)
-    order = _shared_out(cohort, len(animals) - n_train, seed=fold // several)
-    parts: list[Iterable[str]] = [order[n_train:], *np.array_split(order[:n_train], several - 1)]
-    out = {str(subject) for subject in parts[fold % several]}
-    inside, outside = ([p for p, subject in enumerate(cohort.subjects) if (subject in out) == own] for own in (0, 1))
-    return cohort.subset(inside), cohort.subset(outside)
-
-
-def _shared_out(cohort: Cohort, held_out: int, seed: int) -> list[str]:
-    """Animals in random order, groups and labelled ones spread evenly over it; the last `held_out` are the first fold.
-
-    Of one kind only, the order is :meth:`Cohort.split`'s.
-    """
-    animals = sorted(set(cohort.subjects))
-    labelled = {scan.subject for scan in cohort if scan.labels is not None}
-    shuffled = [animals[place] for place in np.random.default_rng(seed).permutation(len(animals))]
-    kinds = [(subject in labelled, cohort.groups.get(subject, "")) for subject in shuffled]
-    before = [kinds[:place].count(kind) for place, kind in enumerate(kinds)]
-    even = [(count + 0.5) / kinds.count(kind) for count, kind in zip(before, kinds, strict=True)]
-    order = [shuffled[place] for place in np.argsort(even, kind="stable")]
-    first = len(order) - held_out
-    wanted = min(2, len(labelled) - 1, held_out) if len(labelled) < len(animals) else 0
-    while len(labelled & set(order[first:])) < wanted:
-        last = max(place for place in range(first) if order[place] in labelled)
-        place = next(place for place in range(first, len(order)) if order[place] not in labelled)
-        order[last], order[place] = order[place], order[last]
-    return order
 
 
 def _config(

@@ -29,6 +29,7 @@ from scipy.stats import t
 import labkit
 from labkit.atlas import AtlasEncoder
 from labkit.data.cohort import Cohort
+from labkit.data.splits import split
 from labkit.evidence.metrics.compare import VARIANCE
 from labkit.evidence.metrics.study import Study, short, with_interval
 from labkit.evidence.segmentation import registered
@@ -38,7 +39,6 @@ from labkit.evidence.segmentation.network import PLANS
 from labkit.files import write_json, write_text
 from labkit.generation import decode, draw_codes, encode
 from labkit.recording import provenance
-from labkit.training import split
 
 ARMS = ("r100", "r100+a1000", "r100+e1000", "r100+u")
 WORDS = {

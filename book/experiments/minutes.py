@@ -138,7 +138,7 @@ def peer(cohort: Cohort, folder: Path, seed: int):
     """The peer, on the animals that a run trains on."""
     from peers import Peer
 
-    from labkit.training import split
+    from labkit.data.splits import split
 
     return Peer(split(cohort, TRAINED)[0], folder, seed)
 

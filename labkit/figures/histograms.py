@@ -143,7 +143,7 @@ def tissue_volumes(cohort: Sequence[Scan], seed: int = 0) -> Figure:
 def split_diagram(train: Cohort, held_out: Cohort) -> Figure:
     """A square an animal, in the order of their names: which ones train, which ones are held out.
 
-    Parameters are what :func:`labkit.training.split` or :meth:`labkit.data.cohort.Cohort.split` gives.
+    Parameters are what :func:`labkit.data.splits.split` or :meth:`labkit.data.cohort.Cohort.split` gives.
 
     Returns
     -------

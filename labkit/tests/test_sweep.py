@@ -365,16 +365,20 @@ def test_lines_are_darkest_where_the_measure_is_best(tmp_path):
 
 def test_hours_count_the_atlas_that_a_model_fits_first(sweep, tmp_path, monkeypatch):
     path = grid(tmp_path, '[every]\nscale = "laptop"\n[[points]]\nmodel = "sigmarat2"\niterations = 1800\n'
-                '[[points]]\nmodel = "sigmarat3"\niterations = 900\n')  # fmt: skip
+                '[[points]]\nmodel = "sigmarat3"\niterations = 900\n'
+                '[[points]]\nmodel = "atlas"\nn = 1044\nn_train = 870\n'
+                '[[points]]\nmodel = "sigmarat3"\nn = 1050\niterations = 900\n')  # fmt: skip
     cost = {"sigmarat2": 2.0, "sigmarat3": 4.0, "atlas": 3.0}
     seen = []
     monkeypatch.setattr(
         sweep.point, "paces", lambda keys, threads: seen.extend(keys) or [cost[model] for model, *_ in keys]
     )
     points = sweep.read(path, tmp_path / "out")
-    one, other, total = sweep.expected(points, SimpleNamespace(at_once=1)).splitlines()
+    one, other, *rats, total = sweep.expected(points, SimpleNamespace(at_once=1)).splitlines()
     fit = labkit.resolve("atlas", "laptop")[1].iterations
     assert ("atlas", "laptop", {"size": 32}, "auto") in seen  # as fine as the networks, and no finer
     assert "1 h  1800 iterations of 2 s: " in one
     assert f"900 iterations of 4 s, after {fit} iterations of 3 s: " in other
-    assert f"left: {(7200 + 3 * fit) / 3600:.2g} h;" in total
+    # of more animals than the paper's as many times more, given as n_train, or as chapter 2 would choose
+    assert f"{5 * fit} iterations of 3 s: " in rats[0] and f", after {5 * fit} iterations of 3 s: " in rats[1]
+    assert f"left: {(2 * 3600 + 3600 + 3 * 11 * fit) / 3600:.2g} h;" in total

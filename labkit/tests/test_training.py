@@ -4,8 +4,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
-from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -15,11 +13,10 @@ import torch
 from PIL import Image
 
 from labkit import files, recording, runs
-from labkit.data.cohort import Cohort
 from labkit.generation import generate
 from labkit.runs import RunError, load_run
 from labkit.tests.rats import ellipsoids
-from labkit.training import DivergedError, default_n_train, default_run_folder, folds, split, train
+from labkit.training import DivergedError, default_run_folder, train
 from labkit.variants import VARIANTS, resolve
 
 FAST = {"iterations": 6, "checkpoint_every": 3, "sample_every": 3, "log_every": 2, "ema_decay": 0.5, "device": "cpu"}
@@ -266,32 +263,12 @@ def test_a_handful_of_rats_is_trained_on_whole_and_nothing_is_called_held_out(ra
     assert run.losses["held_out_mse"].isna().all()
 
 
-@pytest.mark.parametrize("animals, held_out", [
-    (4, 0), (5, 2), (12, 4), (19, 6), (20, 8), (24, 8), (46, 8), (47, 8), (60, 10), (70, 12), (210, 36),
-])  # fmt: skip
-def test_a_small_cohort_holds_enough_out_to_measure_with(animals, held_out):
-    assert animals - default_n_train(animals) == held_out
-
-
 def test_of_two_dozen_animals_eight_are_held_out_unless_one_says_otherwise(tmp_path):
     rats = ellipsoids(tmp_path / "rats", n=24)
     run = train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 1})
     assert len(run.config["held_out"]["subjects"]) == 8
     other = train("sigmarat2", rats, "smoke", tmp_path / "other", n_train=20, **FAST | {"iterations": 1})
     assert len(other.config["held_out"]["subjects"]) == 4
-
-
-@pytest.mark.parametrize("animals, labelled, expected", [(24, 6, 2), (24, 3, 2), (24, 2, 1), (12, 12, 4), (12, 0, 0)])
-def test_labels_on_some_animals_are_on_both_sides_of_the_split(tmp_path, animals, labelled, expected):
-    rats = ellipsoids(tmp_path / "rats", n=animals)
-    some = {scan.subject for scan in rats[:labelled]}
-    scans = [scan if scan.subject in some else replace(scan, labels=None) for scan in rats]
-    train_part, held_out = split(Cohort("some", rats.folder, scans))
-    assert len(train_part) == default_n_train(animals) and len(train_part) + len(held_out) == animals
-    assert len(some & set(held_out.subjects)) == expected and not set(train_part.subjects) & set(held_out.subjects)
-    assert split(Cohort("some", rats.folder, scans), animals)[1] is None
-    with pytest.raises(ValueError, match="leaves one side empty"):
-        split(Cohort("some", rats.folder, scans), 0)
 
 
 def test_nothing_in_a_step_waits_for_the_device(monkeypatch):
@@ -317,25 +294,6 @@ def test_signals_are_given_back_after_training(rats, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     train("sigmarat2", rats, "smoke", tmp_path / "run", **FAST | {"iterations": 1})
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_folds_hold_every_animal_out_once_and_groups_are_on_both_sides(tmp_path):
-    rats = ellipsoids(tmp_path / "rats", n=25)
-    groups = dict(zip(rats.subjects, ["WT"] * 8 + ["UT"] * 10 + ["TT"] * 7, strict=True))
-    rats.groups = groups
-    out = [split(rats, fold=fold)[1].subjects for fold in range(folds(25, default_n_train(25)))]
-    assert sorted(sum(out, ())) == sorted(rats.subjects) and [len(part) for part in out] == [8, 9, 8]
-    for part in out:
-        counts = Counter(groups[subject] for subject in part)
-        assert 2 <= counts["WT"] <= 3 and 3 <= counts["UT"] <= 4 and 2 <= counts["TT"] <= 3
-    again = [split(rats, fold=fold)[1].subjects for fold in range(3, 6)]
-    assert sorted(sum(again, ())) == sorted(rats.subjects) and not set(map(frozenset, again)) & set(map(frozenset, out))
-
-
-def test_without_groups_the_first_fold_is_the_split_that_runs_have_always_had(rats):
-    assert split(rats, 6)[0].subjects == rats.split(6, seed=0)[0].subjects
-    with pytest.raises(ValueError, match="all 7 animals are trained on"):
-        split(rats, 7, fold=1)
 
 
 def test_a_fold_has_a_folder_of_its_own(rats, tmp_path, monkeypatch):
