@@ -127,24 +127,13 @@ def train(
     if isinstance(variant, AtlasSettings) and "appearances" not in overrides:
         variant = replace(variant, appearances=min(variant.appearances, len(train_part) // SCANS_AN_APPEARANCE))
     team = _team(variant, size, device, len(train_part))
-    size = size.fitted(volumes.extents(train_part.shape, size.size))
-    scanned = [part.stop - part.start for part in volumes.scanned_slices(train_part.shape, size.size)]
-    if isinstance(variant, Variant) and variant.generator_head == "atlas":
-        if any(side < n for side, n in zip(size.sides, scanned, strict=True)):
-            raise ValueError(
-                f"box is {size.box}, and scans are {'x'.join(map(str, scanned))} in a cube of {size.size}: a generator "
-                "that moves an atlas makes whole scans; take fitted or cube"
-            )
+    size = _fitted(variant, size, train_part)
     config = _config(variant, size, seed, cohort, train_part, held_out)
     with runs.locked(folder) if team.first else contextlib.nullcontext():
         for own in (folder, folder / "samples") if team.first else ():
             sweep(own, 0)  # who holds the lock writes there alone
         team.wait()
-        if (folder / "config.json").exists():
-            config |= _as_there(Run(folder), config, cohort)
-        runs.check_config(folder, config)
-        if not resume and (folder / runs.CHECKPOINT).exists():
-            raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")
+        config = _agreed(folder, config, cohort, resume)
         if (folder / runs.MODELS).exists() and not (folder / runs.CHECKPOINT).exists():
             return runs.finished(folder, size.iterations)
         if team.first:
@@ -159,25 +148,17 @@ def train(
             learner, step = _atlas(variant, size, train_part, scans, seed, rng, team)
         else:
             atlas = None
-            if variant.generator_head == "atlas" and (folder / runs.CHECKPOINT).exists():
-                atlas = Learner.atlas_of(load_state(folder / runs.CHECKPOINT, device))
-            elif variant.generator_head == "atlas":
-                # what was warned of is warned of once
-                which = len(set(train_part.subjects)) if held_out is None else n_train
-                shared = {"batch_size": team.size} if 4 % team.size else {}
-                fitted = train("atlas", cohort, size.name, folder / runs.OWN_ATLAS, seed=seed, resume=resume,
-                               device=str(device) if team.size == 1 else scans.device.type, n_train=which, fold=fold,
-                               size=size.size, **shared)  # fmt: skip
-                its = fitted.encoder(device).atlas
-                atlas = its.state | {"units": its.units()}
+            if variant.generator_head == "atlas":
+                which = len(set(train_part.subjects)) if held_out is None else n_train  # one warning is enough
+                same = {"seed": seed, "resume": resume, "n_train": which, "fold": fold}
+                atlas = _own_atlas(folder, cohort, size, team, device, same)
             learner, step = _networks(variant, size, train_part, scans, seed, rng, team, atlas)
         recorder = Recorder(folder, learner, rng, scans, held_out, seed)
 
         iteration = recorder.resume()
+        # nothing is written before all have read what is there
         seen = (iteration, int(config["train"]["fingerprint"][:12], 16))
-        team.check_alike(
-            seen, "iterations done, or in their scans", device
-        )  # and nothing is written before all have read
+        team.check_alike(seen, "iterations done, or in their scans", device)
         recorder.renew(iteration)
         if iteration == 0:
             recorder.sample(iteration)
@@ -208,6 +189,29 @@ def atlas_iterations(usual: int, scans: int) -> int:
     A scan's numbers move when it is visited: at the usual 1 200 iterations those of a thousand stay where they began.
     """
     return round(usual * max(1.0, scans / PAPER_TRAIN))
+
+
+def _fitted(variant: Variant | AtlasSettings, scale: Scale, train: Cohort) -> Scale:
+    """The scale with a box for these scans; ValueError where a generator that moves whole scans would cut them."""
+    scale = scale.fitted(volumes.extents(train.shape, scale.size))
+    scanned = [part.stop - part.start for part in volumes.scanned_slices(train.shape, scale.size)]
+    moves = isinstance(variant, Variant) and variant.generator_head == "atlas"
+    if moves and any(side < n for side, n in zip(scale.sides, scanned, strict=True)):
+        raise ValueError(
+            f"box is {scale.box}, and scans are {'x'.join(map(str, scanned))} in a cube of {scale.size}: a generator "
+            "that moves an atlas makes whole scans; take fitted or cube"
+        )
+    return scale
+
+
+def _agreed(folder: Path, config: dict[str, Any], cohort: Cohort, resume: bool) -> dict[str, Any]:
+    """The run's configuration, in the words of the one that the folder holds; RunError where that is another run."""
+    if (folder / "config.json").exists():
+        config |= _as_there(Run(folder), config, cohort)
+    runs.check_config(folder, config)
+    if not resume and (folder / runs.CHECKPOINT).exists():
+        raise RunError(f"{folder} holds a run already, and resume=False: choose another run_dir, or remove it")
+    return config
 
 
 def _as_there(run: Run, config: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:
@@ -246,6 +250,19 @@ def _team(variant: Variant | AtlasSettings, scale: Scale, device: torch.device, 
             "processes: train it in one, or sigmarat2, which has none"
         )
     return team
+
+
+def _own_atlas(
+    folder: Path, cohort: Cohort, scale: Scale, team: parallel.Team, device: torch.device, same: dict[str, Any]
+) -> Mapping[str, Tensor]:
+    """The atlas that a generator begins from: its checkpoint's, or one fitted now to the same training scans."""
+    if (folder / runs.CHECKPOINT).exists():
+        return Learner.atlas_of(load_state(folder / runs.CHECKPOINT, device))
+    sizes: dict[str, Any] = {"size": scale.size} | ({"batch_size": team.size} if 4 % team.size else {})
+    where = str(device) if team.size == 1 else device.type
+    fitted = train("atlas", cohort, scale.name, folder / runs.OWN_ATLAS, device=where, **same, **sizes)
+    its = fitted.encoder(device).atlas
+    return its.state | {"units": its.units()}
 
 
 Step = Callable[[], dict[str, Tensor]]
