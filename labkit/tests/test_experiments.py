@@ -1,4 +1,4 @@
-"""The tables of the page on methods are those of what the experiments measured."""
+"""The tables of the pages on experiments are those of what the experiments measured."""
 
 import importlib.util
 import re
@@ -393,9 +393,9 @@ def test_what_the_page_on_differences_says_of_the_gdl_is_what_the_sweep_found():
     assert table["name"].value_counts().tolist() == [5] * 4
 
 
-def test_what_methods_say_of_the_switches_is_what_the_sweep_found():
+def test_what_is_said_of_the_switches_is_what_the_sweep_found():
     table = pd.read_csv(sweeps.REPOSITORY.parent / "switches" / "sweep.csv")
-    page = (BOOK / "methods.md").read_text(encoding="utf-8")
+    page = (BOOK / "experiments.md").read_text(encoding="utf-8")
     digits = {
         "Fréchet distance, PCA": 1, "RBF-MMD, regions": 2, "precision, regions": 2, "recall, regions": 2,
         "trace ratio, PCA": 2, "held_out_mse": 4,
@@ -406,9 +406,9 @@ def test_what_methods_say_of_the_switches_is_what_the_sweep_found():
     assert table["name"].value_counts().tolist() == [2] * 9
 
 
-def test_what_methods_say_of_how_many_animals_is_what_the_sweep_found():
+def test_what_is_said_of_how_many_animals_is_what_the_sweep_found():
     table = pd.read_csv(sweeps.REPOSITORY.parent / "animals" / "sweep.csv")
-    page = (BOOK / "methods.md").read_text(encoding="utf-8")
+    page = (BOOK / "experiments.md").read_text(encoding="utf-8")
     error = "RMSE, reconstruction"  # of models of two resolutions: as a share of the mean rat's
     table[error] /= table[f"{error} floor"]
     digits = {"precision, regions": 2, "recall, regions": 2, "classifier AUC, regions": 2, "trace ratio, PCA": 2,
