@@ -142,6 +142,17 @@ def test_planted_copies_are_caught_and_honest_scans_are_not():
     assert caught.nearest[:, 0].max() < 120 and caught.nearest[:, 1].max() < 40
 
 
+def test_of_all_training_scans_only_those_that_are_copied_are_brought_into_another_pose(monkeypatch):
+    train, made = (np.random.default_rng(n).random((n, 1, 9, 8, 7), np.float32) for n in (200, 10))
+    poses, moved, sizes = memorisation.new_poses(200, np.random.default_rng(0)), memorisation.moved, []
+    lying = moved(torch.from_numpy(train), poses).numpy()
+    assert np.abs(lying - train).mean() > 0.05
+    whole = memorisation.plant_copies(made, lying, np.random.default_rng(1))
+    monkeypatch.setattr(memorisation, "moved", lambda some, their: sizes.append(len(some)) or moved(some, their))
+    planted = memorisation.plant_copies(made, train, np.random.default_rng(1), poses=poses)
+    assert sizes == [3] and np.allclose(planted, whole, atol=1e-6)
+
+
 def test_features_come_from_real_scans_and_keep_what_differs(tmp_path):
     rats = ellipsoids(tmp_path / "rats", n=9)
     cubes = (rats.volumes(32) + 1) / 2

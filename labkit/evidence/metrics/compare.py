@@ -226,8 +226,8 @@ class Comparison:
             (cohort.volumes(size) + 1) / 2 for cohort in (self.synthetic, self.yardstick.held_out, trained)
         )
         rng = self.yardstick.rng(3)
-        copies = memorisation.moved(train, rng).numpy()
-        planted = torch.from_numpy(memorisation.plant_copies(made.numpy(), copies, rng))
+        poses = memorisation.new_poses(len(train), rng)
+        planted = torch.from_numpy(memorisation.plant_copies(made.numpy(), train.numpy(), rng, poses=poses))
         changed = (planted != made).flatten(1).any(1)
 
         # of training scans not the fit's own: a copy's are none

@@ -71,7 +71,12 @@ def audit(synthetic: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Aud
 
 
 def plant_copies(
-    synthetic: np.ndarray, train: np.ndarray, rng: np.random.Generator, share: float = 0.3, noise: float = 0.05
+    synthetic: np.ndarray,
+    train: np.ndarray,
+    rng: np.random.Generator,
+    share: float = 0.3,
+    noise: float = 0.05,
+    poses: np.ndarray | None = None,
 ) -> np.ndarray:
     """Replace a share of synthetic scans with noisy copies of training scans: what the audit has to catch.
 
@@ -85,21 +90,28 @@ def plant_copies(
         Of the synthetic scans.
     noise : float
         Standard deviation, parts of the range.
+    poses : numpy.ndarray, optional
+        (N, 12), of :func:`new_poses`: how each training scan lies where it is copied.
     """
     planted = synthetic.copy()
     places = rng.permutation(len(planted))[: max(1, round(share * len(planted)))]
-    copies = train[rng.integers(len(train), size=len(places))]
+    chosen = rng.integers(len(train), size=len(places))
+    copies = train[chosen] if poses is None else moved(torch.from_numpy(train[chosen]), poses[chosen]).numpy()
     planted[places] = np.clip(copies + noise * rng.standard_normal(copies.shape, np.float32), 0, 1)
     return planted
 
 
-def moved(volumes: Tensor, rng: np.random.Generator, voxels: float = 1.5) -> Tensor:
-    """Volumes (N, C, X, Y, Z) that lie otherwise: shifted, and their far ends turned and stretched, by about `voxels`.
+def new_poses(n: int, rng: np.random.Generator, voxels: float = 1.5) -> np.ndarray:
+    """Poses (n, 12) for :func:`moved`: shifts, and turns and stretches that move far ends, by about `voxels`.
 
-    A copy of an animal that was put into the scanner once more, which voxels alone do not know again.
+    An animal that was put into the scanner once more is one that voxels alone do not know again.
     """
-    pose = torch.from_numpy(voxels * rng.standard_normal((len(volumes), 12), np.float32))
-    matrix = warps.affine_matrix(pose, volumes.shape[2:])
+    return voxels * rng.standard_normal((n, 12), np.float32)
+
+
+def moved(volumes: Tensor, poses: np.ndarray) -> Tensor:
+    """Volumes (N, C, X, Y, Z) as they would lie in other poses (N, 12)."""
+    matrix = warps.affine_matrix(torch.from_numpy(poses), volumes.shape[2:])
     points = warps.index_grid(volumes)
     middle = (torch.tensor(volumes.shape[2:])[:, None, None, None] - 1) / 2
     places = matrix[:, :, :3] @ (points - middle).flatten(2) + matrix[:, :, 3:]
