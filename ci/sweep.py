@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import papermill
 import point
+import psutil
 import submitit
 from grid import GridError, Point, read, resolved
 from point import BOOK, RUN, literal
@@ -75,6 +76,7 @@ class Here:
         self.gpus = (shown.split(",") if shown else [str(n) for n in range(torch.cuda.device_count())]) if (
             torch.cuda.is_available()) else []  # fmt: skip
         self.jobs, self.at_once = jobs or max(1, len(self.gpus)), (jobs or max(1, len(self.gpus))) * share
+        end_jobs(folder / "jobs")
         self.executor = submitit.LocalExecutor(folder / "jobs")
         self.running: dict[str, tuple[submitit.LocalJob[None], int]] = {}
         if "OMP_NUM_THREADS" not in os.environ and self.at_once > 1:
@@ -160,6 +162,20 @@ class Slurm:
     def leave(self) -> str:
         """Jobs stay."""
         return "the jobs stay in the queue: the same command waits for them again, scancel ends them"
+
+
+def end_jobs(folder: Path) -> None:
+    """End jobs of an earlier sweep, which was killed and could not: two must not train one point."""
+    late = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "submitit.core._submit" in words and str(folder) in words:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+                late.append(process)
+    if late:
+        print(f"{len(late)} jobs of a ci/sweep that was killed are ended, trainings with a checkpoint", flush=True)
+        psutil.wait_procs(late)
 
 
 def module_path() -> str:

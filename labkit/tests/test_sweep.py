@@ -264,6 +264,22 @@ def test_a_stopped_sweep_leaves_checkpoints_and_goes_on(tmp_path):
     assert [(one["from"], one["to"]) for one in sittings] == [(0, done), (done, 400)] and not process.returncode
 
 
+def test_a_sweep_that_was_killed_itself_is_begun_again_beside_its_jobs(tmp_path):
+    path = grid(tmp_path, f"[every]\n{SMALL.replace('200', '2000')}\nseed = 7\n")
+    process = started(path)
+    (run,) = until(lambda: begun(tmp_path), "a first checkpoint")
+    process.kill()
+    process.wait(timeout=60)  # what it wrote to is open yet: its jobs have it, too
+    process = started(path)
+    first = until(lambda: process.stdout.readline(), "a word")
+    assert "1 jobs of a ci/sweep that was killed are ended" in first
+    until(lambda: len(labkit.load_run(run).provenance["sittings"]) > 1, "the same training")
+    process.send_signal(signal.SIGTERM)
+    assert "goes on" in process.communicate(timeout=60)[0]
+    sittings = labkit.load_run(run).provenance["sittings"]
+    assert [one["from"] for one in sittings] == [0, sittings[0]["to"]] and sittings[0]["to"] > 0
+
+
 @pytest.fixture
 def cluster():
     """A SLURM of this machine alone, and what programs need to know to find it."""
