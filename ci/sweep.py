@@ -31,6 +31,7 @@ import labkit
 from labkit import fields, training
 from labkit.cards import METRICS
 from labkit.data import splits
+from labkit.data.sources import PAPER_N, SIMULATED
 from labkit.evidence.sweeps import MEASURES, PARTS, SAMPLES, SUMMARY, SWEEP, TRAINED, measured, said, summary
 from labkit.files import new_folder, runs_folder, write_json, write_text
 from labkit.recording import HELD_OUT_COLUMNS
@@ -317,22 +318,31 @@ def show(folder: Path) -> None:
     write_text(folder / "sweep.html", html)
 
 
+def trained_on(given: dict[str, Any]) -> int:
+    """How many scans a point trains on; of simulated rats, which have one each, told without simulating them."""
+    n, n_train = given.get("n"), given.get("n_train")
+    if given["cohort"] in SIMULATED:
+        return int(n_train or splits.default_n_train(n or PAPER_N))
+    cohort = labkit.open_cohort(given["cohort"], n=n, grid=given.get("grid"),
+                                **fields.mapping("opening", given.get("opening", {})))  # fmt: skip
+    return len(splits.split(cohort, n_train, given.get("fold", 0))[0])
+
+
 def expected(points: list[Point], place: Here | Slurm) -> str:
     """Points, and the hours of their trainings by iterations that are timed where they would run."""
     asked: dict[str, tuple[str, str, dict[str, Any], str]] = {}
     costs: list[tuple[Point, list[tuple[str, int]]]] = []
     for one in points:
         given, (variant, scale) = one.training, resolved(one.training)
-        dear = {name: value for name, value in given["overrides"].items() if name not in ("lr", "iterations")}
+        dear = {name: value for name, value in given["overrides"].items() if name != "lr"}
         where = given["scale"], given.get("device", "auto")
-        animals = given.get("n_train") or (splits.default_n_train(given["n"]) if given.get("n") else 0)
         steps = scale.iterations
         if given.get("model") == "atlas" and not given.get("iterations"):
-            steps = training.atlas_iterations(steps, animals)
-        parts = [(given.get("model", "sigmarat2"), dear, max(0, steps - one.iteration))]
+            steps = training.atlas_iterations(steps, trained_on(given))
+        parts = [(given.get("model", "sigmarat2"), dear, 0 if one.finished else max(0, steps - one.iteration))]
         if getattr(variant, "generator_head", "") == "atlas" and not one.iteration:  # it fits one first
             usual = labkit.resolve("atlas", where[0])[1].iterations
-            parts.append(("atlas", {"size": scale.size}, training.atlas_iterations(usual, animals)))
+            parts.append(("atlas", {"size": scale.size}, training.atlas_iterations(usual, trained_on(given))))
         keyed = [((model, where[0], settings, where[1]), steps) for model, settings, steps in parts]
         costs.append((one, [(json.dumps(key, sort_keys=True), steps) for key, steps in keyed]))
         asked |= {json.dumps(key, sort_keys=True): key for key, _ in keyed}

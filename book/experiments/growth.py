@@ -46,7 +46,7 @@ AS_WELL = {"checkpointing": [(32, 64), (64, 16), (64, 64), (96, 16)], "box": [(6
 """Cases that are measured in these ways, too: wide ones, where layers' outputs are most of the memory; large ones."""
 
 H100 = 0.0158
-"""Seconds of an iteration at 64^3 and width 16 on an H100 in float32, as the page on methods has it."""
+"""Seconds of an iteration at 64^3 and width 16 on an H100 in float32, as the page of experiments has it."""
 
 BEYOND = [(64, 64), (128, 64), (192, 64), (256, 16), (256, 32), (256, 64)]
 CARDS = (24, 40, 80)

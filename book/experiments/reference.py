@@ -8,9 +8,9 @@ it was stopped), and keeps the weights at milestones. Then each run is packed in
 weights of its milestones are measured on new rats, which nobody trained on or is tested with: curve.csv and table.md,
 where other models stay as they are.
 With --seeds 0,1,2 three trainings of sigmarat3 are held against three atlases on the 36 rats that nobody trained on,
-which is what the rule in methods asks for: seeds.csv and seeds.md. Seed 0 is the packed runs'; others are trained, each
-with an atlas of its own, and networks learn from the labelled scans of the first of these as others did that were
-packed (three seeds of arms r5+o200 and r100+o200): labels.csv and labels.md.
+which is what the rule on the page of experiments asks for: seeds.csv and seeds.md. Seed 0 is the packed runs'; others
+are trained, each with an atlas of its own, and networks learn from the labelled scans of the first of these as others
+did that were packed (three seeds of arms r5+o200 and r100+o200): labels.csv and labels.md.
 With --experiments runs/reference, what chapter 5 found with packed runs (-p run_dir reference/sigmarat2) is packed
 beside them: all scores, and the networks that chapters use.
 """

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from labkit.atlas import Atlas
-from labkit.evidence.metrics.memorisation import moved
+from labkit.evidence.metrics.memorisation import moved, new_poses
 from labkit.fields import from_dict
 from labkit.files import load_state, save_state
 from labkit.registration import AtlasLearner, modes, noise_level
@@ -231,7 +231,7 @@ def test_moved_volumes_lie_otherwise_by_about_as_much_as_asked():
     x = index_grid(torch.empty(24, 24, 24))
     middle = torch.tensor([8.0, 12, 15])[:, None, None, None]
     blobs = torch.exp(-((x - middle).square().sum(1, keepdim=True)) / 8).expand(40, -1, -1, -1, -1)
-    after = moved(blobs, np.random.default_rng(0), voxels=1.0)
+    after = moved(blobs, new_poses(40, np.random.default_rng(0), voxels=1.0))
     centres = (after * x).flatten(2).sum(2) / after.flatten(2).sum(2)
     shifts = centres - middle[:, 0, 0, 0]
     assert 0.7 < shifts.std() < 1.4 and shifts.abs().amin(1).max() > 0.2

@@ -19,6 +19,7 @@ import labkit
 from labkit import figures
 from labkit.evidence import sweeps
 from labkit.files import load_state
+from labkit.tests.rats import ellipsoids
 
 TOP = Path(__file__).resolve().parents[2]
 if not (TOP / "ci" / "sweep.py").exists():
@@ -377,6 +378,21 @@ def test_lines_are_darkest_where_the_measure_is_best(tmp_path):
     labels = [axis.label for axis in drawn.figure.data[0].dimensions]
     assert labels == ["name", "seed", "recall, regions", "trace ratio, PCA", "held_out_mse"]
     assert "recall" in drawn.alt and len(figures.by_arm(made_up()).axes) == 3
+
+
+def test_iterations_may_be_asked_for_as_any_other_setting(sweep, tmp_path):
+    one, other = (
+        sweep.read(grid(tmp_path, f'scale = "smoke"\n{asked}\n'.join(("[every]\n", ""))), tmp_path / "out")[0]
+        for asked in ("overrides = {iterations = 7}", "iterations = 7")
+    )
+    assert one.training["iterations"] == 7 and one.training["overrides"] == {} and one.mark == other.mark
+
+
+def test_what_a_point_trains_on_is_known_before_it_trains(sweep, tmp_path):
+    rats = ellipsoids(tmp_path / "rats", n=9)
+    assert sweep.trained_on({"cohort": str(rats.folder)}) == 6
+    assert sweep.trained_on({"cohort": str(rats.folder), "n_train": 5, "fold": 1}) == 4  # this fold holds five out
+    assert sweep.trained_on({"cohort": "sigma"}) == 174 and sweep.trained_on({"cohort": "sigma", "n": 1044}) == 865
 
 
 def test_hours_count_the_atlas_that_a_model_fits_first(sweep, tmp_path, monkeypatch):
