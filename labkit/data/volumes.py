@@ -100,6 +100,8 @@ def resize_labels(maps: torch.Tensor, size: int) -> torch.Tensor:
     """
     if size == maps.shape[-1]:
         return maps
+    if len(maps) > 1:  # one by one: shares of a thousand maps would take 4 GB and more
+        return torch.cat([resize_labels(one, size) for one in maps.split(1)])
     best_share = maps.new_full((len(maps), 1, size, size, size), -1, dtype=torch.float32)
     best = torch.zeros_like(best_share, dtype=torch.uint8)
     for label in torch.unique(maps).tolist():

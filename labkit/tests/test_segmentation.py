@@ -20,7 +20,7 @@ from labkit.data.cohort import Cohort
 from labkit.evidence.attributes import tissues
 from labkit.evidence.metrics.yardstick import Yardstick
 from labkit.evidence.sample import Sample
-from labkit.evidence.segmentation import arms, gains, registered, reliability, sources
+from labkit.evidence.segmentation import arms, gains, network, registered, reliability, sources
 from labkit.evidence.segmentation.experiment import Experiment, LeakError
 from labkit.evidence.segmentation.network import (
     PLANS,
@@ -217,7 +217,7 @@ def test_finished_arms_are_not_trained_again_and_an_interruption_loses_one_at_mo
             left.scores  # noqa: B018
 
 
-def test_teachers_keep_what_they_are_sure_of():
+def test_teachers_keep_what_they_are_sure_of(monkeypatch):
     class Sure(torch.nn.Module):
         def forward(self, x):  # the brighter, the surer that all is grey matter
             logits = torch.zeros(len(x), 4, *x.shape[2:])
@@ -231,6 +231,14 @@ def test_teachers_keep_what_they_are_sure_of():
     with pytest.raises(ValueError, match="generate more"):
         teach([Sure()], images, (slice(0, 8),) * 3, keep=4)
     assert confidence(torch.ones(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2)).tolist() == [0]
+    sizes, whole = [], network.probabilities
+    monkeypatch.setattr(network, "MANY", 2)
+    monkeypatch.setattr(
+        network, "probabilities", lambda some, part, box: sizes.append(len(part)) or whole(some, part, box)
+    )
+    parts = teach([Sure()], images, (slice(0, 8),) * 3, keep=2)  # as of thousands, whose probabilities need not fit
+    assert sizes == [2, 1] and (parts.confidence == labelled.confidence).all() and list(parts.kept) == [1, 2]
+    assert (parts.examples.labels == labelled.examples.labels).all()
 
 
 def simulated(gain, spread=0.01, animals=36, seeds=5, seed=0):

@@ -62,3 +62,7 @@ def test_labels_shrink_by_majority_and_stay_labels():
     small = volumes.resize_labels(maps, 2)
     assert small.dtype == torch.uint8 and small[0, 0, 0, 0].tolist() == [3, 0]
     assert set(volumes.resize_labels(maps, 16).unique().tolist()) <= {0, 1, 3}
+    other = torch.full_like(maps, 7)  # of several maps each is resized as it is alone, whatever labels the others have
+    both = volumes.resize_labels(torch.cat([maps, other]), 2)
+    assert torch.equal(both[:1], small) and (both[1] == 7).all()
+    assert volumes.resize_labels(maps[:0], 2).shape == (0, 1, 2, 2, 2)

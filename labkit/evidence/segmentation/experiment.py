@@ -296,7 +296,7 @@ class Experiment:
         if arm.source == "gaussian":
             images = gaussian(self._images.images, n, seed)
         else:
-            images = synthetic(self.run, n, seed, self.plan.size, self.train.shape).normalised * 2 - 1
+            images = synthetic(self.run, n, seed, self.plan.size, self.train.shape).normalised.mul_(2).sub_(1)
         return teach(self.teachers(arm, seed), images, self._real.box, keep)
 
     def teachers(self, arm: Arm, seed: int) -> list[nn.Module]:

@@ -84,6 +84,10 @@ PLANS["reference"] = replace(PLANS["laptop"], name="reference")
 """Plans by scale."""
 
 
+MANY = 64
+"""Scans of which more is made at a time than is kept of them: what thousands take is then what is kept."""
+
+
 def plan_called(name: str | Plan) -> Plan:
     """The plan of that scale; ValueError with the names there are."""
     return name if isinstance(name, Plan) else PLANS[known("scale", name, PLANS)]
@@ -274,12 +278,15 @@ def teach(networks: list[nn.Module], images: Tensor, box: tuple[slice, ...], kee
     """
     if keep > len(images):
         raise ValueError(f"{keep} scans are to be kept of {len(images)}: generate more")
-    chances = probabilities(networks, images, box)
-    winners, labels = chances.max(1, keepdim=True)
-    certain = confidence(winners, labels)
+    found, sure = [], []
+    for part in images.split(MANY):  # a thousand scans' probabilities of every label would be 4 GB
+        winners, places = probabilities(networks, part, box).max(1, keepdim=True)
+        sure.append(confidence(winners, places))
+        found.append(places.to(torch.uint8))
+    certain, labels = np.concatenate(sure), torch.cat(found)
     kept = np.sort(np.argsort(-certain, kind="stable")[:keep])
     chosen = torch.from_numpy(kept)
-    return Labelled(Examples(images[chosen], labels[chosen].to(torch.uint8), box), kept, certain)
+    return Labelled(Examples(images[chosen], labels[chosen], box), kept, certain)
 
 
 def confidence(winners: Tensor, labels: Tensor) -> np.ndarray:

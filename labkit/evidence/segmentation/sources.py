@@ -12,14 +12,15 @@ from labkit.data import volumes
 from labkit.data.augment import elastic
 from labkit.data.cohort import Cohort
 from labkit.evidence.sample import Sample
-from labkit.evidence.segmentation.network import Examples, Plan
+from labkit.evidence.segmentation.network import MANY, Examples, Plan
 from labkit.generation import decode, draw_codes, labelled_batches
 from labkit.runs import Run
 
 
 def synthetic(run: Run, n: int, seed: int, size: int, shape: tuple[int, ...]) -> Sample:
     """Scans as a generator makes them, brought to cubes of `size`; the padding is black, as real scans' is."""
-    return _sample(decode(run, draw_codes(run, n, seed)), size, shape)
+    parts = [_sample(decode(run, part), size, shape).cubes for part in draw_codes(run, n, seed).split(MANY)]
+    return Sample(torch.cat(parts), shape)
 
 
 def _sample(made: Tensor, size: int, shape: tuple[int, ...]) -> Sample:
@@ -99,10 +100,11 @@ class ArmsAtlas:
         return self._made(generator, draw_codes(run, n, seed))
 
     def _made(self, generator: nn.Module, codes: Tensor) -> Examples:
-        images, labels = (torch.cat(parts) for parts in zip(*labelled_batches(generator, codes), strict=True))
-        sample = _sample(images, self.plan.size, self.train.shape)
-        labels = self.plan.classes(volumes.resize_labels(labels, self.plan.size))
-        return replace(self.like, images=sample.normalised * 2 - 1, labels=labels)
+        images, labels = [], []
+        for made, maps in labelled_batches(generator, codes):
+            images.append(_sample(made, self.plan.size, self.train.shape).normalised * 2 - 1)
+            labels.append(self.plan.classes(volumes.resize_labels(maps, self.plan.size)))
+        return replace(self.like, images=torch.cat(images), labels=torch.cat(labels))
 
     def label(self, numbers: Tensor) -> Tensor:
         """Labels of numbers (N, P), of :meth:`register`, on the scans' own grid, uint8 (N, X, Y, Z)."""
