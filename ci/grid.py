@@ -185,7 +185,8 @@ def _point(
     parameters = {key: value for key, value in given.items() if key in allowed[FIRST] and key not in RUNS}
     extra = {key: value for key, value in given.items() if key not in (*parameters, NAME)}
     parameters["overrides"] = fields.mapping("overrides", parameters.get("overrides", {})) | extra
-    parameters |= {key: parameters["overrides"].pop(key) for key in ("iterations",) if key in parameters["overrides"]}
+    if "iterations" in parameters["overrides"]:
+        parameters["iterations"] = parameters["overrides"].pop("iterations")
     cohort = str(parameters.get("cohort", "phantom"))
     parameters["cohort"] = cohort if cohort in NAMED else str((here / cohort).resolve())
     parameters["scale"] = _scale(parameters, elsewhere)

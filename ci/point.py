@@ -99,9 +99,12 @@ def compute(folder: Path, stopping: threading.Event) -> None:
                 log_output=False, extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )  # fmt: skip
         except Exception as error:
-            if stopping.is_set() or "Kernel died" in str(error):  # not the point's fault: it is tried again
-                raise
             own = isinstance(error, PapermillExecutionError)
+            signalled = own and error.ename in ("SystemExit", "KeyboardInterrupt")  # clusters signal kernels themselves
+            if (
+                stopping.is_set() or signalled or "Kernel died" in str(error)
+            ):  # no fault of the point: again
+                raise
             told = f"{error.ename}: {error.evalue}" if own else f"{type(error).__name__}: {error}"
             write_text(folder / FAILED, f"{stem}: {told}\n")
             return

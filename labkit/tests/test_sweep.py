@@ -1,5 +1,6 @@
 """Sweeps: grids are checked before any work, killed jobs go on bit for bit, a bad point stops no other."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,6 +247,20 @@ def test_a_killed_job_goes_on_bit_for_bit_and_a_bad_point_stops_no_other(tmp_pat
     assert "3 points, 2 of them finished" in again
     page = (tmp_path / "out" / "sweep.html").read_text()
     assert "Plotly" in page and not re.search(r"<(script|link|img)[^>]*(src|href)=\"?(https?:)?//", page)
+
+
+@pytest.mark.parametrize(("kind", "fault"), [("SystemExit", False), ("KeyboardInterrupt", False), ("ValueError", True)])
+def test_a_kernel_that_a_signal_ended_is_no_fault_of_the_point(sweep, tmp_path, monkeypatch, kind, fault):
+    from papermill.exceptions import PapermillExecutionError
+
+    def executed(*words, **options):
+        raise PapermillExecutionError(9, 9, "train()", kind, "143", [])
+
+    monkeypatch.setattr("papermill.execute_notebook", executed)
+    (tmp_path / "point.json").write_text(json.dumps({"chapters": {"02_train": {}}}))
+    with contextlib.nullcontext() if fault else pytest.raises(PapermillExecutionError):
+        sweep.point.compute(tmp_path, threading.Event())
+    assert (tmp_path / "failed.txt").exists() == fault
 
 
 def test_a_stopped_sweep_leaves_checkpoints_and_goes_on(tmp_path):
