@@ -100,10 +100,9 @@ def compute(folder: Path, stopping: threading.Event) -> None:
             )  # fmt: skip
         except Exception as error:
             own = isinstance(error, PapermillExecutionError)
-            signalled = own and error.ename in ("SystemExit", "KeyboardInterrupt")  # clusters signal kernels themselves
-            if (
-                stopping.is_set() or signalled or "Kernel died" in str(error)
-            ):  # no fault of the point: again
+            # no fault of the point, which is tried again: clusters signal kernels beside their jobs
+            signalled = own and error.ename in ("SystemExit", "KeyboardInterrupt")
+            if stopping.is_set() or signalled or "Kernel died" in str(error):
                 raise
             told = f"{error.ename}: {error.evalue}" if own else f"{type(error).__name__}: {error}"
             write_text(folder / FAILED, f"{stem}: {told}\n")
